@@ -1,0 +1,3 @@
+//! Codes of the node agent.
+
+codes! {}

@@ -1,0 +1,13 @@
+//! Network namespaces, file descriptors passed over sockets, and the socket options of a transparent proxy.
+//!
+//! This is the only crate of Underpass with `unsafe` code; every block says why it is sound. Everything here is a thin
+//! layer over one kernel interface and decides nothing.
+
+#![deny(clippy::undocumented_unsafe_blocks)]
+
+mod namespace;
+pub mod process;
+pub mod seqpacket;
+pub mod sockopt;
+
+pub use namespace::{NetNs, NetNsError, NetNsId};

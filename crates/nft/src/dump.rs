@@ -1,0 +1,136 @@
+//! Reading a table back.
+
+use std::net::IpAddr;
+
+use crate::attr::{Reader, Writer};
+use crate::batch::{NFNL_SUBSYS_NFTABLES, NFPROTO_INET, push_message};
+use crate::expr::Expr;
+use crate::object::{Chain, Hook, Rule, Set, SetKey};
+use crate::socket::{NLMSG_DONE, NLMSG_ERROR, NftError, Socket, messages};
+
+const GETCHAIN: u16 = 4;
+const GETRULE: u16 = 7;
+const GETSET: u16 = 10;
+const GETSETELEM: u16 = 13;
+const GETGEN: u16 = 16;
+
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_DUMP: u16 = 0x300;
+
+/// What a table of the inet family holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Table {
+    /// Base chains, in the kernel's order. Chains without a hook are not ours and are left out.
+    pub chains: Vec<Chain>,
+    /// Rules, in order within each chain.
+    pub rules: Vec<Rule>,
+    /// Sets of addresses, each with sorted elements.
+    pub sets: Vec<Set>,
+}
+
+/// Reads a table of the inet family; `None` when there is no such table (or nothing in it).
+///
+/// # Errors
+/// [`NftError`] when the kernel does not answer as it should.
+pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftError> {
+    let of_table = |w: &mut Writer| {
+        w.text(1, table);
+    };
+    let mut out = Table::default();
+    for m in dump(socket, GETCHAIN, |_| {})? {
+        let r = Reader(&m);
+        if r.text(1).as_deref() != Some(table) {
+            continue;
+        }
+        if let (Some(name), Some(hook)) = (r.text(3), r.nested(4)) {
+            out.chains.push(Chain {
+                name,
+                hook: Hook::from_number(hook.be32(1).unwrap_or(u32::MAX)),
+                priority: i32::from_be_bytes(hook.be32(2).unwrap_or(0).to_be_bytes()),
+            });
+        }
+    }
+    for m in dump(socket, GETRULE, of_table)? {
+        let r = Reader(&m);
+        if let (Some(t), Some(chain), Some(exprs)) = (r.text(1), r.text(2), r.nested(4))
+            && t == table
+        {
+            out.rules.push(Rule { chain, exprs: Expr::read_all(exprs) });
+        }
+    }
+    for m in dump(socket, GETSET, of_table)? {
+        let r = Reader(&m);
+        if r.text(1).as_deref() != Some(table) {
+            continue;
+        }
+        let key = match r.be32(5) {
+            Some(4) => SetKey::Ipv4,
+            Some(16) => SetKey::Ipv6,
+            _ => continue,
+        };
+        if let Some(name) = r.text(2) {
+            let elements = elements(socket, table, &name)?;
+            out.sets.push(Set { name, key, elements });
+        }
+    }
+    Ok((out != Table::default()).then_some(out))
+}
+
+/// The generation id of the namespace's rule set; it moves with every change by anybody.
+///
+/// # Errors
+/// [`NftError`] when the kernel does not answer as it should.
+pub fn generation(socket: &Socket) -> Result<u32, NftError> {
+    let mut request = Vec::new();
+    push_message(&mut request, (NFNL_SUBSYS_NFTABLES << 8) | GETGEN, NLM_F_REQUEST, 1, 0, 0, &[]);
+    socket.send(&request)?;
+    let received = socket.receive()?;
+    let id = messages(&received).iter().find_map(|m| Reader(m.body.get(4..)?).be32(1));
+    id.ok_or_else(|| NftError::Socket(std::io::Error::other("no generation id in the answer")))
+}
+
+fn elements(socket: &Socket, table: &str, set: &str) -> Result<Vec<IpAddr>, NftError> {
+    let mut out = Vec::new();
+    let dumped = dump(socket, GETSETELEM, |w| {
+        w.text(1, table).text(2, set);
+    })?;
+    for m in dumped {
+        for (_, element) in Reader(&m).nested(3).into_iter().flatten() {
+            let key = Reader(element).nested(1).and_then(|k| k.find(1)).unwrap_or_default();
+            if let Ok(v4) = <[u8; 4]>::try_from(key) {
+                out.push(IpAddr::from(v4));
+            } else if let Ok(v6) = <[u8; 16]>::try_from(key) {
+                out.push(IpAddr::from(v6));
+            }
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// Sends a dump request and collects the attribute part of every answer.
+fn dump(socket: &Socket, kind: u16, fill: impl FnOnce(&mut Writer)) -> Result<Vec<Vec<u8>>, NftError> {
+    let mut w = Writer::default();
+    fill(&mut w);
+    let mut request = Vec::new();
+    let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
+    push_message(&mut request, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, NFPROTO_INET, 0, &w.0);
+    socket.send(&request)?;
+    let mut out = Vec::new();
+    loop {
+        let received = socket.receive()?;
+        for m in messages(&received) {
+            match m.kind {
+                NLMSG_DONE => return Ok(out),
+                NLMSG_ERROR => match m.errno() {
+                    0 | libc::ENOENT => return Ok(out),
+                    e => {
+                        let source = std::io::Error::from_raw_os_error(e);
+                        return Err(NftError::Refused { what: "a dump request".into(), source });
+                    }
+                },
+                _ => out.extend(m.body.get(4..).map(<[u8]>::to_vec)),
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! nf_tables over netlink: expressions, rules, chains, sets, atomic batches and dumps. Runs no program.
+//!
+//! Everything acts on the network namespace of the calling thread. Values that a [`Batch`] writes are read back by
+//! [`dump_table`] as the same typed values, so that a caller can compare what should be with what is.
+
+#![forbid(unsafe_code)]
+
+mod attr;
+mod batch;
+mod dump;
+mod expr;
+mod object;
+mod socket;
+
+pub use batch::Batch;
+pub use dump::{Table, dump_table, generation};
+pub use expr::{Cmp, Expr, Lookup, MetaKey, Payload, Reg, Verdict};
+pub use object::{Chain, Hook, Rule, Set, SetKey};
+pub use socket::{NftError, Socket};

@@ -1,0 +1,1 @@
+//! What the black-box tests share. Every test drives the built binaries in network namespaces of its own.

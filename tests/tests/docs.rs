@@ -1,0 +1,29 @@
+//! The documentation that is written from code is up to date.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// `docs/errors.md` lists every error code with what happened, the likely cause and the next step.
+///
+/// `UPDATE_DOCS=1` writes the file.
+#[test]
+fn error_codes_are_documented() {
+    let mut text = String::from(
+        "# Error codes\n\nWritten from `crates/error-code`; a code never changes its meaning and is never used again.\n",
+    );
+    for (area, codes) in error_code::AREAS {
+        let _ = write!(text, "\n## {area}\n\n| code | what happened | likely cause | next step |\n|---|---|---|---|\n");
+        for c in *codes {
+            let _ = writeln!(text, "| {} | {} | {} | {} |", c.code, c.what, c.cause, c.next_step);
+        }
+    }
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/errors.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &text).expect("docs/errors.md is writable");
+    }
+    let on_disk = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        on_disk == text,
+        "docs/errors.md is out of date; run UPDATE_DOCS=1 cargo test -p underpass-tests --test docs"
+    );
+}
