@@ -1,1 +1,7 @@
-//! What the black-box tests share. Every test drives the built binaries in network namespaces of its own.
+//! What the black-box tests share. Every test acts in network namespaces of its own, which vanish with the process.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // a harness that cannot go on stops the test
+
+pub mod listener;
+pub mod wire;

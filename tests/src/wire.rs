@@ -1,0 +1,117 @@
+//! Two network namespaces joined by a wire: a pod, and a peer somewhere else.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use netns::NetNs;
+use rtnetlink::{LinkUnspec, LinkVeth};
+
+/// The pod's IPv4 address.
+pub const POD4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 1));
+/// The peer's IPv4 address.
+pub const PEER4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 2));
+/// The pod's IPv6 address.
+pub const POD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 1));
+/// The peer's IPv6 address.
+pub const PEER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2));
+
+/// A pod and a peer, each in a namespace with `eth0`, joined by a wire.
+#[derive(Debug)]
+pub struct Wire {
+    /// The pod's namespace.
+    pub pod: NetNs,
+    /// The namespace at the other end.
+    pub peer: NetNs,
+}
+
+impl Wire {
+    /// Makes both namespaces. Needs root.
+    #[must_use]
+    pub fn new() -> Self {
+        let wire = Self { pod: NetNs::create().unwrap(), peer: NetNs::create().unwrap() };
+        let peer_fd = wire.peer.as_fd().as_raw_fd();
+        configure(&wire.pod, async |handle| {
+            handle.link().add(LinkVeth::new("eth0", "eth1").build()).execute().await.unwrap();
+            let eth1 = index("eth1");
+            let away = LinkUnspec::new_with_index(eth1).setns_by_fd(peer_fd).build();
+            handle.link().set(away).execute().await.unwrap();
+        });
+        configure(&wire.peer, async |handle| {
+            let eth1 = index("eth1");
+            let renamed = LinkUnspec::new_with_index(eth1).name("eth0".to_owned()).build();
+            handle.link().set(renamed).execute().await.unwrap();
+        });
+        for (netns, addresses) in [(&wire.pod, [POD4, POD6]), (&wire.peer, [PEER4, PEER6])] {
+            netns.run(|| std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").unwrap()).unwrap();
+            configure(netns, async |handle| {
+                for link in ["lo", "eth0"] {
+                    let up = LinkUnspec::new_with_index(index(link)).up().build();
+                    handle.link().set(up).execute().await.unwrap();
+                }
+                let eth0 = index("eth0");
+                for address in addresses {
+                    let length = if address.is_ipv6() { 64 } else { 24 };
+                    handle.address().add(eth0, address, length).execute().await.unwrap();
+                }
+            });
+        }
+        wire.await_addresses();
+        wire
+    }
+
+    /// A fresh IPv6 address is tentative for a moment, and cannot be bound until it is not.
+    fn await_addresses(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for (netns, address) in [(&self.pod, POD6), (&self.peer, PEER6)] {
+            while netns.run(|| UdpSocket::bind((address, 0)).is_err()).unwrap() {
+                assert!(Instant::now() < deadline, "{address} stays tentative");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs `work` with a netlink handle inside a namespace.
+pub fn configure(netns: &NetNs, work: impl AsyncFnOnce(rtnetlink::Handle)) {
+    netns
+        .run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+                tokio::spawn(connection);
+                work(handle).await;
+            });
+        })
+        .unwrap();
+}
+
+/// The index of a link in the namespace that the calling thread is in.
+fn index(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).unwrap()
+}
+
+/// Deletes every ip rule of ours, as `ip rule flush` by somebody else would.
+pub fn flush_rules(netns: &NetNs) {
+    use rtnetlink::IpVersion;
+    use rtnetlink::packet_route::rule::RuleAttribute;
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let version = &version;
+        configure(netns, async move |handle| {
+            let rules: Vec<_> = handle.rule().get(version.clone()).execute().try_collect().await.unwrap();
+            for rule in rules {
+                let ours = |a: &RuleAttribute| matches!(a, RuleAttribute::Priority(p) if (32_000..32_766).contains(p));
+                if rule.attributes.iter().any(ours) {
+                    handle.rule().del(rule).execute().await.unwrap();
+                }
+            }
+        });
+    }
+}

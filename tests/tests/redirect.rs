@@ -1,0 +1,271 @@
+//! The `routed` capture with real packets, in both families.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use netns::NetNs;
+use redirect::{Difference, How, Plan, apply, diff, read_back, remove};
+use underpass_tests::listener::{accept, connect, connect_marked, own_address, plain, talk, transparent};
+use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
+
+const FAMILIES: [(IpAddr, IpAddr); 2] = [(POD4, PEER4), (POD6, PEER6)];
+
+fn at(ip: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(ip, port)
+}
+
+fn plan() -> Plan {
+    Plan::for_pod([POD4, POD6])
+}
+
+fn enrol(pod: &NetNs) -> usize {
+    pod.run(|| apply(&plan())).unwrap().unwrap().exempted
+}
+
+fn refused(result: std::io::Result<std::net::TcpStream>) -> bool {
+    matches!(result.map_err(|e| e.kind()), Err(std::io::ErrorKind::ConnectionRefused))
+}
+
+#[test]
+fn what_is_read_back_is_what_was_planned() {
+    let wire = Wire::new();
+    assert!(wire.pod.run(read_back).unwrap().unwrap().is_empty());
+    enrol(&wire.pod);
+    let observed = wire.pod.run(read_back).unwrap().unwrap();
+    assert_eq!(diff(&plan(), &observed), []);
+    enrol(&wire.pod);
+    assert_eq!(wire.pod.run(read_back).unwrap().unwrap(), observed, "applying twice leaves one rule set");
+    assert!(wire.pod.run(remove).unwrap().unwrap().anything);
+    assert!(wire.pod.run(read_back).unwrap().unwrap().is_empty());
+    assert!(!wire.pod.run(remove).unwrap().unwrap().anything, "removing twice is fine");
+}
+
+#[test]
+fn outbound_is_captured_with_its_destination() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    let proxy = transparent(&wire.pod, 15001);
+    for (pod, peer) in FAMILIES {
+        let mut app = connect(&wire.pod, at(peer, 80)).unwrap();
+        let (mut captured, client) = accept(&proxy).unwrap();
+        assert_eq!(own_address(&captured), at(peer, 80));
+        assert_eq!(client.ip(), pod);
+        talk(&mut app, &mut captured);
+    }
+}
+
+#[test]
+fn inbound_is_captured_with_its_destination() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    let proxy = transparent(&wire.pod, 15006);
+    for (pod, peer) in FAMILIES {
+        let mut app = connect(&wire.peer, at(pod, 8080)).unwrap();
+        let (mut captured, client) = accept(&proxy).unwrap();
+        assert_eq!(own_address(&captured), at(pod, 8080));
+        assert_eq!(client.ip(), peer);
+        talk(&mut app, &mut captured);
+    }
+}
+
+#[test]
+fn tunnels_reach_their_listener() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    let proxy = transparent(&wire.pod, 15008);
+    for (pod, _) in FAMILIES {
+        let mut app = connect(&wire.peer, at(pod, 15008)).unwrap();
+        let (mut accepted, _) = accept(&proxy).unwrap();
+        talk(&mut app, &mut accepted);
+    }
+}
+
+#[test]
+fn without_a_proxy_nothing_connects() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    for (pod, peer) in FAMILIES {
+        let _outside = plain(&wire.peer, at(peer, 80));
+        let inside = plain(&wire.pod, at(pod, 8080));
+        assert!(refused(connect(&wire.pod, at(peer, 80))), "outbound over {peer}");
+        assert!(connect(&wire.peer, at(pod, 8080)).is_err(), "inbound over {pod}");
+        inside.set_nonblocking(true).unwrap();
+        assert_eq!(inside.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "inbound over {pod}");
+    }
+}
+
+#[test]
+fn without_the_ip_rules_the_guard_refuses() {
+    let wire = Wire::new();
+    let _proxy = transparent(&wire.pod, 15001);
+    enrol(&wire.pod);
+    underpass_tests::wire::flush_rules(&wire.pod);
+    for (_, peer) in FAMILIES {
+        let _outside = plain(&wire.peer, at(peer, 80));
+        assert!(refused(connect(&wire.pod, at(peer, 80))), "over {peer}");
+    }
+    let observed = wire.pod.run(read_back).unwrap().unwrap();
+    let found = diff(&plan(), &observed);
+    assert_eq!(found.len(), 6, "two families, three rules each: {found:?}");
+    assert!(found.iter().all(|d| matches!(d, Difference::PolicyRule(_, How::Missing))));
+}
+
+#[test]
+fn without_the_table_nothing_leaves_in_plain() {
+    let wire = Wire::new();
+    let _proxy = transparent(&wire.pod, 15001);
+    enrol(&wire.pod);
+    wire.pod
+        .run(|| {
+            let mut batch = nft::Batch::new(redirect::TABLE_NAME);
+            batch.delete_table();
+            batch.commit(&nft::Socket::open().unwrap()).unwrap();
+        })
+        .unwrap();
+    for (_, peer) in FAMILIES {
+        let outside = plain(&wire.peer, at(peer, 80));
+        assert!(connect(&wire.pod, at(peer, 80)).is_err(), "over {peer}");
+        outside.set_nonblocking(true).unwrap();
+        assert_eq!(outside.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "over {peer}");
+    }
+    assert_eq!(diff(&plan(), &wire.pod.run(read_back).unwrap().unwrap()), [Difference::NoTable]);
+}
+
+#[test]
+fn a_socket_bound_to_a_device_is_refused() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    for (_, peer) in FAMILIES {
+        let _outside = plain(&wire.peer, at(peer, 80));
+        let result = wire.pod.run(|| {
+            let domain = socket2::Domain::for_address(at(peer, 80));
+            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+            socket.bind_device(Some(b"eth0"))?;
+            socket.connect_timeout(&at(peer, 80).into(), std::time::Duration::from_secs(3))
+        });
+        assert_eq!(result.unwrap().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "over {peer}");
+    }
+}
+
+#[test]
+fn a_family_without_an_address_does_not_bypass() {
+    let wire = Wire::new();
+    wire.pod.run(|| apply(&Plan::for_pod([POD4]))).unwrap().unwrap();
+    let _outside = plain(&wire.peer, at(PEER6, 80));
+    assert!(refused(connect(&wire.pod, at(PEER6, 80))));
+}
+
+#[test]
+fn the_pod_reaches_itself() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    for address in [POD4, POD6, "127.0.0.1".parse().unwrap(), "127.0.0.53".parse().unwrap(), "::1".parse().unwrap()] {
+        let server = plain(&wire.pod, at(address, 8080));
+        let mut app = connect(&wire.pod, at(address, 8080)).unwrap();
+        let (mut accepted, _) = accept(&server).unwrap();
+        talk(&mut app, &mut accepted);
+    }
+}
+
+#[test]
+fn udp_is_not_touched() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    for (pod, peer) in FAMILIES {
+        let server = wire.peer.run(|| UdpSocket::bind(at(peer, 5000)).unwrap()).unwrap();
+        let client = wire.pod.run(|| UdpSocket::bind(at(pod, 0)).unwrap()).unwrap();
+        client.send_to(b"hello", at(peer, 5000)).unwrap();
+        server.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();
+        let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+        assert_eq!(from.ip(), pod);
+    }
+}
+
+#[test]
+fn the_proxys_own_connections_leave() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    for (pod, peer) in FAMILIES {
+        let outside = plain(&wire.peer, at(peer, 80));
+        let mut proxy = connect_marked(&wire.pod, None, at(peer, 80)).unwrap();
+        let (mut accepted, from) = accept(&outside).unwrap();
+        assert_eq!(from.ip(), pod);
+        talk(&mut proxy, &mut accepted);
+    }
+}
+
+#[test]
+fn the_application_sees_the_clients_address() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    for (pod, peer) in FAMILIES {
+        let app = plain(&wire.pod, at(pod, 8080));
+        let mut proxy = connect_marked(&wire.pod, Some(peer), at(pod, 8080)).unwrap();
+        let (mut accepted, from) = accept(&app).unwrap();
+        assert_eq!(from.ip(), peer);
+        talk(&mut proxy, &mut accepted);
+    }
+}
+
+#[test]
+fn open_connections_go_on() {
+    let wire = Wire::new();
+    let mut open = Vec::new();
+    for (pod, peer) in FAMILIES {
+        let outside = plain(&wire.peer, at(peer, 80));
+        let app = connect(&wire.pod, at(peer, 80)).unwrap();
+        open.push((app, accept(&outside).unwrap().0));
+        let inside = plain(&wire.pod, at(pod, 8080));
+        let client = connect(&wire.peer, at(pod, 8080)).unwrap();
+        open.push((client, accept(&inside).unwrap().0));
+    }
+    assert_eq!(enrol(&wire.pod), 4);
+    for (a, b) in &mut open {
+        talk(a, b);
+    }
+    assert_eq!(wire.pod.run(redirect::release_closed_exceptions).unwrap().unwrap(), 4);
+    let observed = wire.pod.run(read_back).unwrap().unwrap();
+    assert_eq!((observed.exempted(), diff(&plan(), &observed)), (4, vec![]));
+    for (a, _) in &open {
+        netns::sockopt::reset_on_close(a).unwrap();
+    }
+    drop(open);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while wire.pod.run(redirect::release_closed_exceptions).unwrap().unwrap() > 0 {
+        assert!(std::time::Instant::now() < deadline, "exceptions of closed connections stay");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn removal_restores_plain_traffic() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    wire.pod.run(remove).unwrap().unwrap();
+    for (pod, peer) in FAMILIES {
+        for (from, to, address) in [(&wire.pod, &wire.peer, peer), (&wire.peer, &wire.pod, pod)] {
+            let server = plain(to, at(address, 80));
+            let mut client = connect(from, at(address, 80)).unwrap();
+            let (mut accepted, _) = accept(&server).unwrap();
+            talk(&mut client, &mut accepted);
+        }
+    }
+}
+
+#[test]
+fn two_hundred_cycles_leak_no_descriptor() {
+    let wire = Wire::new();
+    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let cycle = || {
+        enrol(&wire.pod);
+        wire.pod.run(remove).unwrap().unwrap();
+    };
+    cycle();
+    let before = count();
+    (0..200).for_each(|_| cycle());
+    // Sockets that deleted something are closed by a thread of their own, and other tests of this process come and go.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while count() > before + 50 {
+        assert!(std::time::Instant::now() < deadline, "{before} descriptors before, {} after", count());
+        std::thread::yield_now();
+    }
+}
