@@ -1,5 +1,7 @@
 //! The `routed` capture with real packets, in both families.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on stops
+
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use netns::NetNs;
