@@ -3,5 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a harness that cannot go on stops the test
 
+pub mod binaries;
+pub mod cni;
 pub mod listener;
 pub mod wire;

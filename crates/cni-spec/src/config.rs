@@ -1,0 +1,93 @@
+//! The plugin's entry of the conflist, as it arrives on standard input.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{IMPLIED_VERSION, SUPPORTED_VERSIONS};
+
+/// The configuration of one call. Keys that we do not know are left alone.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// Version of the specification.
+    #[serde(default = "implied_version")]
+    pub cni_version: String,
+    /// Name of the network.
+    #[serde(default)]
+    pub name: String,
+    /// Result of the plugin before us, byte for byte.
+    #[serde(default)]
+    pub prev_result: Option<Box<RawValue>>,
+    /// Ours: where the node agent listens.
+    #[serde(default)]
+    pub agent_socket: Option<String>,
+    /// Ours: namespaces whose pods are never in the mesh.
+    #[serde(default)]
+    pub exclude_namespaces: Vec<String>,
+    /// Ours: how long an ADD may take in all, in milliseconds.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+}
+
+fn implied_version() -> String {
+    IMPLIED_VERSION.to_owned()
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not JSON, or a key of ours has a value of the wrong type.
+    #[error("the configuration on standard input cannot be read: {0}")]
+    Decode(#[source] serde_json::Error),
+    /// A version of the specification that we do not speak.
+    #[error("cniVersion {0} is not supported; supported are {supported}", supported = SUPPORTED_VERSIONS.join(", "))]
+    Version(String),
+    /// The network has no name, or one that the specification forbids.
+    #[error("the network name {0:?} is missing or has other characters than letters, digits, '_', '.' and '-'")]
+    Name(String),
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn parse(input: &[u8]) -> Result<Self, ConfigError> {
+        let config = Self::parse_leniently(input)?;
+        if !SUPPORTED_VERSIONS.contains(&config.cni_version.as_str()) {
+            return Err(ConfigError::Version(config.cni_version));
+        }
+        let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        let good = config.name.starts_with(|c: char| c.is_ascii_alphanumeric()) && config.name.chars().all(inner);
+        if good { Ok(config) } else { Err(ConfigError::Name(config.name)) }
+    }
+
+    /// Reads a configuration without judging it, for DEL.
+    ///
+    /// # Errors
+    /// [`ConfigError::Decode`].
+    pub fn parse_leniently(input: &[u8]) -> Result<Self, ConfigError> {
+        serde_json::from_slice(input).map_err(ConfigError::Decode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_left_alone() {
+        let text =
+            r#"{"cniVersion":"1.1.0","name":"n","type":"x","runtimeConfig":{"a":[1]},"cni.dev/x":null,"args":{}}"#;
+        let config = Config::parse(text.as_bytes()).unwrap();
+        assert_eq!((config.name.as_str(), config.prev_result.is_none()), ("n", true));
+    }
+
+    #[test]
+    fn bad_configurations_are_told_apart() {
+        assert!(matches!(Config::parse(b"{"), Err(ConfigError::Decode(_))));
+        assert!(matches!(Config::parse(b"{\"name\":\"n\"}"), Err(ConfigError::Version(v)) if v == "0.1.0"));
+        assert!(matches!(Config::parse(br#"{"cniVersion":"1.2.0","name":"n"}"#), Err(ConfigError::Version(_))));
+        assert!(matches!(Config::parse(br#"{"cniVersion":"1.1.0"}"#), Err(ConfigError::Name(_))));
+    }
+}

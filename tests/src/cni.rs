@@ -1,0 +1,142 @@
+//! Running the plugin as a container runtime does, and an agent that says what the test wants.
+
+#![allow(clippy::disallowed_types)] // a container runtime starts plugins
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use handoff::{FromAgent, FromPlugin};
+use netns::NetNs;
+use netns::seqpacket::{SeqPacket, SeqPacketListener};
+use serde_json::{Value, json};
+
+use crate::binaries::binary;
+
+/// One call of the plugin.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The environment.
+    pub env: Vec<(&'static str, String)>,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+}
+
+impl Call {
+    /// A call as containerd makes it for pod `default/client`.
+    pub fn new(command: &str, netns: &str, config: &Value) -> Self {
+        let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=client;K8S_POD_UID=uid-1";
+        let env = vec![
+            ("CNI_COMMAND", command.to_owned()),
+            ("CNI_CONTAINERID", "c0ffee".repeat(10) + "c0fe"),
+            ("CNI_NETNS", netns.to_owned()),
+            ("CNI_IFNAME", "eth0".to_owned()),
+            ("CNI_PATH", "/nowhere".to_owned()),
+            ("CNI_ARGS", args.to_owned()),
+        ];
+        Self { env, stdin: config.to_string().into_bytes() }
+    }
+
+    /// The same call with one variable changed, or taken away.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: Option<&str>) -> Self {
+        self.env.retain(|(n, _)| *n != name);
+        self.env.extend(value.map(|v| (name, v.to_owned())));
+        self
+    }
+
+    /// Starts the plugin and gives it its input.
+    pub fn start(&self) -> Child {
+        let mut command = Command::new(binary("underpass-cni"));
+        command.env_clear().envs(self.env.iter().map(|(n, v)| (*n, v)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = netns::process::die_with_parent(&mut command).spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        child
+    }
+
+    /// Runs the plugin to its end.
+    pub fn run(&self) -> Output {
+        self.start().wait_with_output().unwrap()
+    }
+}
+
+/// The path by which another process reaches a namespace that this one holds.
+pub fn path_of(netns: &NetNs) -> String {
+    use std::os::fd::AsFd;
+    format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
+}
+
+/// The plugin's configuration, with a previous result that has these addresses.
+pub fn config(socket: &Path, addresses: &[&str]) -> Value {
+    let ips: Vec<Value> = addresses.iter().map(|a| json!({ "address": a })).collect();
+    json!({
+        "cniVersion": "1.0.0", "name": "test", "type": "underpass-cni", "agentSocket": socket, "deadlineMs": 1500,
+        "prevResult": { "cniVersion": "1.0.0", "ips": ips, "unknown": [1, 2] },
+    })
+}
+
+/// An agent's socket in a folder of its own, which goes away with it.
+#[derive(Debug)]
+pub struct FakeAgent {
+    listener: SeqPacketListener,
+    /// The socket.
+    pub socket: PathBuf,
+    folder: PathBuf,
+}
+
+impl FakeAgent {
+    /// Listens.
+    pub fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let socket = folder.join("agent.sock");
+        Self { listener: SeqPacketListener::bind(&socket).unwrap(), socket, folder }
+    }
+
+    /// The plugin's connection; panics when none comes within five seconds.
+    pub fn accept(&self) -> Plugin {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.listener.accept() {
+                Ok(connection) => {
+                    connection.set_timeout(Duration::from_secs(5)).unwrap();
+                    return Plugin(connection);
+                }
+                Err(_) => assert!(Instant::now() < deadline, "the plugin does not connect"),
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for FakeAgent {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A plugin, as its agent sees it.
+#[derive(Debug)]
+pub struct Plugin(SeqPacket);
+
+impl Plugin {
+    /// The next message, and the namespace that came with it; `None` when the plugin has gone.
+    pub fn receive(&self) -> Option<(FromPlugin, Option<NetNs>)> {
+        let mut packet = self.0.recv().unwrap()?;
+        let netns = packet.fds.pop().map(|fd| NetNs::from_fd(fd).unwrap());
+        Some((serde_json::from_slice(&packet.data).unwrap(), netns))
+    }
+
+    /// Answers.
+    pub fn send(&self, message: &FromAgent) {
+        self.0.send(&serde_json::to_vec(message).unwrap(), None).unwrap();
+    }
+
+    /// Sends bytes that are no message.
+    pub fn send_garbage(&self) {
+        self.0.send(b"\xff{", None).unwrap();
+    }
+}
