@@ -35,6 +35,7 @@ pub(crate) fn run(input: &[u8]) -> Result<String, Failure> {
         attachment: Attachment { container_id: environment.container_id, ifname: environment.ifname },
         pod,
         addresses: prev_result.addresses().to_vec(),
+        netns_path: environment.netns,
         traceparent: crate::variable("TRACEPARENT"),
         deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
     };

@@ -1,3 +1,54 @@
 //! Codes of the node agent.
 
-codes! {}
+codes! {
+    PROTOCOL = "UP-AGENT-001" {
+        what: "The plugin's message was not understood.",
+        cause: "Plugin and agent are of different versions.",
+        next_step: "Finish the upgrade of the agent on this node; it installs the plugin that goes with it.",
+    }
+    NETNS = "UP-AGENT-002" {
+        what: "What was handed over is not the network namespace of that pod.",
+        cause: "The descriptor is no network namespace, is the node's, or does not hold the pod's addresses.",
+        next_step: "Check how the runtime is configured; the address must be in prevResult and on an interface of the pod.",
+    }
+    UNKNOWN_POD = "UP-AGENT-003" {
+        what: "The pod belongs to the mesh, but too little is known about it.",
+        cause: "It is missing from the mesh file, or assigned to another node there.",
+        next_step: "Add the pod to the mesh file with this node; the pod starts by itself afterwards.",
+    }
+    ADDRESS = "UP-AGENT-004" {
+        what: "The pod's address is not the one that the mesh knows.",
+        cause: "The main CNI plugin gave the pod another address than the mesh file says.",
+        next_step: "Correct workloadIps of this pod in the mesh file.",
+    }
+    NOT_AS_PLANNED = "UP-AGENT-005" {
+        what: "The rules read back from the pod are not those of the plan.",
+        cause: "Something else in the pod or on the node changed them in that moment.",
+        next_step: "See what the message names; the runtime tries again by itself.",
+    }
+    PROXY_ABSENT = "UP-AGENT-006" {
+        what: "No proxy is connected to the agent.",
+        cause: "underpass-proxy does not run on this node, or uses another ZDS socket.",
+        next_step: "Check that the proxy's pod on this node is running; this pod starts by itself afterwards.",
+    }
+    PROXY_SILENT = "UP-AGENT-007" {
+        what: "The proxy did not answer in time.",
+        cause: "The proxy on this node hangs or is overloaded.",
+        next_step: "Look at the proxy's log on this node; the runtime tries again by itself.",
+    }
+    PROXY_REFUSED = "UP-AGENT-008" {
+        what: "The proxy could not serve the pod.",
+        cause: "A port of the proxy is taken in the pod, or the proxy lacks capabilities; its reason stands in the message.",
+        next_step: "Free the ports 15001, 15006 and 15008 in the pod, or see the proxy's log on this node.",
+    }
+    STATE = "UP-AGENT-009" {
+        what: "The agent's state on disk cannot be written or read.",
+        cause: "The disk is full, the folder is missing or not writable, or the file was damaged.",
+        next_step: "Check the folder given with --state-dir.",
+    }
+    NAMES = "UP-AGENT-010" {
+        what: "The pod's names are too long for the protocol with the proxy.",
+        cause: "uid, name, namespace and service account together exceed 1,024 bytes.",
+        next_step: "Use a shorter uid.",
+    }
+}

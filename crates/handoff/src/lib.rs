@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use redirect::Plan;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub enum FromPlugin {
         pod: PodRef,
         /// The addresses in prevResult, without prefix lengths.
         addresses: Vec<IpAddr>,
+        /// CNI_NETNS: where the namespace can be found again after a restart of the agent. Never trusted by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        netns_path: Option<PathBuf>,
         /// W3C trace context of the runtime, if it sent one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         traceparent: Option<String>,

@@ -181,6 +181,11 @@ impl Request {
         }
     }
 
+    /// Whether it fits into a packet.
+    pub fn fits(&self) -> bool {
+        codec::encode(&self.message(), MAX_REQUEST).is_ok()
+    }
+
     fn message(&self) -> WorkloadRequest {
         let payload = match self.clone() {
             Self::Add { uid, info } => Payload::Add(AddWorkload { uid, workload_info: Some(info) }),

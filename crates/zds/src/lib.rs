@@ -10,3 +10,6 @@ pub mod agent;
 pub mod codec;
 pub mod message;
 pub mod proxy;
+
+pub use agent::Request;
+pub use message::WorkloadInfo;

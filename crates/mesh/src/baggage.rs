@@ -1,0 +1,100 @@
+//! What the ends of a tunnel tell each other about their workloads, for telemetry only.
+
+use crate::workload::{Workload, WorkloadType};
+
+/// Attributes of a workload as the `baggage` header carries them; empty where unknown.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Baggage {
+    /// `k8s.cluster.name`
+    pub cluster_id: String,
+    /// `k8s.namespace.name`
+    pub namespace: String,
+    /// `k8s.{deployment|cronjob|pod|job}.name`
+    pub workload_name: String,
+    /// Which of these it was.
+    pub workload_type: WorkloadType,
+    /// `service.name`
+    pub canonical_name: String,
+    /// `service.version`
+    pub canonical_revision: String,
+    /// `cloud.region`
+    pub region: String,
+    /// `cloud.availability_zone`
+    pub zone: String,
+}
+
+impl From<&Workload> for Baggage {
+    fn from(w: &Workload) -> Self {
+        Self {
+            cluster_id: w.cluster_id.clone(),
+            namespace: w.namespace.clone(),
+            workload_name: w.workload_name.clone(),
+            workload_type: w.workload_type,
+            canonical_name: w.canonical_name.clone(),
+            canonical_revision: w.canonical_revision.clone(),
+            region: w.locality.region.clone(),
+            zone: w.locality.zone.clone(),
+        }
+    }
+}
+
+impl Baggage {
+    /// The value of the header; empty attributes are left out.
+    pub fn encode(&self) -> String {
+        let name = format!("k8s.{}.name", self.workload_type.as_str());
+        let pairs = [
+            ("k8s.cluster.name", &self.cluster_id),
+            ("k8s.namespace.name", &self.namespace),
+            (name.as_str(), &self.workload_name),
+            ("service.name", &self.canonical_name),
+            ("service.version", &self.canonical_revision),
+            ("cloud.region", &self.region),
+            ("cloud.availability_zone", &self.zone),
+        ];
+        let given: Vec<String> =
+            pairs.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| format!("{k}={v}")).collect();
+        given.join(",")
+    }
+
+    /// Reads the values of all `baggage` headers. What is not understood is left out; nothing fails.
+    pub fn decode<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut baggage = Self::default();
+        for (key, value) in values.into_iter().flat_map(|v| v.split(',')).filter_map(|p| p.split_once('=')) {
+            // Properties after a semicolon say something about the value, not what it is.
+            let value = value.split(';').next().unwrap_or_default().trim();
+            let field = match key.trim() {
+                "k8s.cluster.name" => &mut baggage.cluster_id,
+                "k8s.namespace.name" => &mut baggage.namespace,
+                "service.name" => &mut baggage.canonical_name,
+                "service.version" => &mut baggage.canonical_revision,
+                "cloud.region" => &mut baggage.region,
+                "cloud.availability_zone" => &mut baggage.zone,
+                other => {
+                    let kinds = [WorkloadType::Deployment, WorkloadType::Cronjob, WorkloadType::Pod, WorkloadType::Job];
+                    let Some(kind) = kinds.into_iter().find(|k| other == format!("k8s.{}.name", k.as_str())) else {
+                        continue;
+                    };
+                    baggage.workload_type = kind;
+                    &mut baggage.workload_name
+                }
+            };
+            value.clone_into(field);
+        }
+        baggage
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_both_ways_and_leaves_out_what_is_empty() {
+        let text = "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=web,service.version=v2";
+        let baggage = Baggage::decode([text]);
+        assert_eq!(baggage.workload_type, WorkloadType::Deployment);
+        assert_eq!(baggage.encode(), text);
+        assert_eq!(Baggage::decode(["k8s.job.name=x;a=b", "junk,=,a=b, cloud.region = r1 "]).region, "r1");
+        assert_eq!(Baggage::default().encode(), "");
+    }
+}

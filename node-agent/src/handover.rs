@@ -1,0 +1,232 @@
+//! The conversation with one plugin: a pod joins, stays outside, or is refused; or it goes away.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use handoff::{Attachment, FromAgent, FromPlugin, PodRef};
+use mesh::Workload;
+use mesh::enrol::{Enrolment, decide};
+use netns::NetNs;
+use netns::seqpacket::{AsyncSeqPacket, AsyncSeqPacketListener, Packet};
+use redirect::Plan;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
+
+use crate::agent::Agent;
+use crate::pods::{Enrolled, Record, Skipped};
+use crate::proxies::Taken;
+use crate::refusal::Refusal;
+use crate::sandbox_check;
+
+/// How long a plugin may take for its first message.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// How much earlier than the plugin the agent gives up, so that its reason still arrives.
+const MARGIN: Duration = Duration::from_millis(250);
+
+/// A pod that a plugin has presented.
+struct Presented {
+    attachment: Attachment,
+    pod: PodRef,
+    addresses: Vec<IpAddr>,
+    netns: Rc<NetNs>,
+    netns_path: Option<PathBuf>,
+    started: Instant,
+    deadline: Instant,
+}
+
+/// Accepts plugins for as long as the agent lives.
+pub(crate) async fn serve(agent: Rc<Agent>, listener: AsyncSeqPacketListener) {
+    loop {
+        match listener.accept().await {
+            Ok(socket) => {
+                tokio::task::spawn_local(attend(agent.clone(), socket));
+            }
+            Err(e) => {
+                tracing::warn!("cannot accept a plugin: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn attend(agent: Rc<Agent>, socket: AsyncSeqPacket) {
+    match socket.peer() {
+        Ok(peer) if peer.uid == 0 || peer.uid == nix::unistd::geteuid().as_raw() => {}
+        Ok(peer) => return tracing::warn!("a process of user {} is no plugin", peer.uid),
+        Err(e) => return tracing::warn!("a plugin has gone at once: {e}"),
+    }
+    match timeout(HELLO_DEADLINE, socket.recv()).await {
+        Ok(Ok(Some(packet))) => {
+            if let Err(refusal) = begin(&agent, &socket, packet).await {
+                agent.count_enrolment(refusal.outcome());
+                tracing::warn!("a pod was refused: {}: {refusal}", refusal.outcome());
+                let _ = send(&socket, &refusal.message()).await; // a plugin that has gone cannot be told
+            }
+        }
+        Ok(Ok(None)) => {}
+        Ok(Err(e)) => tracing::warn!("a plugin's message could not be received: {e}"),
+        Err(_) => tracing::warn!("a plugin connected and said nothing"),
+    }
+}
+
+async fn begin(agent: &Agent, socket: &AsyncSeqPacket, mut packet: Packet) -> Result<(), Refusal> {
+    let started = Instant::now();
+    let same = |version: u32| {
+        let ours = handoff::VERSION;
+        let why = || Refusal::Protocol(format!("the plugin speaks version {version}, the agent {ours}"));
+        (version == ours).then_some(()).ok_or_else(why)
+    };
+    match parse(&packet)? {
+        FromPlugin::Add { version, attachment, pod, addresses, netns_path, deadline_ms, .. } => {
+            same(version)?;
+            let fd = packet.fds.pop().ok_or_else(|| Refusal::NetNs("no descriptor came with the pod".to_owned()))?;
+            let netns = Rc::new(NetNs::from_fd(fd).map_err(|e| Refusal::NetNs(e.to_string()))?);
+            let limit = Duration::from_millis(deadline_ms).saturating_sub(MARGIN);
+            let deadline = started + limit.min(Duration::from_secs(600));
+            add(agent, socket, Presented { attachment, pod, addresses, netns, netns_path, started, deadline }).await
+        }
+        FromPlugin::Del { version, attachment, .. } => {
+            same(version)?;
+            agent.remove(&attachment);
+            send(socket, &FromAgent::Gone).await
+        }
+        FromPlugin::Installed => Err(Refusal::Protocol("Installed without Add".to_owned())),
+    }
+}
+
+async fn add(agent: &Agent, socket: &AsyncSeqPacket, presented: Presented) -> Result<(), Refusal> {
+    let (namespace, name) = (&presented.pod.namespace, &presented.pod.name);
+    let decision = decide(&agent.mesh(), &agent.node, namespace, name);
+    let workload = match decision.outcome {
+        Enrolment::Skip => {
+            tracing::info!(namespace, name, "stays outside the mesh: {}", decision.reason);
+            agent.count_enrolment("skipped");
+            let skipped = Skipped { pod: presented.pod.clone(), reason: decision.reason.clone() };
+            agent.skip(presented.attachment.clone(), skipped);
+            return send(socket, &FromAgent::Skip { reason: decision.reason }).await;
+        }
+        Enrolment::Unknown => return Err(Refusal::UnknownPod(decision.reason)),
+        Enrolment::Enrol(workload) => workload,
+    };
+    sandbox_check::check(&presented.netns, &agent.node_namespaces, &presented.addresses)?;
+    if !presented.addresses.iter().all(|a| workload.workload_ips.contains(a)) {
+        return Err(Refusal::Address { pod: presented.addresses, mesh: workload.workload_ips.clone() });
+    }
+    let plan = Plan::for_pod(presented.addresses.iter().copied());
+    let enrolled = enrol(agent, socket, &presented, &workload, plan, decision.reason).await;
+    if let Err(refusal) = &enrolled {
+        tracing::debug!("undoing the enrolment of {namespace}/{name}: {refusal}");
+        agent.remove(&presented.attachment);
+        undo(&presented.netns);
+    }
+    enrolled
+}
+
+/// From the plan to Ready; the caller undoes everything when this fails.
+async fn enrol(
+    agent: &Agent,
+    socket: &AsyncSeqPacket,
+    presented: &Presented,
+    workload: &Workload,
+    plan: Plan,
+    reason: String,
+) -> Result<(), Refusal> {
+    send(socket, &FromAgent::Enrol { plan: Box::new(plan.clone()) }).await?;
+    installed(socket, presented.deadline).await?;
+    let observed = presented.netns.run(redirect::read_back).map_err(|e| Refusal::NetNs(e.to_string()))??;
+    if let Some(difference) = redirect::diff(&plan, &observed).first() {
+        return Err(Refusal::NotAsPlanned(difference.to_string()));
+    }
+    let record = Record {
+        attachment: presented.attachment.clone(),
+        pod: presented.pod.clone(),
+        uid: presented.pod.uid.clone().unwrap_or_else(|| workload.uid.clone()),
+        service_account: workload.service_account.clone(),
+        netns_inode: presented.netns.id().ino,
+        netns_path: presented.netns_path.clone(),
+        plan,
+        exempted: observed.exempted(),
+        reason,
+    };
+    let uid = record.uid.clone();
+    let pod = Enrolled { record, netns: Some(presented.netns.clone()) };
+    let request = pod.request();
+    if !request.fits() {
+        return Err(Refusal::Names(format!("uid {uid:?} and the names of the pod are too long")));
+    }
+    let mut answers = agent.proxies.await_answers(&uid);
+    let served = async {
+        agent.enrol(pod)?;
+        agent.proxies.ask_all(&request, Some(&presented.netns));
+        served(agent, socket, &mut answers, presented).await
+    };
+    let served = served.await;
+    agent.proxies.stop_waiting(&uid);
+    served?;
+    send(socket, &FromAgent::Ready).await?;
+    let took = presented.started.elapsed();
+    agent.metrics.enrolment_seconds.observe(took.as_secs_f64());
+    agent.count_enrolment("enrolled");
+    tracing::info!(uid, namespace = presented.pod.namespace, name = presented.pod.name, ?took, "joined the mesh");
+    Ok(())
+}
+
+async fn installed(socket: &AsyncSeqPacket, deadline: Instant) -> Result<(), Refusal> {
+    let packet = tokio::time::timeout_at(deadline.into(), socket.recv()).await.map_err(|_| Refusal::PluginGone)?;
+    match packet {
+        Ok(Some(packet)) => match parse(&packet)? {
+            FromPlugin::Installed => Ok(()),
+            other => Err(Refusal::Protocol(format!("{other:?} is not expected here"))),
+        },
+        Ok(None) | Err(_) => Err(Refusal::PluginGone),
+    }
+}
+
+/// Waits until one proxy serves the pod, all that are connected have refused it, time is up, or the plugin has gone.
+async fn served(
+    agent: &Agent,
+    socket: &AsyncSeqPacket,
+    answers: &mut UnboundedReceiver<Taken>,
+    presented: &Presented,
+) -> Result<(), Refusal> {
+    let mut refused = 0;
+    loop {
+        tokio::select! {
+            Some(answer) = answers.recv() => match answer {
+                Ok(()) => return Ok(()),
+                Err(why) => {
+                    refused += 1;
+                    if refused >= agent.proxies.count() {
+                        return Err(Refusal::ProxyRefused(why));
+                    }
+                }
+            },
+            _ = socket.recv() => return Err(Refusal::PluginGone),
+            () = tokio::time::sleep_until(presented.deadline.into()) => {
+                let waited = presented.started.elapsed().as_millis();
+                let absent = agent.proxies.count() == 0;
+                return Err(if absent { Refusal::ProxyAbsent(waited) } else { Refusal::ProxySilent(waited) });
+            }
+        }
+    }
+}
+
+/// The plugin removes what it installed; a plugin that was killed cannot.
+fn undo(netns: &NetNs) {
+    match netns.run(redirect::remove) {
+        Ok(Ok(_)) => {}
+        Ok(Err(e)) => tracing::warn!("rules of a failed ADD could not be removed: {}: {e}", e.code()),
+        Err(e) => tracing::warn!("rules of a failed ADD could not be removed: {e}"),
+    }
+}
+
+fn parse(packet: &Packet) -> Result<FromPlugin, Refusal> {
+    serde_json::from_slice(&packet.data).map_err(|e| Refusal::Protocol(e.to_string()))
+}
+
+async fn send(socket: &AsyncSeqPacket, message: &FromAgent) -> Result<(), Refusal> {
+    let bytes = serde_json::to_vec(message).map_err(|e| Refusal::Protocol(e.to_string()))?;
+    socket.send(&bytes, None).await.map_err(|_| Refusal::PluginGone)
+}

@@ -1,0 +1,83 @@
+//! The node agent: decides which pods belong to the mesh, and hands them to the proxies of its node.
+
+#![forbid(unsafe_code)]
+
+mod admin;
+mod agent;
+mod args;
+mod exceptions;
+mod handover;
+mod metrics;
+mod pods;
+mod proxies;
+mod refusal;
+mod sandbox_check;
+mod state;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use anyhow::Context;
+use clap::Parser;
+use netns::seqpacket::AsyncSeqPacketListener;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use agent::Agent;
+use args::Args;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    // Sockets first: whoever else runs here already is told at once, before anything is touched.
+    let plugins = AsyncSeqPacketListener::bind(args::made(&args.agent_socket)?)
+        .with_context(|| format!("cannot listen on {}", args.agent_socket.display()))?;
+    let proxies = AsyncSeqPacketListener::bind(args::made(&args.zds_socket)?)
+        .with_context(|| format!("cannot listen on {}", args.zds_socket.display()))?;
+    let admin = listen(args.admin_addr).await?;
+
+    let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
+    let mesh = mesh_file::watch(&args.mesh_file, move |loaded| {
+        let _ = changed.send(loaded); // nobody listens only when the process ends
+    })?;
+    let agent = Rc::new(Agent::new(&args, mesh)?);
+    agent.take_over();
+
+    tokio::task::spawn_local(proxies::serve(agent.clone(), proxies));
+    tokio::task::spawn_local(handover::serve(agent.clone(), plugins));
+    tokio::task::spawn_local(exceptions::release(agent.clone()));
+    tokio::task::spawn_local(admin_http::serve(admin, {
+        let agent = agent.clone();
+        move |asked| admin::answer(&agent, &asked)
+    }));
+    tracing::info!(node = args.node, socket = %args.agent_socket.display(), "ready for pods");
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            Some(loaded) = changes.recv() => match loaded {
+                Ok(mesh) => agent.mesh_changed(mesh),
+                Err(e) => tracing::error!("the mesh that was read last stays in force: {e}"),
+            },
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("stopping; pods stay enrolled and their traffic goes on");
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}

@@ -1,0 +1,97 @@
+//! The pods of this node: what the agent wants to be true.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use handoff::{Attachment, PodRef};
+use netns::NetNs;
+use redirect::Plan;
+use serde::{Deserialize, Serialize};
+use zds::{Request, WorkloadInfo};
+
+/// A pod that belongs to the mesh.
+#[derive(Debug, Clone)]
+pub(crate) struct Enrolled {
+    pub(crate) record: Record,
+    /// Its namespace; none when it could not be found again after a restart.
+    pub(crate) netns: Option<Rc<NetNs>>,
+}
+
+/// What is remembered about an enrolled pod across restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Record {
+    pub(crate) attachment: Attachment,
+    pub(crate) pod: PodRef,
+    /// The uid under which proxies know it.
+    pub(crate) uid: String,
+    pub(crate) service_account: String,
+    /// Inode of its namespace, which tells whether the path still leads there.
+    pub(crate) netns_inode: u64,
+    pub(crate) netns_path: Option<PathBuf>,
+    pub(crate) plan: Plan,
+    /// Connections that were open when the pod joined and went on uncaptured.
+    pub(crate) exempted: usize,
+    /// Why it belongs to the mesh.
+    pub(crate) reason: String,
+}
+
+/// A pod that was seen and stays outside the mesh.
+#[derive(Debug, Clone)]
+pub(crate) struct Skipped {
+    pub(crate) pod: PodRef,
+    pub(crate) reason: String,
+}
+
+/// All pods that a runtime has told this agent of.
+#[derive(Debug, Default)]
+pub(crate) struct Pods {
+    enrolled: BTreeMap<Attachment, Enrolled>,
+    skipped: BTreeMap<Attachment, Skipped>,
+}
+
+impl Pods {
+    /// A pod joins. The same pod under another attachment (a sandbox that failed and was made again) is replaced.
+    pub(crate) fn enrol(&mut self, pod: Enrolled) {
+        self.enrolled.retain(|_, p| p.record.uid != pod.record.uid);
+        self.skipped.remove(&pod.record.attachment);
+        self.enrolled.insert(pod.record.attachment.clone(), pod);
+    }
+
+    /// A pod stays outside.
+    pub(crate) fn skip(&mut self, attachment: Attachment, skipped: Skipped) {
+        self.enrolled.remove(&attachment);
+        self.skipped.insert(attachment, skipped);
+    }
+
+    /// An attachment goes away; returns the pod that proxies must forget.
+    pub(crate) fn remove(&mut self, attachment: &Attachment) -> Option<Enrolled> {
+        self.skipped.remove(attachment);
+        self.enrolled.remove(attachment)
+    }
+
+    pub(crate) fn enrolled(&self) -> impl Iterator<Item = &Enrolled> {
+        self.enrolled.values()
+    }
+
+    pub(crate) fn skipped(&self) -> impl Iterator<Item = &Skipped> {
+        self.skipped.values()
+    }
+}
+
+impl Enrolled {
+    /// What proxies are told.
+    pub(crate) fn request(&self) -> Request {
+        let uid = self.record.uid.clone();
+        if self.netns.is_none() {
+            return Request::Keep { uid };
+        }
+        let info = WorkloadInfo {
+            name: self.record.pod.name.clone(),
+            namespace: self.record.pod.namespace.clone(),
+            service_account: self.record.service_account.clone(),
+        };
+        Request::Add { uid, info }
+    }
+}

@@ -1,0 +1,78 @@
+//! What the agent remembers on disk, so that a restart begins with what should be.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::pods::Record;
+
+const FILE: &str = "pods.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct State {
+    version: u32,
+    /// After a reboot every namespace is gone, and inode numbers mean something else.
+    boot_id: String,
+    pods: Vec<Record>,
+}
+
+/// The folder that holds the state.
+#[derive(Debug)]
+pub(crate) struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Makes the folder if need be.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        Ok(Self(path.to_path_buf()))
+    }
+
+    /// The pods of this boot. What cannot be read is told and kept aside, never silently thrown away.
+    pub(crate) fn load(&self) -> Vec<Record> {
+        let path = self.0.join(FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(e) => {
+                tracing::error!("{}: {}: {e}", error_code::agent::STATE, path.display());
+                return Vec::new();
+            }
+        };
+        match serde_json::from_slice::<State>(&bytes) {
+            Ok(state) if state.boot_id == boot_id() => state.pods,
+            Ok(_) => {
+                tracing::info!("the node has been rebooted; pods come back through the plugin");
+                Vec::new()
+            }
+            Err(e) => {
+                let aside = self.0.join("pods.damaged.json");
+                tracing::error!(
+                    "{}: {} is damaged ({e}) and is kept as {}",
+                    error_code::agent::STATE,
+                    path.display(),
+                    aside.display()
+                );
+                let _ = fs::rename(&path, aside);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Writes all pods: a new file, flushed, that takes the old one's place.
+    pub(crate) fn save(&self, pods: Vec<Record>) -> io::Result<()> {
+        let state = State { version: 1, boot_id: boot_id(), pods };
+        let staged = self.0.join("pods.json.new");
+        let mut file = File::create(&staged)?;
+        file.write_all(&serde_json::to_vec_pretty(&state)?)?;
+        file.sync_data()?;
+        fs::rename(staged, self.0.join(FILE))
+    }
+}
+
+fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
