@@ -109,6 +109,14 @@ impl Mesh {
         workload.services.keys().find_map(|key| self.services.get(key))
     }
 
+    /// The port of a workload that stands for a port of the service of this host name.
+    pub fn target_port(&self, workload: &Workload, hostname: &str, port: u16) -> Option<u16> {
+        let service =
+            self.services.values().find(|s| s.hostname == hostname && workload.services.contains_key(&s.key()))?;
+        let own = workload.services.get(&service.key())?.get(&port);
+        own.or_else(|| service.ports.get(&port)).copied().filter(|p| *p != 0)
+    }
+
     /// The workloads of a service.
     pub fn endpoints(&self, service: &Service) -> &[Endpoint] {
         self.endpoints.get(&service.key()).map_or(&[], Vec::as_slice)

@@ -1,0 +1,126 @@
+//! The command line. Environment names of ztunnel are accepted where they mean the same.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// Serves every enrolled pod of this node from within its network namespace.
+#[derive(Debug, Parser)]
+#[command(version, name = "underpass-proxy")]
+pub(crate) struct Args {
+    /// `proxy`, which is the default; accepted because ztunnel is started that way.
+    #[arg(value_parser = ["proxy"])]
+    command: Option<String>,
+    /// Where the node agent listens.
+    #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
+    pub(crate) zds_socket: PathBuf,
+    /// Name of this node.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub(crate) node: String,
+    /// The mesh file: workloads, services and policies. Read again whenever it changes.
+    #[arg(long, env = "LOCAL_XDS_PATH")]
+    pub(crate) mesh_file: PathBuf,
+    /// The folder of the local certificate authority; made on first use.
+    #[arg(long, env = "UNDERPASS_CA_DIR", default_value = "/var/lib/underpass/ca")]
+    pub(crate) ca_dir: PathBuf,
+    /// One proxy for all pods of a node is the only mode.
+    #[arg(long, env = "PROXY_MODE", value_enum, default_value = "shared")]
+    mode: Mode,
+    /// Data threads: a number, a percentage of the cores such as 50%, or 0 for all cores. The default is a quarter of
+    /// the cores, and two at least.
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_parser = WorkerThreads::parse)]
+    pub(crate) workers: Option<WorkerThreads>,
+    /// The cluster that this node belongs to.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub(crate) cluster_id: String,
+    /// The network that this node belongs to.
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub(crate) network: String,
+    /// Whether to listen for IPv6 connections, too.
+    #[arg(long, env = "IPV6_ENABLED", default_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) ipv6: bool,
+    /// Admin interface.
+    #[arg(long, env = "UNDERPASS_PROXY_ADMIN", default_value = "127.0.0.1:15000")]
+    pub(crate) admin_addr: SocketAddr,
+    /// Metrics.
+    #[arg(long, default_value = "[::]:15020")]
+    pub(crate) stats_addr: SocketAddr,
+    /// Readiness.
+    #[arg(long, default_value = "[::]:15021")]
+    pub(crate) readiness_addr: SocketAddr,
+    /// How long open connections may go on after SIGTERM, such as 5s or 2m.
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "5s", value_parser = duration)]
+    pub(crate) drain: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Shared,
+}
+
+/// How many data threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkerThreads {
+    Number(usize),
+    Percent(usize),
+}
+
+impl WorkerThreads {
+    fn parse(text: &str) -> Result<Self, String> {
+        let number = |t: &str| t.parse().map_err(|_| format!("{text:?} is no number and no percentage"));
+        match text.strip_suffix('%') {
+            Some(percent) => number(percent).map(Self::Percent),
+            None => number(text).map(Self::Number),
+        }
+    }
+}
+
+impl Args {
+    /// How many data threads on a machine with so many cores.
+    pub(crate) fn worker_count(&self, cores: usize) -> usize {
+        match self.workers {
+            None => cores.div_ceil(4).max(2),
+            Some(WorkerThreads::Number(0)) => cores,
+            Some(WorkerThreads::Number(n)) => n,
+            Some(WorkerThreads::Percent(p)) => (cores * p).div_ceil(100).max(1),
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration such as 500ms, 5s or 2m");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_threads_are_read() {
+        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "s", "5", "5 s", "-1s", "1d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        let count = |threads: &[&str], cores| {
+            let args = ["underpass-proxy", "--mesh-file", "m"].iter().chain(threads);
+            Args::try_parse_from(args).map(|a| a.worker_count(cores)).unwrap()
+        };
+        assert_eq!(count(&[], 2), 2);
+        assert_eq!(count(&[], 16), 4);
+        assert_eq!(count(&["--workers", "0"], 3), 3);
+        assert_eq!(count(&["--workers", "50%"], 5), 3);
+        assert_eq!(count(&["--workers", "7"], 2), 7);
+    }
+}

@@ -1,0 +1,61 @@
+//! What every connection has: its pod, its worker, and the ways in which it can be cut.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh::baggage::Baggage;
+use mesh::{Identity, Mesh, Workload};
+use tokio::net::TcpStream;
+
+use super::error::ConnectionError;
+use super::worker::{Phase, Worker};
+use crate::inpod::Pod;
+use crate::telemetry::Side;
+
+/// A connection that has just been accepted in a pod.
+pub(super) struct Accepted {
+    pub(super) worker: Rc<Worker>,
+    pub(super) pod: Arc<Pod>,
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) started: Instant,
+}
+
+/// The ports that the proxy has in every pod. It never connects to them itself.
+pub(super) fn is_own_port(port: u16) -> bool {
+    let redirect = crate::inpod::PORTS;
+    [redirect.outbound, redirect.inbound, redirect.hbone].contains(&port)
+}
+
+/// Completes when the pod has left or the proxy ends for good.
+pub(super) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
+    let mut gone = pod.gone.clone();
+    let mut phase = worker.node.phase.clone();
+    tokio::select! {
+        // An error means that the other end was dropped, which is the same.
+        _ = gone.wait_for(|gone| *gone) => ConnectionError::PodGone,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => ConnectionError::Drained,
+    }
+}
+
+/// Who a peer is: by its address, if that workload has the identity that was proved; else by what it says of itself.
+pub(super) fn source_side(
+    mesh: &Mesh,
+    pod: &Workload,
+    ip: std::net::IpAddr,
+    identity: Option<Identity>,
+    says: Baggage,
+) -> Side {
+    match mesh.workload_by_ip(&pod.network, ip) {
+        Some(workload) if identity.as_ref().is_none_or(|i| *i == workload.identity()) => {
+            Side::workload(workload, identity)
+        }
+        _ => {
+            let namespace = identity.as_ref().map(|i| i.namespace.clone());
+            let attributes = Baggage { namespace: namespace.unwrap_or(says.namespace.clone()), ..says };
+            Side { attributes, workload: None, identity }
+        }
+    }
+}

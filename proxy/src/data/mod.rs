@@ -1,0 +1,14 @@
+//! The data path: from an accepted connection to its end.
+
+mod connection;
+mod error;
+mod inbound;
+mod outbound;
+mod passthrough;
+mod policed;
+mod relay;
+pub(crate) mod sockets;
+mod worker;
+
+pub(crate) use error::ConnectionError;
+pub(crate) use worker::{Listener, Node, Phase, Workers};

@@ -1,0 +1,241 @@
+//! Worker threads: each has its own runtime, tunnels and connections, and shares nothing on the path of a byte.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use mesh::Mesh;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+
+use super::connection::Accepted;
+use super::error::ConnectionError;
+use super::policed::Policed;
+use super::{inbound, outbound, passthrough, sockets};
+use crate::hbone::Pool;
+use crate::inpod::Pod;
+use crate::telemetry::Metrics;
+
+/// How often idle tunnels are looked for.
+const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+/// After an accept that failed for want of descriptors or memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// What the whole process is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Connections are accepted.
+    Serving,
+    /// No more connections; those that are open may finish.
+    Draining,
+    /// What is still open is cut.
+    Ended,
+}
+
+/// What all workers share.
+pub(crate) struct Node {
+    pub(crate) mesh: ArcSwap<Mesh>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    /// Connections that are open now, and streams of tunnels.
+    pub(crate) connections: AtomicUsize,
+}
+
+/// What a listening socket in a pod is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listener {
+    /// Connections that the pod opens.
+    Outbound,
+    /// Plaintext connections to the pod.
+    Inbound,
+    /// Tunnels to the pod.
+    Hbone,
+}
+
+/// What a worker is told.
+pub(crate) enum Job {
+    /// Accept connections on this socket, and share them out.
+    Listen(Arc<Pod>, Listener, std::net::TcpListener),
+    /// Serve this connection.
+    Serve(Arc<Pod>, Listener, std::net::TcpStream, SocketAddr, Instant),
+    /// The mesh has changed.
+    MeshChanged,
+    /// A pod has left.
+    PodGone(String),
+}
+
+/// All workers, as the control thread sees them.
+pub(crate) struct Workers {
+    node: Arc<Node>,
+    jobs: Vec<UnboundedSender<Job>>,
+    next_home: usize,
+}
+
+impl Workers {
+    /// Starts `count` threads.
+    pub(crate) fn start(count: usize, node: Arc<Node>) -> io::Result<Self> {
+        let (jobs, receivers): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| unbounded_channel()).unzip();
+        for (index, receiver) in receivers.into_iter().enumerate() {
+            let (node, all) = (node.clone(), jobs.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let worker = Rc::new(Worker {
+                    node,
+                    index,
+                    all,
+                    next: Default::default(),
+                    pool: Pool::new(),
+                    policed: Rc::default(),
+                });
+                tokio::task::LocalSet::new().block_on(&runtime, worker.run(receiver));
+            })?;
+        }
+        Ok(Self { node, jobs, next_home: 0 })
+    }
+
+    /// Begins to serve a pod; its sockets are listening already.
+    pub(crate) fn serve(&mut self, pod: &Arc<Pod>, listeners: Vec<(Listener, std::net::TcpListener)>) {
+        let home = &self.jobs[self.next_home % self.jobs.len()];
+        self.next_home += 1;
+        for (kind, socket) in listeners {
+            let _ = home.send(Job::Listen(pod.clone(), kind, socket)); // a worker ends with the process only
+        }
+    }
+
+    /// Puts a new mesh in force, also for connections that are open.
+    pub(crate) fn mesh_changed(&self, mesh: Arc<Mesh>) {
+        self.node.mesh.store(mesh);
+        self.tell_all(|| Job::MeshChanged);
+    }
+
+    /// A pod has left.
+    pub(crate) fn pod_gone(&self, uid: &str) {
+        self.tell_all(|| Job::PodGone(uid.to_owned()));
+    }
+
+    fn tell_all(&self, job: impl Fn() -> Job) {
+        for jobs in &self.jobs {
+            let _ = jobs.send(job()); // a worker ends with the process only
+        }
+    }
+}
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(super) node: Arc<Node>,
+    index: usize,
+    all: Vec<UnboundedSender<Job>>,
+    next: std::cell::Cell<usize>,
+    pub(super) pool: Pool<ConnectionError>,
+    pub(super) policed: Rc<Policed>,
+}
+
+impl Worker {
+    async fn run(self: Rc<Self>, mut jobs: UnboundedReceiver<Job>) {
+        let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+        loop {
+            tokio::select! {
+                job = jobs.recv() => match job {
+                    Some(job) => self.clone().take(job),
+                    None => return,
+                },
+                now = tidy.tick() => self.pool.tidy(now.into_std()),
+            }
+        }
+    }
+
+    fn take(self: Rc<Self>, job: Job) {
+        match job {
+            Job::Listen(pod, kind, socket) => {
+                tokio::task::spawn_local(self.accept(pod, kind, socket));
+            }
+            Job::Serve(pod, kind, stream, peer, started) => match TcpStream::from_std(stream) {
+                Ok(stream) => self.serve(kind, pod, stream, peer, started),
+                Err(e) => tracing::error!("a connection cannot be served: {e}"),
+            },
+            Job::MeshChanged => self.policed.reconsider(&self.node.mesh.load()),
+            Job::PodGone(uid) => self.pool.forget_pod(&uid),
+        }
+    }
+
+    /// Accepts until the pod leaves or the proxy stops accepting.
+    async fn accept(self: Rc<Self>, pod: Arc<Pod>, kind: Listener, socket: std::net::TcpListener) {
+        let listener = match TcpListener::from_std(socket) {
+            Ok(listener) => listener,
+            Err(e) => return tracing::error!(pod = pod.uid, "a listener cannot be served: {e}"),
+        };
+        let (mut gone, mut phase) = (pod.gone.clone(), self.node.phase.clone());
+        let over = async {
+            tokio::select! {
+                _ = gone.wait_for(|gone| *gone) => {}
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
+            }
+        };
+        tokio::pin!(over);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut over => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.share(&pod, kind, stream, peer),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    tracing::error!(pod = pod.uid, "cannot accept: {e}");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    /// Every worker gets its share.
+    fn share(self: &Rc<Self>, pod: &Arc<Pod>, kind: Listener, stream: TcpStream, peer: SocketAddr) {
+        let started = Instant::now();
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        sockets::tune(&stream);
+        let turn = self.next.get();
+        self.next.set(turn.wrapping_add(1));
+        let whose = (self.index + turn) % self.all.len();
+        if whose == self.index {
+            return self.clone().serve(kind, pod.clone(), stream, peer, started);
+        }
+        match stream.into_std() {
+            Ok(stream) => {
+                let _ = self.all[whose].send(Job::Serve(pod.clone(), kind, stream, peer, started));
+            }
+            Err(e) => tracing::error!("a connection cannot be handed over: {e}"),
+        }
+    }
+
+    fn serve(self: Rc<Self>, kind: Listener, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr, started: Instant) {
+        let accepted = Accepted { worker: self.clone(), pod, stream, peer, started };
+        match kind {
+            Listener::Outbound => self.track(outbound::serve(accepted)),
+            Listener::Inbound => self.track(passthrough::serve(accepted)),
+            Listener::Hbone => self.track(inbound::serve(accepted)),
+        }
+    }
+
+    /// Runs a connection, counted as open until it ends.
+    pub(super) fn track(self: Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+        struct Open(Arc<Node>);
+        impl Drop for Open {
+            fn drop(&mut self) {
+                self.0.connections.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.node.connections.fetch_add(1, Ordering::Relaxed);
+        let open = Open(self.node.clone());
+        tokio::task::spawn_local(async move {
+            connection.await;
+            drop(open);
+        });
+    }
+}

@@ -1,0 +1,100 @@
+//! The end of a tunnel that accepts it.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::uri::Authority;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use super::keepalive;
+use super::settings;
+use super::stream::HboneStream;
+
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A peer asks to be connected to something.
+pub(crate) struct Incoming {
+    request: Request<h2::RecvStream>,
+    respond: SendResponse<Bytes>,
+}
+
+impl Incoming {
+    /// Where to: an address or a host name, and a port; `None` when the request is no CONNECT with both.
+    pub(crate) fn authority(&self) -> Option<(&str, u16)> {
+        let authority: &Authority = self.request.uri().authority()?;
+        let connect = self.request.method() == Method::CONNECT;
+        connect.then_some(())?;
+        Some((authority.host(), authority.port_u16()?))
+    }
+
+    /// What else the peer says.
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    /// The destination is connected: bytes may flow.
+    pub(crate) fn accept(mut self, baggage: &str) -> io::Result<HboneStream> {
+        let mut response = Response::new(());
+        if let Ok(value) = baggage.parse() {
+            response.headers_mut().insert("baggage", value);
+        }
+        let send = self.respond.send_response(response, false).map_err(io::Error::other)?;
+        Ok(HboneStream::new(send, self.request.into_body()))
+    }
+
+    /// No.
+    pub(crate) fn refuse(mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        let _ = self.respond.send_response(response, true); // the peer has gone
+    }
+}
+
+/// Serves one connection: calls `handle` with each request, and returns when the connection has ended. When `drain`
+/// completes, the peer is told to open no more streams.
+pub(crate) async fn serve<I>(io: I, drain: impl Future<Output = ()>, mut handle: impl FnMut(Incoming)) -> io::Result<()>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(settings::STREAM_WINDOW)
+        .initial_connection_window_size(settings::CONNECTION_WINDOW)
+        .max_frame_size(settings::MAX_FRAME)
+        .max_header_list_size(settings::MAX_REQUEST_HEADERS)
+        .max_concurrent_streams(settings::MAX_STREAMS_ACCEPTED)
+        .max_send_buffer_size(settings::SEND_BUFFER)
+        .data_frame_budget(settings::SMALL_FRAME_BUDGET);
+    let mut connection = timeout(HANDSHAKE_DEADLINE, builder.handshake(io))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the HTTP/2 handshake took too long"))?
+        .map_err(io::Error::other)?;
+    let pings = connection.ping_pong();
+    let silent = async {
+        match pings {
+            Some(pings) => keepalive::until_silent(pings).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(silent, drain);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            request = connection.accept() => match request {
+                Some(Ok((request, respond))) => handle(Incoming { request, respond }),
+                Some(Err(e)) => return Err(io::Error::other(e)),
+                None => return Ok(()),
+            },
+            () = &mut drain, if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut silent => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer is gone")),
+        }
+    }
+}

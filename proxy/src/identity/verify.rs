@@ -1,0 +1,201 @@
+//! SPIFFE verification: a chain to our roots, and one URI that says who it is. Host names play no part.
+
+use std::sync::Arc;
+
+use mesh::Identity;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use webpki::{EndEntityCert, KeyUsage};
+
+/// Whom to trust, and by which algorithms.
+#[derive(Debug)]
+pub(crate) struct Roots {
+    anchors: Vec<TrustAnchor<'static>>,
+    provider: Arc<CryptoProvider>,
+}
+
+/// Why a peer is not who it should be.
+#[derive(Debug, thiserror::Error)]
+enum Mismatch {
+    #[error("the certificate has no identity of the form spiffe://…/ns/…/sa/…")]
+    NoIdentity,
+    #[error("the peer is {found}, expected one of {expected}")]
+    Unexpected { found: String, expected: String },
+    #[error("the peer's trust domain is {found}, ours is {ours}")]
+    TrustDomain { found: String, ours: String },
+}
+
+impl Mismatch {
+    fn into_tls(self) -> Error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(self))))
+    }
+}
+
+impl Roots {
+    /// Roots from certificates.
+    pub(crate) fn new(certificates: &[CertificateDer<'static>], provider: Arc<CryptoProvider>) -> Result<Self, Error> {
+        let anchors: Result<Vec<_>, _> =
+            certificates.iter().map(|c| webpki::anchor_from_trusted_cert(c).map(|a| a.to_owned())).collect();
+        let anchors = anchors.map_err(|e| Error::General(format!("a root certificate cannot be used: {e}")))?;
+        Ok(Self { anchors, provider })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: KeyUsage,
+        now: UnixTime,
+    ) -> Result<Identity, Error> {
+        let certificate = EndEntityCert::try_from(leaf).map_err(bad_certificate)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        certificate
+            .verify_for_usage(algorithms, &self.anchors, intermediates, now, usage, None, None)
+            .map_err(bad_certificate)?;
+        identity_of(&certificate).ok_or_else(|| Mismatch::NoIdentity.into_tls())
+    }
+}
+
+/// Translated to what a peer and a log can make sense of.
+fn bad_certificate(error: webpki::Error) -> Error {
+    use webpki::Error as E;
+    Error::InvalidCertificate(match error {
+        E::BadDer | E::BadDerTime => CertificateError::BadEncoding,
+        E::CertNotValidYet { .. } => CertificateError::NotValidYet,
+        E::CertExpired { .. } => CertificateError::Expired,
+        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    })
+}
+
+fn identity_of(certificate: &EndEntityCert<'_>) -> Option<Identity> {
+    let mut uris = certificate.valid_uri_names();
+    let first = uris.next()?;
+    // SPIFFE: exactly one URI.
+    if uris.next().is_some() { None } else { first.parse().ok() }
+}
+
+/// Who a verified peer is.
+pub(crate) fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Option<Identity> {
+    identity_of(&EndEntityCert::try_from(chain?.first()?).ok()?)
+}
+
+/// Verifies the server at the other end of a tunnel.
+#[derive(Debug)]
+pub(super) struct ServerIs {
+    pub(super) roots: Arc<Roots>,
+    /// SPIFFE ids; any of them.
+    pub(super) expected: Vec<String>,
+}
+
+impl ServerCertVerifier for ServerIs {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let found = self.roots.verify(leaf, intermediates, KeyUsage::server_auth(), now)?.to_string();
+        if self.expected.contains(&found) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(Mismatch::Unexpected { found, expected: self.expected.join(", ") }.into_tls())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.roots.signature_tls12(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.roots.signature_tls13(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.roots.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Verifies clients: anybody of our own trust domain; policy decides the rest.
+#[derive(Debug)]
+pub(super) struct ClientOf {
+    pub(super) roots: Arc<Roots>,
+    pub(super) trust_domain: String,
+}
+
+impl ClientCertVerifier for ClientOf {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let found = self.roots.verify(leaf, intermediates, KeyUsage::client_auth(), now)?.trust_domain;
+        if found == self.trust_domain {
+            return Ok(ClientCertVerified::assertion());
+        }
+        Err(Mismatch::TrustDomain { found, ours: self.trust_domain.clone() }.into_tls())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.roots.signature_tls12(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.roots.signature_tls13(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.roots.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl Roots {
+    fn signature_tls12(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn signature_tls13(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+}

@@ -1,0 +1,80 @@
+//! One pod that is served.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use mesh::identity::DEFAULT_TRUST_DOMAIN;
+use mesh::workload::{HealthStatus, Locality, Protocol, WorkloadType};
+use mesh::{Identity, Mesh, Workload};
+use netns::NetNs;
+use tokio::sync::watch;
+use zds::WorkloadInfo;
+
+use crate::identity::Credentials;
+
+/// Where the proxy listens in a pod.
+pub(crate) struct Ports {
+    /// Connections that the pod opens.
+    pub(crate) outbound: u16,
+    /// Plaintext connections to the pod.
+    pub(crate) inbound: u16,
+    /// Tunnels to the pod.
+    pub(crate) hbone: u16,
+}
+
+/// Istio's ports.
+pub(crate) const PORTS: Ports = Ports { outbound: 15001, inbound: 15006, hbone: 15008 };
+
+/// One pod that is served.
+pub(crate) struct Pod {
+    pub(crate) uid: String,
+    pub(crate) info: WorkloadInfo,
+    pub(crate) netns: NetNs,
+    /// Replaced when they are renewed.
+    pub(crate) credentials: ArcSwap<Credentials>,
+    /// True when the pod has left.
+    pub(crate) gone: watch::Receiver<bool>,
+}
+
+impl Pod {
+    /// The pod as the mesh knows it; until the mesh does, what the agent said.
+    pub(crate) fn workload(&self, mesh: &Mesh) -> Arc<Workload> {
+        let known = mesh.workload_by_name(&self.info.namespace, &self.info.name);
+        known.cloned().unwrap_or_else(|| Arc::new(unknown_to_mesh(&self.uid, &self.info)))
+    }
+
+    /// Who a pod is: its service account, in the trust domain that the mesh says.
+    pub(crate) fn identity(info: &WorkloadInfo, mesh: &Mesh) -> Identity {
+        let known = mesh.workload_by_name(&info.namespace, &info.name);
+        let trust_domain = known.map_or(DEFAULT_TRUST_DOMAIN, |w| &w.trust_domain).to_owned();
+        let service_account = if info.service_account.is_empty() { "default" } else { &info.service_account };
+        Identity { trust_domain, namespace: info.namespace.clone(), service_account: service_account.to_owned() }
+    }
+}
+
+fn unknown_to_mesh(uid: &str, info: &WorkloadInfo) -> Workload {
+    Workload {
+        uid: uid.to_owned(),
+        name: info.name.clone(),
+        namespace: info.namespace.clone(),
+        workload_ips: Vec::new(),
+        protocol: Protocol::Hbone,
+        trust_domain: DEFAULT_TRUST_DOMAIN.to_owned(),
+        service_account: info.service_account.clone(),
+        network: String::new(),
+        node: String::new(),
+        workload_name: info.name.clone(),
+        workload_type: WorkloadType::Pod,
+        canonical_name: info.name.clone(),
+        canonical_revision: "latest".to_owned(),
+        cluster_id: String::new(),
+        locality: Locality::default(),
+        authorization_policies: Vec::new(),
+        status: HealthStatus::Healthy,
+        capacity: 1,
+        services: Default::default(),
+        labels: Default::default(),
+        annotations: Default::default(),
+        host_network: false,
+    }
+}

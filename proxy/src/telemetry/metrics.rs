@@ -1,0 +1,102 @@
+//! Metrics under Istio's names.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// Who counts: the client's proxy or the server's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)] // these are the label values
+pub(crate) enum Reporter {
+    source,
+    destination,
+}
+
+/// The labels of every connection metric, in Istio's words; `unknown` where nothing is known.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TrafficLabels {
+    pub(crate) reporter: Reporter,
+    pub(crate) source_workload: String,
+    pub(crate) source_canonical_service: String,
+    pub(crate) source_canonical_revision: String,
+    pub(crate) source_workload_namespace: String,
+    pub(crate) source_principal: String,
+    pub(crate) source_app: String,
+    pub(crate) source_version: String,
+    pub(crate) source_cluster: String,
+    pub(crate) destination_service: String,
+    pub(crate) destination_service_namespace: String,
+    pub(crate) destination_service_name: String,
+    pub(crate) destination_workload: String,
+    pub(crate) destination_canonical_service: String,
+    pub(crate) destination_canonical_revision: String,
+    pub(crate) destination_workload_namespace: String,
+    pub(crate) destination_principal: String,
+    pub(crate) destination_app: String,
+    pub(crate) destination_version: String,
+    pub(crate) destination_cluster: String,
+    pub(crate) request_protocol: &'static str,
+    pub(crate) response_flags: &'static str,
+    pub(crate) connection_security_policy: &'static str,
+    pub(crate) source_region: String,
+    pub(crate) source_zone: String,
+    pub(crate) destination_region: String,
+    pub(crate) destination_zone: String,
+}
+
+/// All metrics of the proxy.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) opened: Family<TrafficLabels, Counter>,
+    pub(crate) closed: Family<TrafficLabels, Counter>,
+    pub(crate) received: Family<TrafficLabels, Counter>,
+    pub(crate) sent: Family<TrafficLabels, Counter>,
+    pub(crate) active_pods: Gauge,
+    pub(crate) pods_started: Counter,
+    pub(crate) pods_stopped: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            opened: Family::default(),
+            closed: Family::default(),
+            received: Family::default(),
+            sent: Family::default(),
+            active_pods: Gauge::default(),
+            pods_started: Counter::default(),
+            pods_stopped: Counter::default(),
+        };
+        let r = &mut metrics.registry;
+        r.register("istio_tcp_connections_opened", "TCP connections opened", metrics.opened.clone());
+        r.register("istio_tcp_connections_closed", "TCP connections closed", metrics.closed.clone());
+        let received = "Bytes received from the side that opened the connection";
+        r.register("istio_tcp_received_bytes", received, metrics.received.clone());
+        let sent = "Bytes sent to the side that opened the connection";
+        r.register("istio_tcp_sent_bytes", sent, metrics.sent.clone());
+        r.register("workload_manager_active_proxy_count", "Pods that are served", metrics.active_pods.clone());
+        r.register(
+            "workload_manager_proxies_started",
+            "Pods that were begun to be served",
+            metrics.pods_started.clone(),
+        );
+        r.register("workload_manager_proxies_stopped", "Pods that were given up", metrics.pods_stopped.clone());
+        let build = vec![("component", "ztunnel"), ("tag", concat!("underpass-", env!("CARGO_PKG_VERSION")))];
+        r.register("istio_build", "Istio component build info", Info::new(build));
+        metrics
+    }
+
+    /// The text format.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            text.clear(); // writing to a string does not fail
+        }
+        text
+    }
+}

@@ -1,0 +1,9 @@
+//! What the proxy tells about itself: the access log, metrics, and the format of log lines.
+
+mod event;
+mod log_format;
+mod metrics;
+
+pub(crate) use event::{Direction, Event, Facts, Side};
+pub(crate) use log_format::init as init_logs;
+pub(crate) use metrics::Metrics;
