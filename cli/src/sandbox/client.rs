@@ -1,0 +1,204 @@
+//! What a person calls: each talks to the keeper's files, or to the keeper by signal.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use error_code::sandbox as codes;
+use netns::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::keeper::{COMMIT, DONE, FAILED};
+use super::layout::Layout;
+use super::report::{PodState, Report, started};
+use super::{become_able, failure};
+
+/// How long the keeper may take to end.
+const DOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Starts a sandbox and returns when every pod is there.
+pub(crate) fn up(file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let layout = become_able()?;
+    if Report::read(&layout)?.is_some() {
+        return Err(failure(&codes::RUNNING, layout.root().display()));
+    }
+    let report = start(&layout, file, &|line| println!("{line}"))?;
+    let failed: Vec<_> = report.pods.iter().filter(|p| p.state == PodState::Failed).collect();
+    if let Some(pod) = failed.first() {
+        let detail = format!("{}/{}: {}", pod.namespace, pod.name, pod.reason);
+        return Err(failure(&codes::POD, detail));
+    }
+    println!("\nThe mesh is up. Its mesh file is {}; try:", report.mesh_file.display());
+    println!("  underpass sandbox exec client -- curl -s http://10.96.0.10/");
+    println!("  underpass sandbox status");
+    println!("  underpass sandbox down");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a keeper and follows it until everything runs. When this process is killed meanwhile, nothing is left.
+pub(crate) fn start(layout: &Layout, file: Option<&Path>, progress: &dyn Fn(&str)) -> anyhow::Result<Report> {
+    fs::create_dir_all(layout.root()).with_context(|| format!("cannot make {}", layout.root().display()))?;
+    let log = OpenOptions::new().create(true).append(true).open(layout.keeper_log())?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["sandbox", "keep"]).env("UNDERPASS_SANDBOX_DIR", layout.root());
+    if let Some(file) = file {
+        command.arg("--file").arg(file);
+    }
+    let mut keeper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn()?;
+    let (stdin, stdout) = (keeper.stdin.take(), keeper.stdout.take());
+    for line in BufReader::new(stdout.context("no pipe")?).lines() {
+        let line = line?.replace('\u{1f}', "\n");
+        if line == DONE {
+            stdin.context("no pipe")?.write_all(&[COMMIT])?;
+            return Report::read(layout)?.context("the keeper has ended at once");
+        }
+        if let Some(why) = line.strip_prefix(FAILED) {
+            let _ = keeper.wait(); // it ends by itself
+            anyhow::bail!("{why}");
+        }
+        progress(&line);
+    }
+    Err(failure(&codes::START, "the keeper ended unexpectedly"))
+}
+
+/// The running sandbox.
+fn running() -> anyhow::Result<(Layout, Report)> {
+    let layout = become_able()?;
+    match Report::read(&layout)? {
+        Some(report) => Ok((layout, report)),
+        None => Err(failure(&codes::NOT_RUNNING, layout.root().display())),
+    }
+}
+
+/// Becomes a command in a pod's network namespace.
+pub(crate) fn exec(pod: &str, command: &[String]) -> anyhow::Result<ExitCode> {
+    let (_, report) = running()?;
+    let netns = NetNs::open(&report.pod(pod)?.netns)?;
+    let (program, args) = command.split_first().context("no command")?;
+    let mut command = Command::new(program);
+    command.args(args);
+    let error = netns::process::in_netns(&mut command, &netns)?.exec();
+    Err(error).with_context(|| format!("cannot run {program}"))
+}
+
+/// Prints nodes and pods.
+pub(crate) fn status(json: bool) -> anyhow::Result<ExitCode> {
+    let (_, mut report) = running()?;
+    refresh(&mut report);
+    let failed = report.pods.iter().any(|p| p.state == PodState::Failed);
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        for node in &report.nodes {
+            let alive = |pid: u32| if is_alive(pid) { format!("pid {pid}") } else { "not running".to_owned() };
+            println!("{:<10} agent {}, proxy {}", node.name, alive(node.agent_pid), alive(node.proxy_pid));
+        }
+        println!("\n{:<24} {:<10} {:<9} {:<28} REASON", "POD", "NODE", "STATE", "ADDRESSES");
+        for pod in &report.pods {
+            let ips: Vec<String> = pod.ips.iter().map(ToString::to_string).collect();
+            let name = format!("{}/{}", pod.namespace, pod.name);
+            println!("{name:<24} {:<10} {:<9} {:<28} {}", pod.node, pod.state.as_str(), ips.join(" "), pod.reason);
+        }
+        println!(
+            "\nmesh file {}; logs {}",
+            report.mesh_file.display(),
+            report.nodes.first().map_or_else(String::new, |n| n.proxy_log.display().to_string())
+        );
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What the agents say now, where they answer.
+fn refresh(report: &mut Report) {
+    for pod in &mut report.pods {
+        let node = report.nodes.iter().find(|n| n.name == pod.node).and_then(|n| NetNs::open(&n.netns).ok());
+        if let Some((state, reason)) = node.and_then(|n| agent_says(&n, &pod.namespace, &pod.name)) {
+            (pod.state, pod.reason) = (state, reason);
+        }
+    }
+}
+
+/// What the agent of a node says about a pod.
+pub(crate) fn agent_says(node: &NetNs, namespace: &str, name: &str) -> Option<(PodState, String)> {
+    let (_, body) = node.run(|| http_get("127.0.0.1:15014", "/status")).ok()?.ok()?;
+    let status: Value = serde_json::from_str(&body).ok()?;
+    let pod = status["pods"].as_array()?.iter().find(|p| p["namespace"] == namespace && p["name"] == name)?;
+    let state = if pod["state"] == "enrolled" { PodState::Enrolled } else { PodState::Skipped };
+    Some((state, pod["reason"].as_str()?.to_owned()))
+}
+
+/// Starts again what has ended.
+pub(crate) fn repair() -> anyhow::Result<ExitCode> {
+    let (layout, report) = running()?;
+    repair_and_wait(&layout, &report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the keeper to start what has ended, and waits until it has.
+pub(crate) fn repair_and_wait(layout: &Layout, report: &Report) -> anyhow::Result<Report> {
+    kill(Pid::from_raw(report.keeper_pid), Signal::SIGUSR1)?;
+    let deadline = Instant::now() + DOWN_DEADLINE;
+    loop {
+        let now = Report::read(layout)?.context("the keeper has ended")?;
+        if now.nodes.iter().all(|n| is_alive(n.agent_pid) && is_alive(n.proxy_pid)) {
+            return Ok(now);
+        }
+        if Instant::now() > deadline {
+            return Err(failure(&codes::START, format!("see {}", layout.keeper_log().display())));
+        }
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends the sandbox.
+pub(crate) fn down() -> anyhow::Result<ExitCode> {
+    let layout = become_able()?;
+    stop(&layout)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends the sandbox in this folder, if there is one, and waits until nothing of it is left.
+pub(crate) fn stop(layout: &Layout) -> anyhow::Result<()> {
+    let Some(report) = Report::read(layout)? else {
+        // What a killed keeper has left: files only.
+        return match fs::remove_dir_all(layout.root()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
+            _ => Ok(()),
+        };
+    };
+    kill(Pid::from_raw(report.keeper_pid), Signal::SIGTERM)?;
+    let deadline = Instant::now() + DOWN_DEADLINE;
+    while started(report.keeper_pid) == Some(report.keeper_started) {
+        if Instant::now() > deadline {
+            kill(Pid::from_raw(report.keeper_pid), Signal::SIGKILL)?;
+            let _ = fs::remove_dir_all(layout.root());
+            break;
+        }
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn is_alive(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| started(pid).is_some())
+}
+
+/// A GET in the namespace of the calling thread: status and body.
+pub(crate) fn http_get(address: &str, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((status, body.to_owned()))
+}

@@ -1,0 +1,26 @@
+//! A mesh on one machine: the sandbox plays the container runtime. It makes network namespaces for nodes and pods, wires
+//! them, runs the CNI plugins exactly as a runtime does, and runs an agent and a proxy per node.
+
+mod app;
+mod client;
+mod cni;
+mod keeper;
+mod layout;
+mod net_plugin;
+mod network;
+mod node;
+mod plan;
+mod privilege;
+mod report;
+
+pub(crate) use client::{down, exec, repair, status, up};
+pub(crate) use keeper::keep;
+pub(crate) use layout::Layout;
+pub(crate) use net_plugin::{NET_PLUGIN, run as net_plugin};
+pub(crate) use privilege::become_able;
+pub(crate) use report::Report;
+
+/// An error with its code and next step, as the command line prints it.
+pub(crate) fn failure(code: &error_code::ErrorCode, detail: impl std::fmt::Display) -> anyhow::Error {
+    anyhow::anyhow!("{code}: {detail}\n{} {}\nNext step: {}", code.what, code.cause, code.next_step)
+}
