@@ -4,6 +4,7 @@
 mod app;
 mod client;
 mod cni;
+pub(crate) mod delete_rules;
 mod keeper;
 mod layout;
 mod net_plugin;
@@ -13,7 +14,7 @@ mod plan;
 mod privilege;
 mod report;
 
-pub(crate) use client::{down, exec, repair, status, up};
+pub(crate) use client::{down, exec, repair, repair_and_wait, start, status, stop, up};
 pub(crate) use keeper::keep;
 pub(crate) use layout::Layout;
 pub(crate) use net_plugin::{NET_PLUGIN, run as net_plugin};

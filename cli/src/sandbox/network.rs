@@ -148,7 +148,7 @@ fn set(netns: &NetNs, name: &str, value: &str) -> anyhow::Result<()> {
 }
 
 /// Runs `work` with a netlink handle inside a namespace.
-fn inside(netns: &NetNs, work: impl AsyncFnOnce(Handle) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(super) fn inside(netns: &NetNs, work: impl AsyncFnOnce(Handle) -> anyhow::Result<()>) -> anyhow::Result<()> {
     netns.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
