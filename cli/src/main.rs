@@ -33,6 +33,9 @@ enum Sandbox {
         /// The mesh; without it: client, neighbour and outsider on node-1, server on node-2.
         #[arg(long)]
         file: Option<PathBuf>,
+        /// Stay until killed; then everything ends.
+        #[arg(long)]
+        foreground: bool,
     },
     /// Runs a command in a pod's network namespace.
     Exec {
@@ -72,7 +75,7 @@ fn main() -> ExitCode {
     }
     let Area::Sandbox(command) = Cli::parse().command;
     let done = match command {
-        Sandbox::Up { file } => sandbox::up(file.as_deref()),
+        Sandbox::Up { file, foreground } => sandbox::up(file.as_deref(), foreground),
         Sandbox::Exec { pod, command } => sandbox::exec(&pod, &command),
         Sandbox::Status { json } => sandbox::status(json),
         Sandbox::Repair => sandbox::repair(),

@@ -6,4 +6,5 @@
 pub mod binaries;
 pub mod cni;
 pub mod listener;
+pub mod sandbox;
 pub mod wire;

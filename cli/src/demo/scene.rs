@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::mesh_file;
-use crate::sandbox::{Layout, Report, repair_and_wait, start, stop};
+use crate::sandbox::{Layout, Report, Started, repair_and_wait, start, stop};
 
 /// How long something that should happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,6 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Scene {
     layout: Layout,
     report: Report,
+    /// The sandbox ends with it, also when the demo is killed.
+    _started: Started,
 }
 
 /// A pod as the demo uses it.
@@ -33,8 +35,8 @@ pub(crate) struct Actor {
 impl Scene {
     /// Starts a sandbox.
     pub(crate) fn set(layout: Layout) -> anyhow::Result<Self> {
-        let report = start(&layout, None, &|_| {})?;
-        Ok(Self { layout, report })
+        let started = start(&layout, None, &|_| {})?;
+        Ok(Self { layout, report: started.report.clone(), _started: started })
     }
 
     /// A pod by name.

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -25,26 +25,51 @@ use super::{become_able, failure};
 const DOWN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Starts a sandbox and returns when every pod is there.
-pub(crate) fn up(file: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub(crate) fn up(file: Option<&Path>, foreground: bool) -> anyhow::Result<ExitCode> {
     let layout = become_able()?;
     if Report::read(&layout)?.is_some() {
         return Err(failure(&codes::RUNNING, layout.root().display()));
     }
-    let report = start(&layout, file, &|line| println!("{line}"))?;
+    let mut started = start(&layout, file, &|line| println!("{line}"))?;
+    let report = &started.report;
     let failed: Vec<_> = report.pods.iter().filter(|p| p.state == PodState::Failed).collect();
-    if let Some(pod) = failed.first() {
+    let problem = failed.first().map(|pod| {
         let detail = format!("{}/{}: {}", pod.namespace, pod.name, pod.reason);
-        return Err(failure(&codes::POD, detail));
+        failure(&codes::POD, detail)
+    });
+    if let Some(problem) = problem {
+        started.keep_running()?;
+        return Err(problem);
     }
     println!("\nThe mesh is up. Its mesh file is {}; try:", report.mesh_file.display());
     println!("  underpass sandbox exec client -- curl -s http://10.96.0.10/");
     println!("  underpass sandbox status");
+    if foreground {
+        println!("Ctrl-C ends it.");
+        started.keeper.wait()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     println!("  underpass sandbox down");
+    started.keep_running()?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// A sandbox that ends with this value, unless it is told to keep running.
+pub(crate) struct Started {
+    pub(crate) report: Report,
+    keeper: Child,
+    /// The keeper ends when this closes before it has read [`COMMIT`].
+    hold: ChildStdin,
+}
+
+impl Started {
+    fn keep_running(&mut self) -> io::Result<()> {
+        self.hold.write_all(&[COMMIT])
+    }
+}
+
 /// Starts a keeper and follows it until everything runs. When this process is killed meanwhile, nothing is left.
-pub(crate) fn start(layout: &Layout, file: Option<&Path>, progress: &dyn Fn(&str)) -> anyhow::Result<Report> {
+pub(crate) fn start(layout: &Layout, file: Option<&Path>, progress: &dyn Fn(&str)) -> anyhow::Result<Started> {
     fs::create_dir_all(layout.root()).with_context(|| format!("cannot make {}", layout.root().display()))?;
     let log = OpenOptions::new().create(true).append(true).open(layout.keeper_log())?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -57,8 +82,8 @@ pub(crate) fn start(layout: &Layout, file: Option<&Path>, progress: &dyn Fn(&str
     for line in BufReader::new(stdout.context("no pipe")?).lines() {
         let line = line?.replace('\u{1f}', "\n");
         if line == DONE {
-            stdin.context("no pipe")?.write_all(&[COMMIT])?;
-            return Report::read(layout)?.context("the keeper has ended at once");
+            let report = Report::read(layout)?.context("the keeper has ended at once")?;
+            return Ok(Started { report, keeper, hold: stdin.context("no pipe")? });
         }
         if let Some(why) = line.strip_prefix(FAILED) {
             let _ = keeper.wait(); // it ends by itself

@@ -14,7 +14,7 @@ mod plan;
 mod privilege;
 mod report;
 
-pub(crate) use client::{down, exec, repair, repair_and_wait, start, status, stop, up};
+pub(crate) use client::{Started, down, exec, repair, repair_and_wait, start, status, stop, up};
 pub(crate) use keeper::keep;
 pub(crate) use layout::Layout;
 pub(crate) use net_plugin::{NET_PLUGIN, run as net_plugin};

@@ -1,0 +1,219 @@
+//! A sandbox of a test's own: two nodes with real agents and proxies, and pods that joined through the real plugin.
+
+#![allow(clippy::disallowed_types)] // the tests start the programs that they test
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use netns::NetNs;
+use serde_json::Value;
+
+use crate::binaries::binary;
+
+/// How long something that should happen may take.
+pub const PATIENCE: Duration = Duration::from_secs(8);
+
+/// client and neighbour on node-1, server on node-2, outsider (not in the mesh) on node-1; a service with two addresses.
+pub const MESH: &str = r#"
+namespaces:
+  - { name: default, labels: { istio.io/dataplane-mode: ambient } }
+  - { name: outside }
+workloads:
+  - { name: client, namespace: default, serviceAccount: client, node: node-1, workloadIps: [10.77.1.2, "fd77:1::2"] }
+  - { name: neighbour, namespace: default, serviceAccount: neighbour, node: node-1, workloadIps: [10.77.1.3, "fd77:1::3"] }
+  - { name: outsider, namespace: outside, serviceAccount: outsider, node: node-1, workloadIps: [10.77.1.4, "fd77:1::4"] }
+  - { name: server, namespace: default, serviceAccount: server, node: node-2, workloadIps: [10.77.2.2, "fd77:2::2"],
+      services: { default/server.default.svc.cluster.local: { 80: 8080 } } }
+services:
+  - { name: server, namespace: default, vips: [/10.96.0.10, "/fd96::10"], ports: { 80: 8080 } }
+"#;
+
+/// The addresses of the service.
+pub const VIPS: [&str; 2] = ["10.96.0.10:80", "[fd96::10]:80"];
+
+/// A running sandbox. It ends with this value, or with the thread that made it.
+#[derive(Debug)]
+pub struct Sandbox {
+    folder: PathBuf,
+    up: Child,
+    /// What `status --json` said when it was up.
+    pub report: Value,
+}
+
+impl Sandbox {
+    /// Starts one with [`MESH`].
+    pub fn up(name: &str) -> Self {
+        Self::up_with(name, MESH)
+    }
+
+    /// Starts one with a mesh of the test's own.
+    pub fn up_with(name: &str, mesh: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("mesh.yaml"), mesh).unwrap();
+        let log = fs::File::create(folder.join("up.log")).unwrap();
+        let mut command = underpass(&folder);
+        command.args(["up", "--foreground", "--file"]).arg(folder.join("mesh.yaml"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut up = netns::process::die_with_parent(&mut command).spawn().unwrap();
+        let report = folder.join("box/sandbox.json");
+        let ready = || {
+            if let Some(status) = up.try_wait().unwrap() {
+                panic!("up ended with {status}: {}", fs::read_to_string(folder.join("up.log")).unwrap());
+            }
+            serde_json::from_slice(&fs::read(&report).ok()?).ok()
+        };
+        let report = until("the sandbox is up", ready);
+        Self { folder, up, report }
+    }
+
+    /// Runs `underpass sandbox …` on it.
+    pub fn command(&self, args: &[&str]) -> Output {
+        underpass(&self.folder).args(args).output().unwrap()
+    }
+
+    /// A pod's namespace.
+    pub fn pod(&self, name: &str) -> NetNs {
+        let pod = self.report["pods"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap();
+        NetNs::open(pod["netns"].as_str().unwrap()).unwrap()
+    }
+
+    /// A pod's addresses, IPv4 first.
+    pub fn ips(&self, name: &str) -> Vec<IpAddr> {
+        let pod = self.report["pods"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap();
+        pod["ips"].as_array().unwrap().iter().map(|ip| ip.as_str().unwrap().parse().unwrap()).collect()
+    }
+
+    /// One node, as `status` tells it now.
+    pub fn node(&self, name: &str) -> Value {
+        let report: Value = serde_json::from_slice(&fs::read(self.folder.join("box/sandbox.json")).unwrap()).unwrap();
+        report["nodes"].as_array().unwrap().iter().find(|n| n["name"] == name).unwrap().clone()
+    }
+
+    /// Writes the mesh file anew, with these policies after [`MESH`].
+    pub fn set_policies(&self, policies: &str) {
+        self.set_mesh(&format!("{MESH}policies:\n{policies}\n"));
+    }
+
+    /// Writes the mesh file anew.
+    pub fn set_mesh(&self, text: &str) {
+        let staged = self.folder.join("mesh.new");
+        fs::write(&staged, text).unwrap();
+        fs::rename(staged, self.folder.join("mesh.yaml")).unwrap();
+    }
+
+    /// The log of a node's `agent` or `proxy`.
+    pub fn log(&self, node: &str, of: &str) -> String {
+        fs::read_to_string(self.folder.join(format!("box/nodes/{node}/{of}.log"))).unwrap()
+    }
+
+    /// Waits for a line with all of these words in the log of a node's proxy.
+    pub fn access_line(&self, node: &str, words: &[&str]) -> String {
+        until(&format!("a line with {words:?} in the proxy's log of {node}"), || {
+            let log = self.log(node, "proxy");
+            log.lines().find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned)
+        })
+    }
+
+    /// A GET to something in a node's own namespace: status and body.
+    pub fn get(&self, node: &str, address: &str, path: &str) -> (u16, String) {
+        let netns = NetNs::open(self.node(node)["netns"].as_str().unwrap()).unwrap();
+        let mut stream = netns.run(|| TcpStream::connect(address)).unwrap().unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// The folder of this test.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = self.command(&["down"]);
+        let _ = self.up.wait();
+        if std::thread::panicking() {
+            for node in ["node-1", "node-2"] {
+                for of in ["agent", "proxy"] {
+                    let log = self.folder.join(format!("box/nodes/{node}/{of}.log"));
+                    eprintln!("-- {of} of {node}\n{}", fs::read_to_string(log).unwrap_or_default());
+                }
+            }
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn underpass(folder: &Path) -> Command {
+    let mut command = Command::new(binary("underpass"));
+    command.arg("sandbox").env("UNDERPASS_SANDBOX_DIR", folder.join("box"));
+    command
+}
+
+/// Listens in a pod, as its application does.
+pub fn listen(netns: &NetNs, port: u16) -> TcpListener {
+    netns.run(|| TcpListener::bind(("::", port))).unwrap().unwrap()
+}
+
+/// Connects from within a pod.
+///
+/// # Errors
+/// Those of connect(2).
+pub fn connect(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(3))).unwrap()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    Ok(stream)
+}
+
+/// Echoes everything on every connection, in threads of its own; tells each client's address first, on a line.
+pub fn serve_echo(netns: &NetNs, port: u16) {
+    let listener = listen(netns, port);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let peer = stream.peer_addr().unwrap();
+                writeln!(stream, "{}", peer.ip().to_canonical())?;
+                io::copy(&mut stream.try_clone()?, &mut stream)?;
+                stream.shutdown(std::net::Shutdown::Write)
+            });
+        }
+    });
+}
+
+/// Reads one line.
+///
+/// # Errors
+/// Those of read(2), and when the connection ends before a whole line.
+pub fn read_line(stream: &mut TcpStream) -> io::Result<String> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        stream.read_exact(&mut byte)?;
+        if byte == *b"\n" {
+            return Ok(String::from_utf8_lossy(&line).into_owned());
+        }
+        line.push(byte[0]);
+    }
+}
+
+/// Waits until something has happened.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "did not happen within {} s: {what}", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,184 @@
+//! The sandbox and the demo, as a person uses them.
+#![allow(clippy::unwrap_used, clippy::disallowed_types)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use underpass_tests::binaries::binary;
+use underpass_tests::sandbox::{MESH, Sandbox, until};
+
+/// A folder that goes away.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("underpass"));
+        command.arg("sandbox").args(args).env("UNDERPASS_SANDBOX_DIR", self.0.join("box"));
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = self.run(&["down"]);
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Processes that have this folder in their command line or environment, zombies left out.
+fn processes_of(folder: &Path) -> Vec<String> {
+    let needle = folder.to_str().unwrap();
+    let holds = |pid: &str, file: &str| {
+        fs::read(format!("/proc/{pid}/{file}")).is_ok_and(|b| String::from_utf8_lossy(&b).contains(needle))
+    };
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().into_string().ok());
+    pids.filter(|p| p.bytes().all(|b| b.is_ascii_digit()) && *p != std::process::id().to_string())
+        .filter(|p| holds(p, "cmdline") || holds(p, "environ"))
+        .collect()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn the_demo_tells_its_story_and_leaves_nothing() {
+    let folder = Folder::new("demo");
+    let output = folder.run(&["demo", "--json"]);
+    let lines: Vec<Value> =
+        String::from_utf8_lossy(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let (last, steps) = lines.split_last().unwrap();
+    for step in steps {
+        assert_eq!(step["ok"], true, "{step}");
+        assert!(!step["evidence"].as_str().unwrap().is_empty(), "{step}");
+    }
+    assert_eq!(*last, serde_json::json!({ "ok": true, "steps": steps.len(), "failed": 0 }));
+    assert!(steps.len() >= 12);
+    assert!(output.status.success());
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0, "the demo left files");
+    assert_eq!(processes_of(&folder.0), [""; 0]);
+}
+
+#[test]
+fn a_killed_demo_leaves_nothing() {
+    let folder = Folder::new("killed-demo");
+    let mut demo = folder.command(&["demo"]).stdout(Stdio::null()).spawn().unwrap();
+    until("the demo's sandbox is up", || {
+        let made = fs::read_dir(&folder.0).unwrap().flatten().next()?;
+        made.path().join("sandbox.json").exists().then_some(())
+    });
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    until("everything is gone", || {
+        (fs::read_dir(&folder.0).unwrap().count() == 0 && processes_of(&folder.0).is_empty()).then_some(())
+    });
+}
+
+#[test]
+fn up_status_exec_and_down() {
+    let folder = Folder::new("up");
+    let up = folder.run(&["up"]);
+    assert!(up.status.success(), "{}", text(&up));
+    let again = folder.run(&["up"]);
+    assert!(!again.status.success() && text(&again).contains("UP-BOX-002"), "{}", text(&again));
+
+    let status: Value = serde_json::from_slice(&folder.run(&["status", "--json"]).stdout).unwrap();
+    let pods: Vec<(&str, &str, &str)> = status["pods"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| (p["name"].as_str().unwrap(), p["node"].as_str().unwrap(), p["state"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("client", "node-1", "enrolled"),
+        ("neighbour", "node-1", "enrolled"),
+        ("server", "node-2", "enrolled"),
+        ("outsider", "node-1", "skipped"),
+    ];
+    assert_eq!(pods, expected);
+    for node in status["nodes"].as_array().unwrap() {
+        for key in ["netns", "cni_bin_dir", "cni_conf_dir", "agent_socket"] {
+            assert!(Path::new(node[key].as_str().unwrap()).exists(), "{key}");
+        }
+        for key in ["agent_pid", "proxy_pid"] {
+            assert!(Path::new("/proc").join(node[key].to_string()).exists(), "{key}");
+        }
+    }
+
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    let there = folder.run(&["exec", "client", "--", "readlink", "/proc/self/ns/net"]);
+    assert_ne!(String::from_utf8_lossy(&there.stdout).trim(), own.to_str().unwrap());
+    let nobody = folder.run(&["exec", "nobody", "--", "true"]);
+    assert!(!nobody.status.success() && text(&nobody).contains("UP-BOX-004"), "{}", text(&nobody));
+    assert_eq!(folder.run(&["exec", "outside/outsider", "--", "sh", "-c", "exit 7"]).status.code(), Some(7));
+
+    assert!(folder.run(&["down"]).status.success());
+    assert!(!folder.0.join("box").exists());
+    until("all processes are gone", || processes_of(&folder.0).is_empty().then_some(()));
+    let gone = folder.run(&["status"]);
+    assert!(!gone.status.success() && text(&gone).contains("UP-BOX-003"), "{}", text(&gone));
+    assert!(folder.run(&["down"]).status.success(), "down is idempotent");
+}
+
+#[test]
+fn a_killed_up_leaves_nothing() {
+    for delay in [20, 80, 150] {
+        let folder = Folder::new(&format!("killed-up-{delay}"));
+        let mut up = folder.command(&["up", "--foreground"]).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay)); // a moment within its making, whichever
+        up.kill().unwrap();
+        up.wait().unwrap();
+        until("everything is gone", || {
+            (!folder.0.join("box/sandbox.json").exists() && processes_of(&folder.0).is_empty()).then_some(())
+        });
+        assert!(!folder.0.join("box/netns").exists());
+    }
+}
+
+#[test]
+fn a_mesh_file_with_a_typo_is_refused_with_line_and_field() {
+    let folder = Folder::new("typo");
+    let file = folder.0.join("mesh.yaml");
+    let typo = MESH.replace("workloadIps: [10.77.1.3", "workloadIp: [10.77.1.3");
+    fs::write(&file, &typo).unwrap();
+    let line = 1 + typo.lines().position(|l| l.contains("workloadIp:")).unwrap();
+    let up = folder.run(&["up", "--file", file.to_str().unwrap()]);
+    let said = text(&up);
+    assert!(!up.status.success() && said.contains("workloadIp") && said.contains(&format!("line {line}")), "{said}");
+    assert!(said.contains("UP-MESH-002"), "{said}");
+    let missing = folder.run(&["up", "--file", "/nowhere/mesh.yaml"]);
+    assert!(text(&missing).contains("UP-MESH-001"), "{}", text(&missing));
+    assert!(!folder.0.join("box/sandbox.json").exists());
+    until("no process is left", || processes_of(&folder.0).is_empty().then_some(()));
+}
+
+#[test]
+fn a_typo_in_a_running_mesh_keeps_what_was_in_force() {
+    let sandbox = Sandbox::up("running-typo");
+    sandbox.set_mesh(&MESH.replace("serviceAccount: neighbour", "serviceAcount: neighbour"));
+    for (node, of) in [("node-1", "agent"), ("node-1", "proxy"), ("node-2", "proxy")] {
+        let line = until("the typo is told", || {
+            let log = sandbox.log(node, of);
+            log.lines().find(|l| l.contains("UP-MESH-002")).map(str::to_owned)
+        });
+        assert!(line.contains("stays in force"), "{line}");
+        assert!(sandbox.log(node, of).contains("serviceAcount"));
+    }
+    let (status, dump) = sandbox.get("node-1", "127.0.0.1:15000", "/config_dump");
+    assert_eq!(status, 200);
+    let dump: Value = serde_json::from_str(&dump).unwrap();
+    assert_eq!(dump["workloads"].as_array().unwrap().len(), 4);
+}
