@@ -169,9 +169,11 @@ pub(crate) fn repair() -> anyhow::Result<ExitCode> {
 
 /// Tells the keeper to start what has ended, and waits until it has.
 pub(crate) fn repair_and_wait(layout: &Layout, report: &Report) -> anyhow::Result<Report> {
-    kill(Pid::from_raw(report.keeper_pid), Signal::SIGUSR1)?;
     let deadline = Instant::now() + DOWN_DEADLINE;
     loop {
+        // Again and again: a process that was still ending the last time was not started anew.
+        kill(Pid::from_raw(report.keeper_pid), Signal::SIGUSR1)?;
+        sleep(Duration::from_millis(50));
         let now = Report::read(layout)?.context("the keeper has ended")?;
         if now.nodes.iter().all(|n| is_alive(n.agent_pid) && is_alive(n.proxy_pid)) {
             return Ok(now);
@@ -179,7 +181,6 @@ pub(crate) fn repair_and_wait(layout: &Layout, report: &Report) -> anyhow::Resul
         if Instant::now() > deadline {
             return Err(failure(&codes::START, format!("see {}", layout.keeper_log().display())));
         }
-        sleep(Duration::from_millis(10));
     }
 }
 

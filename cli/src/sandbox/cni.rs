@@ -92,6 +92,7 @@ impl Runtime {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         netns::process::in_netns(&mut command, node)?;
+        netns::process::unblock_signals(&mut command);
         let mut child = netns::process::die_with_parent(&mut command).spawn().with_context(|| format!("run {kind}"))?;
         if let Some(mut stdin) = child.stdin.take() {
             // A plugin that ends without reading says why in its output.

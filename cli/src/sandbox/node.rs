@@ -133,6 +133,7 @@ fn spawn(mut command: Command, netns: &NetNs, log: &Path) -> anyhow::Result<Chil
     let log = OpenOptions::new().create(true).append(true).open(log)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     netns::process::in_netns(&mut command, netns)?;
+    netns::process::unblock_signals(&mut command);
     let program = command.get_program().to_owned();
     netns::process::die_with_parent(&mut command).spawn().with_context(|| format!("start {}", program.display()))
 }

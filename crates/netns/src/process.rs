@@ -37,6 +37,12 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Lets the process take every signal, whatever the parent has blocked for itself.
+pub fn unblock_signals(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only sigprocmask(2) is called, which is async-signal-safe.
+    unsafe { command.pre_exec(|| Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)) }
+}
+
 /// Lets the process inherit `fd` under the same number.
 pub fn inherit(command: &mut Command, fd: OwnedFd) -> &mut Command {
     // SAFETY: between fork and exec only fcntl(2) is called, which is async-signal-safe; the descriptor is owned by
