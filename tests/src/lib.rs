@@ -6,5 +6,6 @@
 pub mod binaries;
 pub mod cni;
 pub mod listener;
+pub mod node;
 pub mod sandbox;
 pub mod wire;

@@ -1,0 +1,152 @@
+//! One node of a test's own: a network namespace in which the built agent and proxy run, each started when the test wants.
+
+#![allow(clippy::disallowed_types)] // the tests start the programs that they test
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use netns::NetNs;
+use rtnetlink::LinkUnspec;
+
+use crate::binaries::binary;
+use crate::sandbox::until;
+use crate::wire::configure;
+
+/// The pod `default/client` with the addresses of a [`crate::wire::Wire`]'s pod, and its peer outside the mesh.
+pub const MESH: &str = r#"
+namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }, { name: outside }]
+workloads:
+  - { name: client, namespace: default, serviceAccount: client, node: node, workloadIps: [10.78.0.1, "fd78::1"] }
+  - { name: peer, namespace: outside, workloadIps: [10.78.0.2, "fd78::2"] }
+"#;
+
+/// A node without processes yet. Everything of it ends with it.
+#[derive(Debug)]
+pub struct Node {
+    /// Its namespace.
+    pub netns: NetNs,
+    folder: PathBuf,
+    children: Vec<Child>,
+}
+
+impl Node {
+    /// A namespace with loopback, and a folder with this mesh file.
+    pub fn new(name: &str, mesh: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("mesh.yaml"), mesh).unwrap();
+        let netns = NetNs::create().unwrap();
+        configure(&netns, async |handle| {
+            handle.link().set(LinkUnspec::new_with_index(1).up().build()).execute().await.unwrap();
+        });
+        Self { netns, folder, children: Vec::new() }
+    }
+
+    /// Starts the agent and waits until it takes pods; returns its process id.
+    pub fn start_agent(&mut self) -> u32 {
+        let mut command = Command::new(binary("underpass-agent"));
+        command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml"));
+        command.arg("--agent-socket").arg(self.agent_socket()).arg("--zds-socket").arg(self.zds_socket());
+        command.arg("--state-dir").arg(self.file("state"));
+        let pid = self.spawn(command, "agent.log");
+        until("the agent takes pods", || {
+            self.get("127.0.0.1:15014", "/healthz").ok().filter(|(status, _)| *status == 200)
+        });
+        pid
+    }
+
+    /// Starts the proxy; returns its process id.
+    pub fn start_proxy(&mut self) -> u32 {
+        let mut command = Command::new(binary("underpass-proxy"));
+        command.arg("proxy").env("NODE_NAME", "node").env("LOCAL_XDS_PATH", self.file("mesh.yaml"));
+        command.env("INPOD_UDS", self.zds_socket()).env("PROXY_MODE", "shared").env("CLUSTER_ID", "Kubernetes");
+        command.env("NETWORK", "").env("IPV6_ENABLED", "true").env("ZTUNNEL_WORKER_THREADS", "2");
+        command.arg("--ca-dir").arg(self.file("ca"));
+        self.spawn(command, "proxy.log")
+    }
+
+    /// Starts the proxy and waits until it has the agent's snapshot.
+    pub fn start_ready_proxy(&mut self) -> u32 {
+        let pid = self.start_proxy();
+        until("the proxy is ready", || {
+            self.get("127.0.0.1:15021", "/healthz/ready").ok().filter(|(status, _)| *status == 200)
+        });
+        pid
+    }
+
+    fn spawn(&mut self, mut command: Command, log: &str) -> u32 {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.file(log)).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        netns::process::in_netns(&mut command, &self.netns).unwrap();
+        let child = netns::process::die_with_parent(&mut command).spawn().unwrap();
+        let pid = child.id();
+        self.children.push(child);
+        pid
+    }
+
+    /// Kills everything that runs on the node, at once.
+    pub fn kill_all(&mut self) {
+        for mut child in self.children.drain(..) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// A file in the node's folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Where plugins find the agent.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.file("agent.sock")
+    }
+
+    /// Where proxies find the agent.
+    pub fn zds_socket(&self) -> PathBuf {
+        self.file("zds.sock")
+    }
+
+    /// The log of `agent` or `proxy`.
+    pub fn log(&self, of: &str) -> String {
+        fs::read_to_string(self.file(&format!("{of}.log"))).unwrap_or_default()
+    }
+
+    /// A GET in the node's namespace: status and body.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn get(&self, address: &str, path: &str) -> std::io::Result<(u16, String)> {
+        let mut stream = self.netns.run(|| TcpStream::connect(address)).unwrap()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill_all();
+        if std::thread::panicking() {
+            eprintln!("-- agent\n{}\n-- proxy\n{}", self.log("agent"), self.log("proxy"));
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// How many files a process has open, and how many network namespaces and sockets are among them.
+pub fn open_files(pid: u32) -> (usize, usize, usize) {
+    let links: Vec<String> = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|e| fs::read_link(e.path()).ok())
+        .map(|l| l.display().to_string())
+        .collect();
+    let of = |prefix: &str| links.iter().filter(|l| l.starts_with(prefix)).count();
+    (links.len(), of("net:"), of("socket:"))
+}

@@ -1,0 +1,361 @@
+//! The built agent, with the built plugin and with proxies that behave, or do not.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use netns::seqpacket::SeqPacket;
+use serde_json::{Value, json};
+use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::node::{MESH, Node, open_files};
+use underpass_tests::sandbox::until;
+use underpass_tests::wire::Wire;
+use zds::message::{Payload, WorkloadRequest};
+use zds::{codec, proxy};
+
+const ADDRESSES: [&str; 2] = ["10.78.0.1/24", "fd78::1/64"];
+
+fn add(node: &Node, wire: &Wire) -> Call {
+    Call::new("ADD", &path_of(&wire.pod), &config(&node.agent_socket(), &ADDRESSES))
+}
+
+fn del(node: &Node, wire: &Wire) -> Call {
+    Call::new("DEL", &path_of(&wire.pod), &config(&node.agent_socket(), &ADDRESSES))
+}
+
+/// The error of a failed ADD: number and whole text.
+fn error(output: &Output) -> (u64, String) {
+    assert!(!output.status.success(), "the ADD succeeded");
+    let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+    (error["code"].as_u64().unwrap(), error.to_string())
+}
+
+fn rules_are_gone(wire: &Wire) -> bool {
+    wire.pod.run(redirect::read_back).unwrap().unwrap().is_empty()
+}
+
+fn status(node: &Node) -> Value {
+    serde_json::from_str(&node.get("127.0.0.1:15014", "/status").unwrap().1).unwrap()
+}
+
+/// A proxy that says what the test wants.
+struct FakeProxy(SeqPacket);
+
+impl FakeProxy {
+    fn connect(node: &Node) -> Self {
+        let socket = SeqPacket::connect(node.zds_socket()).unwrap();
+        socket.set_timeout(Duration::from_secs(5)).unwrap();
+        socket.send(&proxy::hello().unwrap(), None).unwrap();
+        Self(socket)
+    }
+
+    /// The next request, and whether a descriptor came with it.
+    fn next(&self) -> (Payload, usize) {
+        let packet = self.0.recv().unwrap().unwrap();
+        let request: WorkloadRequest = codec::decode(&packet.data, codec::MAX_REQUEST).unwrap();
+        (request.payload.unwrap(), packet.fds.len())
+    }
+
+    fn answer(&self, outcome: Result<(), &str>) {
+        self.0.send(&proxy::answer(outcome).unwrap(), None).unwrap();
+    }
+}
+
+#[test]
+fn without_a_proxy_the_pod_does_not_start_and_keeps_no_rules() {
+    let (mut node, wire) = (Node::new("no-proxy", MESH), Wire::new());
+    node.start_agent();
+    let (code, text) = error(&add(&node, &wire).run());
+    assert_eq!(code, 11, "the runtime may try again");
+    assert!(text.contains("UP-AGENT-006") && text.contains("Next step"), "{text}");
+    assert!(rules_are_gone(&wire));
+    assert_eq!(status(&node)["pods"], json!([]));
+}
+
+#[test]
+fn a_silent_proxy_fails_the_add_in_time() {
+    let (mut node, wire) = (Node::new("silent", MESH), Wire::new());
+    node.start_agent();
+    let proxy = FakeProxy::connect(&node);
+    let started = Instant::now();
+    let (code, text) = error(&add(&node, &wire).run());
+    assert!(started.elapsed() < Duration::from_secs(4), "the plugin's own deadline is 1.5 s");
+    assert_eq!(code, 11);
+    assert!(text.contains("UP-AGENT-007"), "{text}");
+    assert!(rules_are_gone(&wire));
+    drop(proxy);
+}
+
+#[test]
+fn a_proxy_that_refuses_fails_the_add_with_its_reason() {
+    let (mut node, wire) = (Node::new("refusing", MESH), Wire::new());
+    node.start_agent();
+    let proxy = FakeProxy::connect(&node);
+    assert!(matches!(proxy.next(), (Payload::SnapshotSent(_), 0)));
+    proxy.answer(Ok(()));
+    let plugin = add(&node, &wire).start();
+    let (Payload::Add(request), 1) = proxy.next() else { panic!("no Add with a descriptor") };
+    assert_eq!(request.uid, "uid-1");
+    let info = request.workload_info.unwrap();
+    assert_eq!(
+        (info.name.as_str(), info.namespace.as_str(), info.service_account.as_str()),
+        ("client", "default", "client")
+    );
+    proxy.answer(Err("no room today"));
+    let (_, text) = error(&plugin.wait_with_output().unwrap());
+    assert!(text.contains("UP-AGENT-008") && text.contains("no room today"), "{text}");
+    assert!(rules_are_gone(&wire));
+    assert!(matches!(proxy.next(), (Payload::Del(_), 0)), "the proxy is told that the pod has gone");
+}
+
+#[test]
+fn a_proxy_that_comes_late_is_waited_for_and_the_waiting_pod_goes_first() {
+    let (mut node, wire) = (Node::new("late", MESH), Wire::new());
+    node.start_agent();
+    let plugin = add(&node, &wire).start();
+    until("the rules are there", || (!rules_are_gone(&wire)).then_some(()));
+    let proxy = FakeProxy::connect(&node);
+    assert!(matches!(proxy.next(), (Payload::Add(_), 1)));
+    proxy.answer(Ok(()));
+    assert!(plugin.wait_with_output().unwrap().status.success());
+    assert!(matches!(proxy.next(), (Payload::SnapshotSent(_), 0)));
+}
+
+#[test]
+fn a_port_that_is_taken_in_the_pod_fails_the_add_by_name() {
+    let (mut node, wire) = (Node::new("port-taken", MESH), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    for port in [15001, 15006, 15008] {
+        let taken = wire.pod.run(|| std::net::TcpListener::bind(("::", port))).unwrap().unwrap();
+        let (_, text) = error(&add(&node, &wire).run());
+        let expected = ["UP-AGENT-008", "UP-PROXY-002", &format!("port {port}")];
+        assert!(expected.iter().all(|e| text.contains(e)), "{text}");
+        assert!(rules_are_gone(&wire));
+        drop(taken);
+    }
+    assert!(add(&node, &wire).run().status.success(), "and once it is free the pod joins");
+    let listening = open_listeners(&wire);
+    assert_eq!(listening, [15001, 15006, 15008]);
+    assert!(del(&node, &wire).run().status.success());
+    until("the listeners are closed", || open_listeners(&wire).is_empty().then_some(()));
+    assert!(rules_are_gone(&wire));
+}
+
+/// Ports on which something listens in the pod.
+fn open_listeners(wire: &Wire) -> Vec<u16> {
+    let table = wire.pod.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp6")).unwrap().unwrap();
+    let listening = table.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let port = fields.nth(1)?.rsplit(':').next()?;
+        (fields.nth(1)? == "0A").then(|| u16::from_str_radix(port, 16).unwrap())
+    });
+    let mut ports: Vec<u16> = listening.collect();
+    ports.sort_unstable();
+    ports
+}
+
+#[test]
+fn a_pod_outside_the_mesh_is_left_alone() {
+    let (mut node, wire) = (Node::new("outside", MESH), Wire::new());
+    node.start_agent();
+    let args = "K8S_POD_NAMESPACE=outside;K8S_POD_NAME=peer;K8S_POD_UID=uid-2";
+    let output = add(&node, &wire).with("CNI_ARGS", Some(args)).run();
+    assert!(output.status.success());
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["unknown"], json!([1, 2]), "prevResult goes through unchanged");
+    assert!(rules_are_gone(&wire));
+    assert_eq!(status(&node)["pods"][0]["state"], "skipped");
+}
+
+#[test]
+fn a_mesh_pod_about_which_too_little_is_known_does_not_start() {
+    let (mut node, wire) = (Node::new("unknown", MESH), Wire::new());
+    node.start_agent();
+    let unknown = add(&node, &wire).with("CNI_ARGS", Some("K8S_POD_NAMESPACE=default;K8S_POD_NAME=new")).run();
+    let (code, text) = error(&unknown);
+    assert_eq!(code, 11, "it may become known");
+    assert!(text.contains("UP-AGENT-003"), "{text}");
+    assert!(rules_are_gone(&wire));
+    // And once the mesh file names it, it starts; here with an address that is not the pod's.
+    let more = MESH.replace(
+        "  - { name: peer",
+        "  - { name: new, namespace: default, workloadIps: [10.78.0.9] }\n  - { name: peer",
+    );
+    std::fs::write(node.file("mesh.yaml"), more).unwrap();
+    until("the mesh file is read again", || node.log("agent").contains("the mesh file has changed").then_some(()));
+    let other = add(&node, &wire).with("CNI_ARGS", Some("K8S_POD_NAMESPACE=default;K8S_POD_NAME=new")).run();
+    let (code, text) = error(&other);
+    assert_eq!(code, 100, "trying again does not help");
+    assert!(text.contains("UP-AGENT-004") && text.contains("10.78.0.9"), "{text}");
+}
+
+/// Says something to the agent as a plugin would, and returns its answer.
+fn say(node: &Node, bytes: &[u8], fd: Option<&dyn AsFdObject>) -> Option<Value> {
+    let plugin = SeqPacket::connect(node.agent_socket()).unwrap();
+    plugin.set_timeout(Duration::from_secs(5)).unwrap();
+    plugin.send(bytes, fd.map(AsFdObject::borrowed)).unwrap();
+    plugin.recv().unwrap().map(|p| serde_json::from_slice(&p.data).unwrap())
+}
+
+trait AsFdObject {
+    fn borrowed(&self) -> std::os::fd::BorrowedFd<'_>;
+}
+
+impl<T: AsFd> AsFdObject for T {
+    fn borrowed(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+#[test]
+fn only_the_pods_own_network_namespace_is_taken() {
+    let (mut node, wire) = (Node::new("wrong-fd", MESH), Wire::new());
+    node.start_agent();
+    let hello = |address: &str| {
+        json!({
+            "message": "add", "version": 1, "attachment": { "containerId": "c", "ifname": "eth0" },
+            "pod": { "namespace": "default", "name": "client", "uid": "u" }, "addresses": [address], "deadlineMs": 1000,
+        })
+        .to_string()
+    };
+    let file = File::open("/etc/hostname").unwrap();
+    let mount = File::open("/proc/self/ns/mnt").unwrap();
+    let cases: [(&str, Option<&dyn AsFdObject>); 5] = [
+        ("10.78.0.1", None),
+        ("10.78.0.1", Some(&file)),
+        ("10.78.0.1", Some(&mount)),
+        ("10.78.0.1", Some(&node.netns)), // the node's own
+        ("10.78.0.7", Some(&wire.pod)),   // an address that the pod does not have
+    ];
+    for (index, (address, fd)) in cases.into_iter().enumerate() {
+        let answer = say(&node, hello(address).as_bytes(), fd).unwrap();
+        assert_eq!(
+            (&answer["message"], &answer["code"]),
+            (&json!("failed"), &json!("UP-AGENT-002")),
+            "case {index}: {answer}"
+        );
+    }
+    assert!(rules_are_gone(&wire));
+    assert!(node.netns.run(redirect::read_back).unwrap().unwrap().is_empty(), "the node has no rules of ours");
+}
+
+#[test]
+fn what_is_no_message_is_refused_and_the_agent_goes_on() {
+    let (mut node, wire) = (Node::new("garbage", MESH), Wire::new());
+    let pid = node.start_agent();
+    node.start_ready_proxy();
+    let before = open_files(pid);
+    let messages: [&[u8]; 6] = [
+        b"\xff\xfe",
+        b"{}",
+        b"[]",
+        br#"{"message":"installed"}"#,
+        br#"{"message":"del","version":99,"attachment":{"containerId":"c","ifname":"e"}}"#,
+        br#"{"message":"add","version":1}"#,
+    ];
+    for message in messages {
+        let answer = say(&node, message, Some(&wire.pod)).unwrap();
+        assert_eq!(answer["code"], "UP-AGENT-001", "{}", String::from_utf8_lossy(message));
+    }
+    for garbage in [&b"\xff\xff\xff"[..], &[8, 99], &[0; 20_000]] {
+        let proxy = SeqPacket::connect(node.zds_socket()).unwrap();
+        proxy.set_timeout(Duration::from_secs(5)).unwrap();
+        proxy.send(garbage, None).unwrap();
+        assert!(proxy.recv().unwrap().is_none(), "a proxy that makes no sense is hung up on");
+    }
+    assert!(add(&node, &wire).run().status.success());
+    assert!(del(&node, &wire).run().status.success());
+    until("nothing is left open", || (open_files(pid) == before).then_some(()));
+}
+
+#[test]
+fn a_plugin_that_is_killed_half_way_leaves_nothing() {
+    let (mut node, wire) = (Node::new("killed", MESH), Wire::new());
+    node.start_agent();
+    let proxy = FakeProxy::connect(&node);
+    assert!(matches!(proxy.next(), (Payload::SnapshotSent(_), 0)));
+    proxy.answer(Ok(()));
+    let mut plugin = add(&node, &wire).start();
+    assert!(matches!(proxy.next(), (Payload::Add(_), 1)), "the rules are in, and the proxy is asked");
+    plugin.kill().unwrap();
+    plugin.wait().unwrap();
+    proxy.answer(Ok(()));
+    assert!(matches!(proxy.next(), (Payload::Del(_), 0)));
+    until("the rules are gone", || rules_are_gone(&wire).then_some(()));
+    assert_eq!(status(&node)["pods"], json!([]));
+}
+
+#[test]
+fn a_repeated_add_leaves_one_pod_and_a_del_of_nothing_is_fine() {
+    let (mut node, wire) = (Node::new("twice", MESH), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    assert!(del(&node, &wire).run().status.success());
+    for _ in 0..2 {
+        assert!(add(&node, &wire).run().status.success());
+    }
+    // The sandbox failed after us and is made again: the same pod under another container id.
+    let again = add(&node, &wire).with("CNI_CONTAINERID", Some("another")).run();
+    assert!(again.status.success());
+    assert_eq!(status(&node)["pods"].as_array().unwrap().len(), 1);
+    assert_eq!(open_listeners(&wire), [15001, 15006, 15008]);
+    assert!(del(&node, &wire).run().status.success(), "the first container's DEL comes late");
+    assert_eq!(status(&node)["pods"].as_array().unwrap().len(), 1, "and does not take the pod away");
+}
+
+#[test]
+fn a_damaged_state_file_is_told_and_kept_aside() {
+    let (mut node, wire) = (Node::new("state", MESH), Wire::new());
+    std::fs::create_dir_all(node.file("state")).unwrap();
+    std::fs::write(node.file("state/pods.json"), b"{ damaged").unwrap();
+    node.start_agent();
+    assert!(node.log("agent").contains("UP-AGENT-009"));
+    assert_eq!(std::fs::read(node.file("state/pods.damaged.json")).unwrap(), b"{ damaged");
+    node.start_ready_proxy();
+    assert!(add(&node, &wire).run().status.success());
+    // A state of an earlier boot says nothing about this one.
+    let state = std::fs::read_to_string(node.file("state/pods.json")).unwrap();
+    let mut state: Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(state["pods"][0]["uid"], "uid-1");
+    state["bootId"] = json!("another");
+    node.kill_all();
+    std::fs::write(node.file("state/pods.json"), state.to_string()).unwrap();
+    node.start_agent();
+    assert_eq!(status(&node)["pods"], json!([]));
+}
+
+#[test]
+fn two_hundred_pods_come_and_go_and_nothing_leaks() {
+    let (mut node, wire) = (Node::new("cycles", MESH), Wire::new());
+    let agent = node.start_agent();
+    let proxy = node.start_ready_proxy();
+    let cycle = |index: usize| {
+        let id = format!("container-{index}");
+        let output = add(&node, &wire).with("CNI_CONTAINERID", Some(&id)).run();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(del(&node, &wire).with("CNI_CONTAINERID", Some(&id)).run().status.success());
+    };
+    cycle(0);
+    until("the first pod has left", || open_listeners(&wire).is_empty().then_some(()));
+    let before = (open_files(agent), open_files(proxy), threads(agent), threads(proxy));
+    (1..=200).for_each(cycle);
+    until("as many files, namespaces, sockets and threads are open as before", || {
+        ((open_files(agent), open_files(proxy), threads(agent), threads(proxy)) == before).then_some(())
+    });
+    assert!(rules_are_gone(&wire));
+    assert!(open_listeners(&wire).is_empty());
+    assert_eq!(children(agent) + children(proxy), 0, "agent and proxy start no process");
+}
+
+fn threads(pid: u32) -> usize {
+    std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")).unwrap().count()
+}
+
+fn children(pid: u32) -> usize {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    std::fs::read_to_string(path).map_or(0, |c| c.split_whitespace().count())
+}
