@@ -138,8 +138,6 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        let _ = self.command(&["down"]);
-        let _ = self.up.wait();
         if std::thread::panicking() {
             for node in ["node-1", "node-2"] {
                 for of in ["agent", "proxy"] {
@@ -148,6 +146,8 @@ impl Drop for Sandbox {
                 }
             }
         }
+        let _ = self.command(&["down"]);
+        let _ = self.up.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

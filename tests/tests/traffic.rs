@@ -238,12 +238,12 @@ fn many_connections_at_once() {
 fn the_proxys_own_ports_are_not_proxied_to() {
     let sandbox = Sandbox::up("own-ports");
     let client = sandbox.pod("client");
-    let fails = |from: &NetNs, to: SocketAddr| match connect(from, to) {
-        Ok(mut stream) => {
+    let fails = |from: &NetNs, to: SocketAddr| {
+        // Refused at once is as good as cut off.
+        if let Ok(mut stream) = connect(from, to) {
             let read = stream.read(&mut [0; 1]);
             assert!(matches!(read, Ok(0) | Err(_)), "{to} sent something");
         }
-        Err(_) => {} // refused at once is as good
     };
     for port in [15001, 15006] {
         for ip in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()].into_iter().chain(sandbox.ips("client")) {

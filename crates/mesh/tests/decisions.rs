@@ -90,7 +90,7 @@ fn a_service_is_balanced_by_weight_and_refused_without_endpoints() {
         by_authority.into_iter().collect::<Vec<_>>(),
         [("10.0.0.2:8080".into(), 100), ("10.0.0.3:9090".into(), 300)]
     );
-    let Route::Tunnel { authority, .. } = to(&mesh, "[fd96::1]:80", 0) else { panic!("no tunnel") };
+    let Route::Tunnel { authority, .. } = to(&mesh, "[fd96::1]:80", 3) else { panic!("no tunnel") };
     assert_eq!(authority.to_string(), "[fd00::2]:8080", "the caller's family where the endpoint has it");
     assert!(matches!(to(&mesh, "10.96.0.1:81", 0), Route::Refuse { .. }), "a port that it does not have");
     assert!(matches!(to(&mesh, "10.96.0.2:80", 0), Route::Refuse { .. }), "no endpoints");

@@ -17,7 +17,7 @@ use super::error::ConnectionError;
 use super::worker::{Phase, Worker};
 use super::{policed, relay, sockets};
 use crate::hbone::{self, Incoming};
-use crate::identity::peer_identity;
+use crate::identity::{explain, peer_identity};
 use crate::inpod::Pod;
 use crate::telemetry::{Direction, Event, Facts, Side};
 
@@ -41,7 +41,7 @@ pub(super) async fn serve(accepted: Accepted) {
     let server = pod.credentials.load().server.clone();
     let tls = match timeout(TLS_DEADLINE, TlsAcceptor::from(server).accept(stream)).await {
         Ok(Ok(tls)) => tls,
-        Ok(Err(e)) => return early_end(peer, local, &ConnectionError::Tls { with: peer, why: e.to_string() }),
+        Ok(Err(e)) => return early_end(peer, local, &ConnectionError::Tls { with: peer, why: explain(&e) }),
         Err(_) => {
             return early_end(peer, local, &ConnectionError::Tls { with: peer, why: "not done in time".to_owned() });
         }

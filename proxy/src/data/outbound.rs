@@ -17,6 +17,7 @@ use super::error::ConnectionError;
 use super::worker::Worker;
 use super::{relay, sockets};
 use crate::hbone::{HboneStream, OpenError, Opening, StreamCount, Tunnel, TunnelKey};
+use crate::identity::explain;
 use crate::inpod::{PORTS, Pod};
 use crate::telemetry::{Direction, Event, Facts, Side};
 
@@ -140,7 +141,7 @@ async fn start_tunnel(pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, Connectio
     let name = ServerName::IpAddress(TlsIp::V4(TlsIpv4::from([0, 0, 0, 0])));
     let handshake = timeout(TLS_DEADLINE, TlsConnector::from(config).connect(name, tcp));
     let tls = handshake.await.map_err(|_| tls_failed(format!("not done within {} s", TLS_DEADLINE.as_secs())))?;
-    let tls = tls.map_err(|e| tls_failed(e.to_string()))?;
+    let tls = tls.map_err(|e| tls_failed(explain(&e)))?;
     Tunnel::start(tls).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
 }
 

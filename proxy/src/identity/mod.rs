@@ -6,4 +6,4 @@ mod verify;
 
 pub(crate) use credentials::{Credentials, CredentialsError};
 pub(crate) use local_ca::LocalCa;
-pub(crate) use verify::peer_identity;
+pub(crate) use verify::{explain, peer_identity};

@@ -78,6 +78,15 @@ fn identity_of(certificate: &EndEntityCert<'_>) -> Option<Identity> {
     if uris.next().is_some() { None } else { first.parse().ok() }
 }
 
+/// A failed handshake in words for people: our own reason where the verifier is ours.
+pub(crate) fn explain(error: &std::io::Error) -> String {
+    let tls = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => reason.to_string(),
+        _ => error.to_string(),
+    }
+}
+
 /// Who a verified peer is.
 pub(crate) fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Option<Identity> {
     identity_of(&EndEntityCert::try_from(chain?.first()?).ok()?)

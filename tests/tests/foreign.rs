@@ -1,0 +1,197 @@
+//! The proxy under an agent that is not ours, with redirection that is not ours: Istio's ZDS byte by byte, and Istio's
+//! iptables rules.
+#![allow(clippy::unwrap_used, clippy::disallowed_types)]
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use netns::NetNs;
+use netns::seqpacket::{SeqPacket, SeqPacketListener};
+use underpass_tests::node::Node;
+use underpass_tests::sandbox::{connect, read_line, serve_echo, until};
+use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
+
+const MESH: &str = r#"
+workloads:
+  - { name: a, namespace: default, serviceAccount: a, protocol: HBONE, node: node, workloadIps: [10.78.0.1, "fd78::1"] }
+  - { name: b, namespace: default, serviceAccount: b, protocol: HBONE, node: node, workloadIps: [10.78.0.2, "fd78::2"] }
+"#;
+
+/// A field of a protobuf message that holds bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()
+}
+
+fn add_workload(uid: &str, name: &str) -> Vec<u8> {
+    let info = [field(1, name.as_bytes()), field(2, b"default"), field(3, name.as_bytes())].concat();
+    field(1, &[field(1, uid.as_bytes()), field(2, &info)].concat())
+}
+
+fn keep_workload(uid: &str) -> Vec<u8> {
+    field(5, &field(1, uid.as_bytes()))
+}
+
+fn del_workload(uid: &str) -> Vec<u8> {
+    field(2, &field(2, uid.as_bytes()))
+}
+
+fn snapshot_sent() -> Vec<u8> {
+    field(3, &[])
+}
+
+const DONE: [u8; 2] = [0x0a, 0x00];
+
+/// The server side of ZDS, as Istio's agent is.
+struct Server {
+    listener: SeqPacketListener,
+}
+
+impl Server {
+    fn listen(node: &Node) -> Self {
+        Self { listener: SeqPacketListener::bind(node.zds_socket()).unwrap() }
+    }
+
+    /// The proxy's next connection, after its hello.
+    fn accept(&self) -> SeqPacket {
+        let deadline = Instant::now() + Duration::from_secs(8);
+        let socket = loop {
+            match self.listener.accept() {
+                Ok(socket) => break socket,
+                Err(_) => assert!(Instant::now() < deadline, "the proxy does not connect"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        socket.set_timeout(Duration::from_secs(5)).unwrap();
+        assert_eq!(socket.recv().unwrap().unwrap().data, [8, 1], "ZdsHello, version 1");
+        socket
+    }
+}
+
+fn ask(socket: &SeqPacket, request: &[u8], netns: Option<&NetNs>) -> Vec<u8> {
+    socket.send(request, netns.map(|n| n.as_fd())).unwrap();
+    socket.recv().unwrap().unwrap().data
+}
+
+fn run(netns: &NetNs, program: &str, args: &str, input: &str) {
+    let mut command = Command::new(program);
+    command.args(args.split_whitespace()).stdin(Stdio::piped());
+    let mut child = netns::process::in_netns(&mut command, netns).unwrap().spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{program} {args}");
+}
+
+/// What istio-cni installs in a pod, without DNS.
+fn install_istio_rules(netns: &NetNs) {
+    for (restore, family, loopback, any) in
+        [("iptables-restore", "-4", "127.0.0.1/32", "0.0.0.0/0"), ("ip6tables-restore", "-6", "::1/128", "::/0")]
+    {
+        let rules = format!(
+            "* mangle
+-N ISTIO_PRERT
+-N ISTIO_OUTPUT
+-A PREROUTING -j ISTIO_PRERT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_PRERT -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
+-A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
+COMMIT
+* nat
+-N ISTIO_PRERT
+-N ISTIO_OUTPUT
+-A OUTPUT -j ISTIO_OUTPUT
+-A PREROUTING -j ISTIO_PRERT
+-A ISTIO_PRERT ! -d {loopback} -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
+-A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
+-A ISTIO_OUTPUT ! -d {loopback} -o lo -j ACCEPT
+-A ISTIO_OUTPUT ! -d {loopback} -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
+COMMIT
+"
+        );
+        run(netns, restore, "--noflush", &rules);
+        run(netns, "ip", &format!("{family} rule add fwmark 0x111/0xfff pref 32764 lookup 100"), "");
+        run(netns, "ip", &format!("{family} route add local {any} dev lo table 100"), "");
+    }
+}
+
+#[test]
+fn the_proxy_works_under_a_foreign_agent_and_istios_iptables_rules() {
+    let (mut node, wire) = (Node::new("foreign", MESH), Wire::new());
+    let server = Server::listen(&node);
+    node.start_proxy();
+    let agent = server.accept();
+    for (netns, uid, name) in [(&wire.pod, "uid-a", "a"), (&wire.peer, "uid-b", "b")] {
+        install_istio_rules(netns);
+        assert_eq!(ask(&agent, &add_workload(uid, name), Some(netns)), DONE);
+    }
+    let not_ready = node.get("127.0.0.1:15021", "/healthz/ready").unwrap();
+    assert_eq!(not_ready.0, 500, "before the snapshot: {not_ready:?}");
+    assert_eq!(ask(&agent, &snapshot_sent(), None), DONE);
+    assert_eq!(node.get("127.0.0.1:15021", "/healthz/ready").unwrap(), (200, "ready\n".to_owned()));
+
+    serve_echo(&wire.peer, 8080);
+    for (own, peer) in [(POD4, PEER4), (POD6, PEER6)] {
+        let mut stream = connect(&wire.pod, SocketAddr::new(peer, 8080)).unwrap();
+        assert_eq!(read_line(&mut stream).unwrap(), own.to_string(), "the server sees the client's address");
+        writeln!(stream, "through the tunnel").unwrap();
+        assert_eq!(read_line(&mut stream).unwrap(), "through the tunnel");
+        drop(stream);
+        let target = format!("dst.hbone_addr={}", SocketAddr::new(peer, 8080));
+        until("both ends log the tunnel", || {
+            let log = node.log("proxy");
+            let has = |direction: &str| log.lines().any(|l| l.contains(&target) && l.contains(direction));
+            (has("direction=\"outbound\"") && has("direction=\"inbound\"")).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_reconnect_keeps_what_the_snapshot_names_and_drops_the_rest() {
+    let (mut node, wire) = (Node::new("reconnect", MESH), Wire::new());
+    let server = Server::listen(&node);
+    node.start_proxy();
+    let agent = server.accept();
+    assert_eq!(ask(&agent, &add_workload("uid-a", "a"), Some(&wire.pod)), DONE);
+    assert_eq!(ask(&agent, &add_workload("uid-b", "b"), Some(&wire.peer)), DONE);
+    assert_eq!(ask(&agent, &snapshot_sent(), None), DONE);
+    let listens = |netns: &NetNs| netns.run(|| std::net::TcpStream::connect("127.0.0.1:15008").is_ok()).unwrap();
+    assert!(listens(&wire.pod) && listens(&wire.peer));
+    drop(agent);
+    let agent = server.accept();
+    assert!(listens(&wire.pod), "pods are served while the agent is away");
+    assert_eq!(ask(&agent, &keep_workload("uid-a"), None), DONE);
+    assert_eq!(ask(&agent, &snapshot_sent(), None), DONE);
+    assert!(listens(&wire.pod));
+    until("the pod that was not named is given up", || (!listens(&wire.peer)).then_some(()));
+    assert_eq!(ask(&agent, &del_workload("uid-a"), None), DONE);
+    until("the deleted pod is given up", || (!listens(&wire.pod)).then_some(()));
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_and_the_proxy_goes_on() {
+    let (mut node, wire) = (Node::new("nonsense", MESH), Wire::new());
+    let server = Server::listen(&node);
+    node.start_proxy();
+    let agent = server.accept();
+    let refused = |request: &[u8], netns: Option<&NetNs>| {
+        let answer = ask(&agent, request, netns);
+        assert!(answer.len() > DONE.len(), "{request:?} was not refused");
+    };
+    refused(&add_workload("uid-a", "a"), None);
+    refused(&del_workload("uid-a"), Some(&wire.pod));
+    refused(&field(1, &field(1, b"uid")), Some(&wire.pod));
+    refused(&field(9, b"of a later version"), None);
+    let file = std::fs::File::open("/etc/hostname").unwrap();
+    agent.send(&add_workload("uid-a", "a"), Some(file.as_fd())).unwrap();
+    assert!(agent.recv().unwrap().unwrap().data.len() > DONE.len(), "a file is no namespace");
+    assert_eq!(ask(&agent, &snapshot_sent(), None), DONE);
+    refused(&snapshot_sent(), None);
+    refused(&keep_workload("uid-a"), None);
+    assert_eq!(ask(&agent, &add_workload("uid-a", "a"), Some(&wire.pod)), DONE);
+    // Bytes that are no message end the connection, not the proxy, and not the pods.
+    agent.send(&[0xff; 30], None).unwrap();
+    assert!(agent.recv().unwrap().is_none());
+    let agent = server.accept();
+    assert_eq!(ask(&agent, &add_workload("uid-a", "a"), Some(&wire.pod)), DONE);
+}

@@ -1,0 +1,267 @@
+//! The proxy's end of a tunnel, against a peer with a real certificate that asks for what it likes.
+#![allow(clippy::unwrap_used)]
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{Method, Request, StatusCode};
+use netns::NetNs;
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, connect, read_line, serve_echo};
+
+const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
+
+/// Takes any server: these tests are about what the server makes of us.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A certificate of the sandbox's own authority, or of another one.
+fn certificate(ca: &Path, identity: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let read = |name: &str| std::fs::read_to_string(ca.join(name)).unwrap();
+    let issuer =
+        Issuer::from_ca_cert_pem(&read("ca-cert.pem"), KeyPair::from_pem(&read("ca-key.pem")).unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let leaf = params.signed_by(&key, &issuer).unwrap();
+    let root = CertificateDer::from_pem_slice(read("root-cert.pem").as_bytes()).unwrap();
+    (vec![leaf.der().clone(), root], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+}
+
+fn config(identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, alpn: &[&[u8]]) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody));
+    let mut config = match identity {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+    config
+}
+
+/// A connection to a pod's port 15008, from within another pod, marked as a proxy's.
+async fn dial(from: &NetNs, ip: IpAddr) -> TcpStream {
+    let to = SocketAddr::new(ip, 15008);
+    let socket = from.run(|| Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None).unwrap()).unwrap();
+    socket.set_mark(0x539).unwrap();
+    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.unwrap()
+}
+
+async fn tls(
+    from: &NetNs,
+    ip: IpAddr,
+    config: ClientConfig,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = ServerName::try_from("0.0.0.0").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, dial(from, ip).await).await
+}
+
+/// A tunnel as the pod `client` has it.
+async fn tunnel(sandbox: &Sandbox, ip: IpAddr) -> SendRequest<Bytes> {
+    let config = config(Some(certificate(&sandbox.folder().join("box/ca"), CLIENT)), &[b"h2"]);
+    let stream = tls(&sandbox.pod("client"), ip, config).await.unwrap();
+    let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    requests
+}
+
+async fn status(requests: &SendRequest<Bytes>, request: Request<()>) -> Result<StatusCode, h2::Error> {
+    let mut requests = requests.clone().ready().await?;
+    let (response, _send) = requests.send_request(request, false)?;
+    Ok(response.await?.status())
+}
+
+fn connect_to(authority: &str) -> Request<()> {
+    Request::builder().method(Method::CONNECT).uri(authority).body(()).unwrap()
+}
+
+#[tokio::test]
+async fn each_request_gets_the_status_that_the_interface_says() {
+    let sandbox = Sandbox::up("statuses");
+    serve_echo(&sandbox.pod("server"), 8080);
+    for ip in sandbox.ips("server") {
+        let requests = tunnel(&sandbox, ip).await;
+        let at = |port: u16| SocketAddr::new(ip, port).to_string();
+        let get = Request::builder().method(Method::GET).uri(format!("https://{}/", at(8080))).body(()).unwrap();
+        let cases = [
+            (connect_to(&at(8080)), 200),
+            (connect_to("server.default.svc.cluster.local:80"), 200),
+            (get, 400),
+            (connect_to(&SocketAddr::new(sandbox.ips("neighbour")[0], 8080).to_string()), 400),
+            (connect_to("10.96.0.10:80"), 400),
+            (connect_to("nowhere.example:80"), 503),
+            (connect_to("server.default.svc.cluster.local:81"), 503),
+            (connect_to(&at(9)), 503),
+            (connect_to(&at(15001)), 503),
+            (connect_to(&at(15008)), 503),
+        ];
+        for (request, expected) in cases {
+            let what = format!("{} {}", request.method(), request.uri());
+            let got = status(&requests, request).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_eq!(got.as_u16(), expected, "{what}");
+        }
+    }
+    sandbox.set_policies("  - { name: nobody, namespace: default, scope: Namespace, action: Deny, rules: [[[{ principals: [Presence] }]]] }");
+    let requests = tunnel(&sandbox, sandbox.ips("server")[0]).await;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while status(&requests, connect_to("10.77.2.2:8080")).await.unwrap() != StatusCode::UNAUTHORIZED {
+        assert!(std::time::Instant::now() < deadline, "the policy does not come into force");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn strange_headers_harm_nobody() {
+    let sandbox = Sandbox::up("headers");
+    serve_echo(&sandbox.pod("server"), 8080);
+    let ip = sandbox.ips("server")[0];
+    let requests = tunnel(&sandbox, ip).await;
+    let strange: [(&str, Vec<u8>); 8] = [
+        ("traceparent", format!("00-{}", "0".repeat(52)).into_bytes()),
+        ("traceparent", b"x".to_vec()),
+        ("baggage", b"=,=,,;;k8s.pod.name".to_vec()),
+        ("baggage", vec![0xff; 100]),
+        ("baggage", b"k8s.cluster.name=".repeat(500)),
+        ("forwarded", b"for=;;;\"".to_vec()),
+        ("x-forwarded-network", vec![0xfe; 8]),
+        ("x-unheard-of", vec![b'a'; 20_000]),
+    ];
+    for (name, value) in strange {
+        let mut request = connect_to(&format!("{ip}:8080"));
+        request.headers_mut().insert(name, http::HeaderValue::from_bytes(&value).unwrap());
+        assert_eq!(status(&requests, request).await.unwrap(), 200, "{name}");
+    }
+    assert!(!sandbox.log("node-2", "proxy").contains("panicked"));
+}
+
+#[tokio::test]
+async fn only_a_peer_of_the_own_trust_domain_gets_a_tunnel() {
+    let sandbox = Sandbox::up("peers");
+    let (ip, from) = (sandbox.ips("server")[0], sandbox.pod("client"));
+    let ca = sandbox.folder().join("box/ca");
+    let foreign = sandbox.folder().join("foreign-ca");
+    std::fs::create_dir_all(&foreign).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap().pem();
+    for (name, text) in [("root-cert.pem", &root), ("ca-cert.pem", &root), ("ca-key.pem", &key.serialize_pem())] {
+        std::fs::write(foreign.join(name), text).unwrap();
+    }
+    let refused = [
+        ("no certificate", config(None, &[b"h2"])),
+        ("a certificate of another authority", config(Some(certificate(&foreign, CLIENT)), &[b"h2"])),
+        ("another trust domain", config(Some(certificate(&ca, "spiffe://other/ns/default/sa/client")), &[b"h2"])),
+        ("no identity of Istio's form", config(Some(certificate(&ca, "spiffe://cluster.local/client")), &[b"h2"])),
+        ("only HTTP/1.1", config(Some(certificate(&ca, CLIENT)), &[b"http/1.1"])),
+    ];
+    for (what, config) in refused {
+        // In TLS 1.3 the client may think that all is well until the server has looked at its certificate.
+        let opened = match tls(&from, ip, config).await {
+            Err(_) => false,
+            Ok(stream) => match h2::client::handshake::<_>(stream).await {
+                Err(_) => false,
+                Ok((requests, connection)) => {
+                    tokio::spawn(connection);
+                    status(&requests, connect_to(&format!("{ip}:8080"))).await.is_ok()
+                }
+            },
+        };
+        assert!(!opened, "a tunnel was opened with {what}");
+    }
+    sandbox.access_line("node-2", &["UP-PROXY-005", "trust domain is other"]);
+    let requests = tunnel(&sandbox, ip).await;
+    assert_eq!(status(&requests, connect_to(&format!("{ip}:9"))).await.unwrap(), 503, "and a good one is served");
+}
+
+/// A mesh in which `outsider` is said to have a proxy; the test plays it.
+fn with_impostor() -> String {
+    MESH.replace("name: outsider, namespace: outside,", "name: outsider, namespace: outside, protocol: HBONE,")
+}
+
+#[tokio::test]
+async fn a_server_that_is_somebody_else_is_not_talked_to() {
+    let sandbox = Sandbox::up_with("impostor", &with_impostor());
+    let (ip, netns) = (sandbox.ips("outsider")[0], sandbox.pod("outsider"));
+    let (chain, key) = certificate(&sandbox.folder().join("box/ca"), "spiffe://cluster.local/ns/default/sa/neighbour");
+    let mut server = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    let listener = netns.run(|| std::net::TcpListener::bind((ip, 15008)).unwrap()).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    let mut client = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();
+    let accepted = acceptor.accept(listener.accept().await.unwrap().0).await;
+    assert!(accepted.is_err(), "the handshake was completed");
+    assert!(std::io::Read::read(&mut client, &mut [0; 1]).is_err(), "the application was not cut off");
+    let reason = "the peer is spiffe://cluster.local/ns/default/sa/neighbour, expected one of spiffe://cluster.local/ns/outside/sa/outsider";
+    sandbox.access_line("node-1", &["UP-PROXY-005", reason]);
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_holds_up_nobody_else() {
+    let sandbox = Sandbox::up_with("silent-server", &with_impostor());
+    serve_echo(&sandbox.pod("server"), 8080);
+    let ip = sandbox.ips("outsider")[0];
+    let _silent = sandbox.pod("outsider").run(|| std::net::TcpListener::bind((ip, 15008)).unwrap()).unwrap();
+    let client = sandbox.pod("client");
+    let mut waiting: Vec<_> = (0..3).map(|_| connect(&client, SocketAddr::new(ip, 8080)).unwrap()).collect();
+    let mut sibling = connect(&client, SocketAddr::new(sandbox.ips("server")[0], 8080)).unwrap();
+    read_line(&mut sibling).unwrap();
+    for stream in &mut waiting {
+        assert!(std::io::Read::read(stream, &mut [0; 1]).is_err(), "all that wait are told, in the same moment");
+    }
+    sandbox.access_line("node-1", &["UP-PROXY-005", "not done within 5 s"]);
+}
