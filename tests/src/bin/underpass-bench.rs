@@ -1,0 +1,193 @@
+//! Figures, not tests: see scripts/bench. Everything is measured against the built binaries, in namespaces of its own.
+
+#![allow(clippy::unwrap_used)] // a benchmark that cannot go on stops
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use netns::NetNs;
+use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::node::{self, Node};
+use underpass_tests::sandbox::{Sandbox, connect, listen};
+use underpass_tests::wire::Wire;
+
+fn main() {
+    let chosen: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|c| c == name);
+    if wanted("cni") {
+        cni();
+    }
+    if wanted("memory") {
+        memory();
+    }
+    if wanted("tunnel") {
+        tunnel();
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Wall time of one ADD: from the plugin's start to its end, agent and proxy included.
+fn cni() {
+    let (mut node, wire) = (Node::new("bench-cni", node::MESH), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    let addresses = ["10.78.0.1/24", "fd78::1/64"];
+    let call = |verb: &str| Call::new(verb, &path_of(&wire.pod), &config(&node.agent_socket(), &addresses));
+    let mut adds = Vec::new();
+    let mut starts = Vec::new();
+    for _ in 0..51 {
+        let begun = Instant::now();
+        assert!(call("VERSION").run().status.success());
+        starts.push(begun.elapsed().as_secs_f64() * 1e3);
+        let begun = Instant::now();
+        let output = call("ADD").run();
+        adds.push(begun.elapsed().as_secs_f64() * 1e3);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(call("DEL").run().status.success());
+    }
+    println!(
+        "cni     ADD, median of 51: {:.2} ms (start of the process alone: {:.2} ms)",
+        median(adds),
+        median(starts)
+    );
+}
+
+/// Resident memory of agent and proxy, with no pod and with three.
+fn memory() {
+    let mut node = Node::new("bench-memory", node::MESH);
+    let (agent, proxy) = (node.start_agent(), node.start_ready_proxy());
+    println!("memory  idle, no pod: agent {:.1} MiB, proxy {:.1} MiB", resident(agent), resident(proxy));
+    let wire = Wire::new();
+    let addresses = ["10.78.0.1/24", "fd78::1/64"];
+    let add = Call::new("ADD", &path_of(&wire.pod), &config(&node.agent_socket(), &addresses));
+    assert!(add.run().status.success());
+    println!("memory  idle, one pod: agent {:.1} MiB, proxy {:.1} MiB", resident(agent), resident(proxy));
+}
+
+fn resident(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
+
+/// One way from a client to the same server program.
+struct Path {
+    name: &'static str,
+    client: NetNs,
+    to: SocketAddr,
+}
+
+/// Rounds of each measurement; the ways alternate, so that all see the same machine.
+const ROUNDS: usize = 5;
+const BULK: Duration = Duration::from_secs(1);
+const ROUND_TRIPS: usize = 2000;
+
+fn tunnel() {
+    // Two pods outside the mesh for plain TCP, over the same wires.
+    let bystander =
+        "  - { name: bystander, namespace: outside, node: node-2, workloadIps: [10.77.2.3, \"fd77:2::3\"] }\nservices:";
+    let mesh = underpass_tests::sandbox::MESH.replace("\nservices:", &format!("\n{bystander}"));
+    let sandbox = Sandbox::up_with("bench-tunnel", &mesh);
+    for pod in ["client", "outsider", "server", "bystander"] {
+        sandbox.pod(pod).run(|| std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap()).unwrap();
+    }
+    for pod in ["server", "bystander"] {
+        serve(&sandbox.pod(pod));
+    }
+    let at = |pod: &str| SocketAddr::new(sandbox.ips(pod)[0], 9000);
+    let paths = [
+        Path { name: "plain TCP", client: sandbox.pod("outsider"), to: at("bystander") },
+        Path { name: "passthrough", client: sandbox.pod("client"), to: at("bystander") },
+        Path { name: "HBONE", client: sandbox.pod("client"), to: at("server") },
+    ];
+    let mut bulk = vec![Vec::new(); paths.len()];
+    let mut rr = vec![Vec::new(); paths.len()];
+    let mut crr = vec![Vec::new(); paths.len()];
+    for _ in 0..ROUNDS {
+        for (index, path) in paths.iter().enumerate() {
+            bulk[index].push(throughput(path));
+            rr[index].push(round_trip(path));
+            crr[index].push(connections(path));
+        }
+    }
+    for (index, path) in paths.iter().enumerate() {
+        println!(
+            "tunnel  {:<12} {:>6.2} Gb/s up, 1-byte round trip {:>6.1} us, {:>6.0} new connections/s (medians of {ROUNDS})",
+            path.name,
+            median(bulk[index].clone()),
+            median(rr[index].clone()),
+            median(crr[index].clone()),
+        );
+    }
+}
+
+/// First byte `d`: everything is thrown away. First byte `e`: everything comes back.
+fn serve(netns: &NetNs) {
+    let listener = listen(netns, 9000);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                stream.set_nodelay(true)?;
+                let mut mode = [0];
+                stream.read_exact(&mut mode)?;
+                let mut buffer = vec![0; 256 * 1024];
+                loop {
+                    let n = stream.read(&mut buffer)?;
+                    if n == 0 {
+                        return std::io::Result::Ok(());
+                    }
+                    if mode == *b"e" {
+                        stream.write_all(&buffer[..n])?;
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn open(path: &Path, mode: &[u8]) -> TcpStream {
+    let mut stream = connect(&path.client, path.to).unwrap();
+    stream.write_all(mode).unwrap();
+    stream
+}
+
+/// Gb/s of one connection.
+fn throughput(path: &Path) -> f64 {
+    let mut stream = open(path, b"d");
+    let chunk = vec![0; 256 * 1024];
+    let (begun, mut bytes) = (Instant::now(), 0usize);
+    while begun.elapsed() < BULK {
+        stream.write_all(&chunk).unwrap();
+        bytes += chunk.len();
+    }
+    bytes as f64 * 8.0 / begun.elapsed().as_secs_f64() / 1e9
+}
+
+/// Median microseconds of a byte there and back.
+fn round_trip(path: &Path) -> f64 {
+    let mut stream = open(path, b"e");
+    let mut byte = [1];
+    let times = (0..ROUND_TRIPS).map(|_| {
+        let begun = Instant::now();
+        stream.write_all(&byte).unwrap();
+        stream.read_exact(&mut byte).unwrap();
+        begun.elapsed().as_secs_f64() * 1e6
+    });
+    median(times.collect())
+}
+
+/// New connections a second, each with a byte there and back, one after another.
+fn connections(path: &Path) -> f64 {
+    let (begun, mut count) = (Instant::now(), 0u32);
+    while begun.elapsed() < BULK / 2 {
+        let mut stream = open(path, b"ex");
+        stream.read_exact(&mut [0]).unwrap();
+        count += 1;
+    }
+    f64::from(count) / begun.elapsed().as_secs_f64()
+}
