@@ -359,3 +359,25 @@ fn children(pid: u32) -> usize {
     let path = format!("/proc/{pid}/task/{pid}/children");
     std::fs::read_to_string(path).map_or(0, |c| c.split_whitespace().count())
 }
+
+#[test]
+fn two_proxies_are_told_of_every_pod_and_one_that_serves_it_is_enough() {
+    let (mut node, wire) = (Node::new("two-proxies", MESH), Wire::new());
+    node.start_agent();
+    let (old, new) = (FakeProxy::connect(&node), FakeProxy::connect(&node));
+    for proxy in [&old, &new] {
+        assert!(matches!(proxy.next(), (Payload::SnapshotSent(_), 0)));
+        proxy.answer(Ok(()));
+    }
+    let plugin = add(&node, &wire).start();
+    for proxy in [&old, &new] {
+        assert!(matches!(proxy.next(), (Payload::Add(_), 1)));
+    }
+    old.answer(Err("I am about to go"));
+    new.answer(Ok(()));
+    assert!(plugin.wait_with_output().unwrap().status.success());
+    assert!(del(&node, &wire).run().status.success());
+    for proxy in [&old, &new] {
+        assert!(matches!(proxy.next(), (Payload::Del(_), 0)));
+    }
+}

@@ -182,3 +182,78 @@ fn a_typo_in_a_running_mesh_keeps_what_was_in_force() {
     let dump: Value = serde_json::from_str(&dump).unwrap();
     assert_eq!(dump["workloads"].as_array().unwrap().len(), 4);
 }
+
+#[test]
+fn a_killed_keeper_takes_everything_with_it_and_the_next_up_starts_afresh() {
+    let folder = Folder::new("killed-keeper");
+    assert!(folder.run(&["up"]).status.success());
+    let status: Value = serde_json::from_slice(&folder.run(&["status", "--json"]).stdout).unwrap();
+    let keeper = i32::try_from(status["keeper_pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper), nix::sys::signal::Signal::SIGKILL).unwrap();
+    until("agents and proxies end, too", || processes_of(&folder.0).is_empty().then_some(()));
+    assert!(text(&folder.run(&["status"])).contains("UP-BOX-003"));
+    let again = folder.run(&["up"]);
+    assert!(again.status.success(), "{}", text(&again));
+}
+
+#[test]
+fn without_root_the_sandbox_runs_in_a_user_namespace() {
+    use std::os::unix::fs::chown;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    if fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0") {
+        println!("skipped: without_root_the_sandbox_runs_in_a_user_namespace: user namespaces are switched off");
+        return;
+    }
+    let folder = Folder::new("rootless");
+    chown(&folder.0, Some(NOBODY), Some(NOBODY)).unwrap();
+    // The folder of the programs may be closed to others.
+    for name in ["underpass", "underpass-agent", "underpass-proxy", "underpass-cni"] {
+        let (from, to) = (binary(name), folder.0.join(name));
+        fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(|_| ())).unwrap();
+    }
+    let run = |args: &[&str]| {
+        let mut command = Command::new(folder.0.join("underpass"));
+        command.arg("sandbox").args(args).env("UNDERPASS_SANDBOX_DIR", folder.0.join("box"));
+        command.uid(NOBODY).gid(NOBODY).output().unwrap()
+    };
+    let up = run(&["up"]);
+    assert!(up.status.success(), "{}", text(&up));
+    let status: Value = serde_json::from_slice(&run(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(status["pods"][0]["state"], "enrolled", "{status}");
+    let inside = run(&["exec", "client", "--", "cat", "/proc/net/tcp6"]);
+    let listening = String::from_utf8_lossy(&inside.stdout).to_lowercase();
+    assert!(listening.contains(":3a99 "), "the proxy listens on 15001 in the pod: {listening}");
+    assert!(run(&["down"]).status.success());
+    assert!(!folder.0.join("box").exists());
+}
+
+#[test]
+fn status_says_what_the_agent_says_now() {
+    let folder = Folder::new("status-now");
+    assert!(folder.run(&["up"]).status.success());
+    let status = || serde_json::from_slice::<Value>(&folder.run(&["status", "--json"]).stdout).unwrap();
+    let before = status();
+    // Somebody deletes the pod from the mesh, as cnitool would.
+    let conf_dir = before["nodes"][0]["cni_conf_dir"].as_str().unwrap();
+    let conflist: Value =
+        serde_json::from_slice(&fs::read(Path::new(conf_dir).join("10-underpass-sandbox.conflist")).unwrap()).unwrap();
+    let mut config = conflist["plugins"][1].clone();
+    config["cniVersion"] = conflist["cniVersion"].clone();
+    config["name"] = conflist["name"].clone();
+    let netns = before["pods"][0]["netns"].as_str().unwrap();
+    let id: String = "default/client".bytes().map(|b| format!("{b:02x}")).collect();
+    let del =
+        underpass_tests::cni::Call::new("DEL", netns, &config).with("CNI_CONTAINERID", Some(&format!("{id:0<64}")));
+    assert!(del.run().status.success());
+    let after = status();
+    assert_eq!(
+        (&after["pods"][0]["name"], &after["pods"][0]["state"]),
+        (&"client".into(), &"failed".into()),
+        "{after}"
+    );
+    // And the agent is away.
+    let agent = i32::try_from(after["nodes"][1]["agent_pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), nix::sys::signal::Signal::SIGKILL).unwrap();
+    until("status says so", || status()["pods"][2]["reason"].as_str()?.contains("does not answer").then_some(()));
+}

@@ -145,19 +145,27 @@ pub(crate) fn status(json: bool) -> anyhow::Result<ExitCode> {
 fn refresh(report: &mut Report) {
     for pod in &mut report.pods {
         let node = report.nodes.iter().find(|n| n.name == pod.node).and_then(|n| NetNs::open(&n.netns).ok());
-        if let Some((state, reason)) = node.and_then(|n| agent_says(&n, &pod.namespace, &pod.name)) {
-            (pod.state, pod.reason) = (state, reason);
+        match node.map(|n| agent_says(&n, &pod.namespace, &pod.name)) {
+            Some(Ok(Some(said))) => (pod.state, pod.reason) = said,
+            Some(Ok(None)) if pod.state != PodState::Failed => {
+                (pod.state, pod.reason) =
+                    (PodState::Failed, "the agent does not know the pod: it was deleted".to_owned());
+            }
+            Some(Ok(None)) => {}
+            Some(Err(_)) | None => pod.reason = format!("the agent does not answer; last known: {}", pod.reason),
         }
     }
 }
 
-/// What the agent of a node says about a pod.
-pub(crate) fn agent_says(node: &NetNs, namespace: &str, name: &str) -> Option<(PodState, String)> {
-    let (_, body) = node.run(|| http_get("127.0.0.1:15014", "/status")).ok()?.ok()?;
-    let status: Value = serde_json::from_str(&body).ok()?;
-    let pod = status["pods"].as_array()?.iter().find(|p| p["namespace"] == namespace && p["name"] == name)?;
-    let state = if pod["state"] == "enrolled" { PodState::Enrolled } else { PodState::Skipped };
-    Some((state, pod["reason"].as_str()?.to_owned()))
+/// What the agent of a node says about a pod, if it knows the pod.
+pub(crate) fn agent_says(node: &NetNs, namespace: &str, name: &str) -> anyhow::Result<Option<(PodState, String)>> {
+    let (_, body) = node.run(|| http_get("127.0.0.1:15014", "/status"))??;
+    let status: Value = serde_json::from_str(&body)?;
+    let mut pods = status["pods"].as_array().into_iter().flatten();
+    Ok(pods.find(|p| p["namespace"] == namespace && p["name"] == name).map(|pod| {
+        let state = if pod["state"] == "enrolled" { PodState::Enrolled } else { PodState::Skipped };
+        (state, pod["reason"].as_str().unwrap_or_default().to_owned())
+    }))
 }
 
 /// Starts again what has ended.

@@ -151,8 +151,11 @@ fn make_locked(layout: &Layout, file: Option<&Path>, lock: Flock<File>) -> anyho
 /// Runs the CNI ADD, and asks the agent what it made of it.
 fn enrol(node: &RunningNode, pod: &Pod, netns: &Path) -> PodReport {
     let (state, reason) = match node.runtime.add(&node.netns, pod, netns) {
-        Ok(_) => super::client::agent_says(&node.netns, &pod.namespace, &pod.name)
-            .unwrap_or((PodState::Failed, "the agent does not know the pod".to_owned())),
+        Ok(_) => match super::client::agent_says(&node.netns, &pod.namespace, &pod.name) {
+            Ok(Some(said)) => said,
+            Ok(None) => (PodState::Failed, "the agent does not know the pod".to_owned()),
+            Err(e) => (PodState::Failed, format!("the agent does not answer: {e:#}")),
+        },
         Err(e) => (PodState::Failed, format!("{}: {e:#}", codes::POD)),
     };
     PodReport {

@@ -19,13 +19,17 @@ pub(crate) fn become_able() -> anyhow::Result<Layout> {
     }
     let denied = |what: &str, e: &dyn std::fmt::Display| failure(&codes::PRIVILEGE, format!("{what}: {e}"));
     if let Some(report) = Report::read(&layout)? {
-        let user = File::open(format!("/proc/{}/ns/user", report.keeper_pid));
-        let user = user.map_err(|e| denied("the user namespace of the sandbox cannot be opened", &e))?;
+        let open = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", report.keeper_pid));
+        let own = open("user").and_then(|user| Ok((user, open("net")?)));
+        let (user, net) = own.map_err(|e| denied("the namespaces of the sandbox cannot be opened", &e))?;
         setns(user, CloneFlags::CLONE_NEWUSER)
-            .map_err(|e| denied("the user namespace of the sandbox cannot be entered", &e))?;
+            .and_then(|()| setns(net, CloneFlags::CLONE_NEWNET))
+            .map_err(|e| denied("the namespaces of the sandbox cannot be entered", &e))?;
         return Ok(layout);
     }
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| denied("no user namespace can be made", &e))?;
+    // With a network namespace of our own, for nobody but its owner may come back to one.
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+        .map_err(|e| denied("no user namespace can be made", &e))?;
     let map = |file: &str, text: String| {
         fs::write(format!("/proc/self/{file}"), text).map_err(|e| denied("the user namespace cannot be set up", &e))
     };
