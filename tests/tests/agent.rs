@@ -113,14 +113,37 @@ fn a_proxy_that_refuses_fails_the_add_with_its_reason() {
 
 #[test]
 fn a_proxy_that_comes_late_is_waited_for_and_the_waiting_pod_goes_first() {
-    let (mut node, wire) = (Node::new("late", MESH), Wire::new());
+    let second = "  - { name: second, namespace: default, node: node, workloadIps: [10.78.0.2, \"fd78::2\"] }\n";
+    let mesh = MESH.split("  - { name: peer").next().unwrap().to_owned() + second;
+    let (mut node, wire) = (Node::new("late", &mesh), Wire::new());
     node.start_agent();
+    // Another pod has joined before; its container sorts first.
+    let proxy = FakeProxy::connect(&node);
+    assert!(matches!(proxy.next(), (Payload::SnapshotSent(_), 0)));
+    proxy.answer(Ok(()));
+    let stdin = config(&node.agent_socket(), &["10.78.0.2/24", "fd78::2/64"]);
+    let args = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=second;K8S_POD_UID=uid-2";
+    let other =
+        Call::new("ADD", &path_of(&wire.peer), &stdin).with("CNI_ARGS", Some(args)).with("CNI_CONTAINERID", Some("0"));
+    let other = other.start();
+    assert!(matches!(proxy.next(), (Payload::Add(_), 1)));
+    proxy.answer(Ok(()));
+    assert!(other.wait_with_output().unwrap().status.success());
+    drop(proxy);
+    until("the agent knows that the proxy has gone", || {
+        status(&node)["proxies"].as_array().unwrap().is_empty().then_some(())
+    });
+
     let plugin = add(&node, &wire).start();
     until("the rules are there", || (!rules_are_gone(&wire)).then_some(()));
     let proxy = FakeProxy::connect(&node);
-    assert!(matches!(proxy.next(), (Payload::Add(_), 1)));
+    let (Payload::Add(first), 1) = proxy.next() else { panic!("no Add with a descriptor") };
+    assert_eq!(first.uid, "uid-1", "the pod that a runtime waits for");
     proxy.answer(Ok(()));
     assert!(plugin.wait_with_output().unwrap().status.success());
+    let (Payload::Add(next), 1) = proxy.next() else { panic!("no Add with a descriptor") };
+    assert_eq!(next.uid, "uid-2");
+    proxy.answer(Ok(()));
     assert!(matches!(proxy.next(), (Payload::SnapshotSent(_), 0)));
 }
 
@@ -228,7 +251,7 @@ fn only_the_pods_own_network_namespace_is_taken() {
         ("10.78.0.1", None),
         ("10.78.0.1", Some(&file)),
         ("10.78.0.1", Some(&mount)),
-        ("10.78.0.1", Some(&node.netns)), // the node's own
+        ("127.0.0.1", Some(&node.netns)), // the node's own
         ("10.78.0.7", Some(&wire.pod)),   // an address that the pod does not have
     ];
     for (index, (address, fd)) in cases.into_iter().enumerate() {
