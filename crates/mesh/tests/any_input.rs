@@ -1,0 +1,80 @@
+//! Whatever a file or a peer says: no panic, and what was written is read again.
+#![allow(clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+
+use mesh::authorize::{Connection, Verdict, authorize};
+use mesh::baggage::Baggage;
+use mesh::{Identity, parse_mesh_file};
+use proptest::prelude::*;
+
+/// Lines that look like a mesh file, in any order and indentation.
+fn lines() -> impl Strategy<Value = String> {
+    let line = prop_oneof![
+        Just("workloads:".to_owned()),
+        Just("services:".to_owned()),
+        Just("policies:".to_owned()),
+        Just("- name: a".to_owned()),
+        Just("namespace: b".to_owned()),
+        Just("rules: [[[{}]]]".to_owned()),
+        Just("workloadIps: [\"::1\"]".to_owned()),
+        "[ -~]{0,40}",
+    ];
+    prop::collection::vec((0usize..6, line), 0..12)
+        .prop_map(|lines| lines.into_iter().map(|(indent, l)| format!("{}{l}\n", " ".repeat(indent))).collect())
+}
+
+fn word() -> impl Strategy<Value = String> {
+    "[a-z0-9.-]{0,12}"
+}
+
+proptest! {
+    #[test]
+    fn any_text_as_a_mesh_file(text in prop_oneof![any::<String>(), lines()]) {
+        let _ = parse_mesh_file(&text);
+    }
+
+    #[test]
+    fn any_text_as_an_identity(text in any::<String>()) {
+        if let Ok(identity) = text.parse::<Identity>() {
+            prop_assert_eq!(identity.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn any_text_as_baggage(text in any::<String>()) {
+        let _ = Baggage::decode([text.as_str()]);
+    }
+
+    #[test]
+    fn baggage_goes_both_ways(
+        cluster_id in word(), namespace in word(), workload_name in word(),
+        canonical_name in word(), canonical_revision in word(), region in word(), zone in word(),
+    ) {
+        let baggage = Baggage {
+            cluster_id, namespace, workload_name, canonical_name, canonical_revision, region, zone, ..Baggage::default()
+        };
+        prop_assert_eq!(Baggage::decode([baggage.encode().as_str()]), baggage);
+    }
+
+    /// Adding a deny policy never lets more through, and a connection is never decided differently twice.
+    #[test]
+    fn a_deny_policy_never_allows_more(port in 1u16..10, denied in 1u16..10, allowed in prop::option::of(1u16..10)) {
+        let workload = "workloads: [{ name: a, namespace: b }]\npolicies:\n";
+        let allow = allowed.map_or(String::new(), |p| {
+            format!("  - {{ name: x, namespace: b, scope: Namespace, action: Allow, rules: [[[{{ destinationPorts: [{p}] }}]]] }}\n")
+        });
+        let deny = format!("  - {{ name: y, namespace: b, scope: Namespace, action: Deny, rules: [[[{{ destinationPorts: [{denied}] }}]]] }}\n");
+        let verdict = |policies: &str| {
+            let text = if policies.is_empty() { "workloads: [{ name: a, namespace: b }]\n".to_owned() } else { format!("{workload}{policies}") };
+            let mesh = parse_mesh_file(&text).unwrap();
+            let address = |port| SocketAddr::from(([10, 0, 0, 1], port));
+            let connection = Connection { client: address(999).into(), identity: None, destination: address(port).into() };
+            authorize(&mesh, mesh.workload_by_name("b", "a").unwrap(), &connection).outcome
+        };
+        let without = verdict(&allow);
+        let with = verdict(&(allow + &deny));
+        let expected = if port == denied { Verdict::Deny } else { without };
+        prop_assert_eq!(with, expected);
+    }
+}
