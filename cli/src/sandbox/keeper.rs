@@ -206,6 +206,10 @@ fn remove(layout: &Layout) {
     if let Err(e) = fs::remove_dir_all(layout.root()) {
         eprintln!("cannot remove {}: {e}", layout.root().display());
     }
+    // The default folder's parent is ours as well; it stays when something else is in it.
+    if let Some(parent) = layout.root().parent().filter(|p| p.ends_with("run/underpass")) {
+        let _ = fs::remove_dir(parent);
+    }
 }
 
 /// Tells `up`; nobody listens when it has gone.
