@@ -103,7 +103,7 @@ impl Agent {
         let exempt: Vec<Enrolled> = self.pods.borrow().enrolled().filter(|p| p.record.exempted > 0).cloned().collect();
         for mut pod in exempt {
             let Some(netns) = &pod.netns else { continue };
-            match netns.run(redirect::release_closed_exceptions) {
+            match netns.run(|| redirect::release_closed_exceptions(&pod.record.plan)) {
                 Ok(Ok(remaining)) if remaining != pod.record.exempted => {
                     pod.record.exempted = remaining;
                     if let Err(e) = self.enrol(pod) {

@@ -8,4 +8,5 @@ pub mod cni;
 pub mod listener;
 pub mod node;
 pub mod sandbox;
+pub mod sniffer;
 pub mod wire;

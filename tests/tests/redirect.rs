@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use netns::NetNs;
 use redirect::{Difference, How, Plan, apply, diff, read_back, remove};
 use underpass_tests::listener::{accept, connect, connect_marked, own_address, plain, talk, transparent};
-use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
+use underpass_tests::sniffer::Sniffer;
+use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire, flush_rules};
 
 const FAMILIES: [(IpAddr, IpAddr); 2] = [(POD4, PEER4), (POD6, PEER6)];
 
@@ -224,7 +227,7 @@ fn open_connections_go_on() {
     for (a, b) in &mut open {
         talk(a, b);
     }
-    assert_eq!(wire.pod.run(redirect::release_closed_exceptions).unwrap().unwrap(), 4);
+    assert_eq!(wire.pod.run(|| redirect::release_closed_exceptions(&plan())).unwrap().unwrap(), 4);
     let observed = wire.pod.run(read_back).unwrap().unwrap();
     assert_eq!((observed.exempted(), diff(&plan(), &observed)), (4, vec![]));
     for (a, _) in &open {
@@ -232,9 +235,40 @@ fn open_connections_go_on() {
     }
     drop(open);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-    while wire.pod.run(redirect::release_closed_exceptions).unwrap().unwrap() > 0 {
+    while wire.pod.run(|| redirect::release_closed_exceptions(&plan())).unwrap().unwrap() > 0 {
         assert!(std::time::Instant::now() < deadline, "exceptions of closed connections stay");
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_captured_connection_does_not_leave_when_the_ip_rules_go() {
+    let wire = Wire::new();
+    enrol(&wire.pod);
+    for (pod, peer) in FAMILIES {
+        let proxy = transparent(&wire.pod, 15001);
+        let mut app = connect(&wire.pod, at(peer, 80)).unwrap();
+        let (mut captured, _) = accept(&proxy).unwrap();
+        talk(&mut app, &mut captured);
+        let server = plain(&wire.pod, at(pod, 8080));
+        let mut as_client = connect_marked(&wire.pod, Some(peer), at(pod, 8080)).unwrap();
+        let (mut served, _) = accept(&server).unwrap();
+        talk(&mut as_client, &mut served);
+
+        let outside = Sniffer::new(&wire.peer);
+        flush_rules(&wire.pod);
+        app.write_all(b"what the pod asks").unwrap();
+        served.write_all(b"what the pod answers").unwrap();
+        assert!(!outside.sees("what the pod", Duration::from_millis(500)), "it left in plain text");
+        // And once the rules are back, both go on as if nothing had been.
+        enrol(&wire.pod);
+        let mut asked = [0; 17];
+        captured.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        captured.read_exact(&mut asked).unwrap();
+        let mut answered = [0; 20];
+        as_client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        as_client.read_exact(&mut answered).unwrap();
+        assert_eq!((&asked, &answered), (b"what the pod asks", b"what the pod answers"));
     }
 }
 

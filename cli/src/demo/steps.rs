@@ -36,7 +36,10 @@ pub(crate) fn all() -> Vec<(&'static str, Step)> {
         ("the proxy is killed: connections are refused, nothing leaks in plain text", proxy_killed),
         ("the proxy is started again: it works, and no CNI call was made", proxy_restarted),
         ("the nf_tables table is deleted behind our back: nothing leaves in plain text", table_deleted),
-        ("the ip rules are deleted behind our back: nothing leaves in plain text", rules_deleted),
+        (
+            "the ip rules are deleted behind our back: nothing leaves in plain text, not from an open connection either",
+            rules_deleted,
+        ),
     ]
 }
 
@@ -185,12 +188,14 @@ fn table_deleted(scene: &mut Scene) -> Observed {
 
 fn rules_deleted(scene: &mut Scene) -> Observed {
     let (neighbour, server) = (scene.actor("neighbour")?, scene.actor("server")?);
-    get(&neighbour.netns, server.ips[0], APP_PORT, "x").context("neighbour is served before")?;
+    let mut open = Connection::open(&neighbour.netns, server.ips[0], APP_PORT).context("neighbour connects before")?;
+    open.get("before").context("neighbour is served before")?;
     let mut capture = Capture::begin(&scene.fabric()?)?;
     delete_rules::ip_rules(&neighbour.netns)?;
     let outcome = all_fail(&neighbour, server.ips.iter().copied())?;
+    ensure!(open.get("a-secret-word").is_err(), "the open connection was answered");
     nothing_in_plain(&mut capture)?;
-    Ok(format!("{outcome}; captured meanwhile: no byte of a request"))
+    Ok(format!("{outcome}; a connection that was open: held back; captured meanwhile: no byte of a request"))
 }
 
 /// Every address is tried; each attempt must fail.

@@ -98,6 +98,8 @@ impl Payload {
     pub const IP6_SADDR: Self = Self { base: 1, offset: 8, len: 16 };
     /// `ip6 daddr`.
     pub const IP6_DADDR: Self = Self { base: 1, offset: 24, len: 16 };
+    /// `tcp sport`.
+    pub const TCP_SPORT: Self = Self { base: 2, offset: 0, len: 2 };
     /// `tcp dport`.
     pub const TCP_DPORT: Self = Self { base: 2, offset: 2, len: 2 };
     /// `tcp flags`.

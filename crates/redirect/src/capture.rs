@@ -114,18 +114,18 @@ pub fn read_back() -> Result<Observed, RedirectError> {
 ///
 /// # Errors
 /// [`RedirectError`] when the kernel does not answer.
-pub fn release_closed_exceptions() -> Result<usize, RedirectError> {
+pub fn release_closed_exceptions(plan: &Plan) -> Result<usize, RedirectError> {
     let routing = routing()?;
     let open: Vec<PolicyRule> = connections(&[])?.into_iter().map(PolicyRule::exception_for).collect();
-    let mut remaining = 0;
-    for rule in rules(&routing)?.iter().filter(|r| r.is_connection_exception()) {
-        if open.contains(rule) {
-            remaining += 1;
-        } else {
-            delete(&routing, rule)?;
-        }
+    let exceptions = rules(&routing)?.into_iter().filter(PolicyRule::is_connection_exception);
+    let (remaining, closed): (Vec<_>, Vec<_>) = exceptions.partition(|r| open.contains(r));
+    if !closed.is_empty() {
+        replace_table(plan, &remaining)?;
     }
-    Ok(remaining)
+    for rule in &closed {
+        delete(&routing, rule)?;
+    }
+    Ok(remaining.len())
 }
 
 struct Routed;
@@ -137,14 +137,16 @@ impl Capture for Routed {
         let planned = routed::policy_rules(plan);
         let exempt = match plan.existing_connections {
             // Somebody applied a plan here before: what is open now was captured then, or is exempt already.
-            _ if observed.iter().any(|r| r.priority == routed::PREF_CAPTURE) => Vec::new(),
+            _ if applied_before(&observed)? => Vec::new(),
             ExistingConnections::Keep => connections(&plan.addresses)?,
             ExistingConnections::Reset => Vec::new(),
         };
         let exceptions: Vec<PolicyRule> = exempt.iter().copied().map(PolicyRule::exception_for).collect();
+        let kept = observed.iter().filter(|r| r.is_connection_exception());
+        let kept: Vec<PolicyRule> = exceptions.iter().chain(kept).cloned().collect();
 
-        // From the guard on, nothing new leaves unmarked; so the table comes first and the capturing rule last.
-        replace_table(plan)?;
+        // From the guard on, nothing leaves unmarked; so the table comes first and the capturing rule last.
+        replace_table(plan, &kept)?;
         routing.raise_loopback().map_err(failed("cannot bring the loopback interface up"))?;
         for route in routed::routes(plan) {
             add_route(&routing, route).map_err(failed(&format!("cannot add {route}")))?;
@@ -219,11 +221,17 @@ impl Routed {
     }
 }
 
+/// Whether a plan was applied here before, of which something may be missing now.
+fn applied_before(rules: &[PolicyRule]) -> Result<bool, RedirectError> {
+    let capturing = rules.iter().any(|r| r.priority == routed::PREF_CAPTURE);
+    Ok(capturing || nft::dump_table(&Socket::open()?, routed::TABLE_NAME)?.is_some())
+}
+
 /// Writes the table in one transaction. Only when there is one already is it deleted in the same transaction: a
 /// deletion makes the socket's close wait for the kernel, which a starting pod should not.
-fn replace_table(plan: &Plan) -> Result<(), RedirectError> {
+fn replace_table(plan: &Plan, exceptions: &[PolicyRule]) -> Result<(), RedirectError> {
     let fill = |batch: &mut Batch| {
-        let table = routed::table(plan);
+        let table = routed::table(plan, exceptions);
         batch.create_table();
         table.sets.iter().for_each(|s| {
             batch.set(s);

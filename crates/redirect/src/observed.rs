@@ -95,7 +95,7 @@ impl fmt::Display for Difference {
 /// Exceptions for connections that were open when the pod joined are never a difference.
 pub fn diff(plan: &Plan, observed: &Observed) -> Vec<Difference> {
     let mut out = Vec::new();
-    let planned = routed::table(plan);
+    let planned = routed::table(plan, observed.rules.iter().filter(|r| r.is_connection_exception()));
     match &observed.table {
         None => out.push(Difference::NoTable),
         Some(found) => {

@@ -2,8 +2,8 @@
 //!
 //! TCP of the pod's own sockets is routed back over lo by an ip rule and a local route; its SYN meets a tproxy rule there
 //! and is accepted by the proxy's transparent listener, whose accepted socket has the original destination as its own
-//! address. No NAT, no conntrack. The guard refuses every SYN that would leave some other way: a missing ip rule, a
-//! socket bound to a device, or a family that the plan does not cover.
+//! address. No NAT, no conntrack. The guard lets no TCP of the pod leave some other way: not when an ip rule is missing,
+//! not from a socket bound to a device, and not in a family that the plan does not cover.
 
 use std::net::IpAddr;
 
@@ -50,15 +50,20 @@ pub const PREF_CAPTURE: u32 = 32764;
 ///     type filter hook output priority filter; policy accept;
 ///     oifname "lo" accept
 ///     meta l4proto != tcp accept
-///     tcp flags & (fin | syn | rst | ack) != syn accept
 ///     meta mark & 0xfff == 0x539 accept
 ///     ip daddr @probe4 accept
 ///     ip6 daddr @probe6 accept
-///     counter meta l4proto tcp reject with tcp reset
+///     ip daddr PEER tcp sport X tcp dport Y accept      (for each exception)
+///     tcp flags & rst == rst accept
+///     tcp flags & (fin | syn | rst | ack) == syn counter reject with tcp reset
+///     meta l4proto tcp counter drop
 ///   }
 /// }
 /// ```
-pub(crate) fn table(plan: &Plan) -> Table {
+///
+/// The guard drops what belongs to a connection that is captured and would leave after all, because an ip rule is gone:
+/// the sender tries again, and goes on when the rule is back. A reset carries no data, and may be the kernel's answer.
+pub(crate) fn table<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e PolicyRule>) -> Table {
     let rule = |chain: &str, parts: Vec<Vec<Expr>>| Rule { chain: chain.to_owned(), exprs: parts.concat() };
     let accept = || vec![Expr::Verdict(Verdict::Accept)];
     let on_lo = || Expr::interface(MetaKey::IifName, "lo").to_vec();
@@ -66,10 +71,8 @@ pub(crate) fn table(plan: &Plan) -> Table {
     let own_mark = || Expr::mark(plan.mark.value, plan.mark.mask).to_vec();
     let tproxy = |port| vec![Expr::Tproxy { port }];
     let reset = || vec![Expr::RejectTcpReset];
-    let established = || {
-        let flags = vec![Expr::Payload(Payload::TCP_FLAGS), Expr::Mask(vec![FIN_SYN_RST_ACK])];
-        [flags, vec![Expr::Cmp(Cmp::Neq, vec![SYN])]].concat()
-    };
+    let flags =
+        |mask, cmp, value| vec![Expr::Payload(Payload::TCP_FLAGS), Expr::Mask(vec![mask]), Expr::Cmp(cmp, vec![value])];
     let in_set = |v6: bool, field: Payload, set: &str| {
         let lookup = vec![Expr::Payload(field), Expr::Lookup(Lookup { set: set.to_owned() })];
         [Expr::family(v6).to_vec(), lookup].concat()
@@ -86,9 +89,9 @@ pub(crate) fn table(plan: &Plan) -> Table {
         let port = plan.ports.hbone.to_be_bytes().to_vec();
         vec![Expr::Payload(Payload::TCP_DPORT), Expr::Cmp(Cmp::Eq, port)]
     };
-    let rules = vec![
+    let mut rules = vec![
         rule(CAPTURE, vec![Expr::tcp(Cmp::Neq).to_vec(), accept()]),
-        rule(CAPTURE, vec![tcp(), established(), accept()]),
+        rule(CAPTURE, vec![tcp(), flags(FIN_SYN_RST_ACK, Cmp::Neq, SYN), accept()]),
         rule(CAPTURE, vec![own_mark(), accept()]),
         rule(CAPTURE, vec![on_lo(), loopback4(), accept()]),
         rule(CAPTURE, vec![on_lo(), loopback6(), accept()]),
@@ -103,12 +106,19 @@ pub(crate) fn table(plan: &Plan) -> Table {
         rule(CAPTURE, vec![tcp(), reset()]),
         rule(GUARD, vec![Expr::interface(MetaKey::OifName, "lo").to_vec(), accept()]),
         rule(GUARD, vec![Expr::tcp(Cmp::Neq).to_vec(), accept()]),
-        rule(GUARD, vec![tcp(), established(), accept()]),
         rule(GUARD, vec![own_mark(), accept()]),
         rule(GUARD, vec![in_set(false, Payload::IP_DADDR, "probe4"), accept()]),
         rule(GUARD, vec![in_set(true, Payload::IP6_DADDR, "probe6"), accept()]),
-        rule(GUARD, vec![vec![Expr::Counter], tcp(), reset()]),
     ];
+    // In an order of its own, so that reading back compares; the kernel lists ip rules as it likes.
+    let mut exceptions: Vec<&PolicyRule> = exceptions.into_iter().collect();
+    exceptions.sort();
+    rules.extend(exceptions.into_iter().filter_map(exception).map(|e| rule(GUARD, vec![e, accept()])));
+    rules.extend([
+        rule(GUARD, vec![tcp(), flags(RST, Cmp::Eq, RST), accept()]),
+        rule(GUARD, vec![tcp(), flags(FIN_SYN_RST_ACK, Cmp::Eq, SYN), vec![Expr::Counter], reset()]),
+        rule(GUARD, vec![tcp(), vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]]),
+    ]);
     Table {
         chains: vec![
             Chain { name: CAPTURE.into(), hook: Hook::Prerouting, priority: -150 },
@@ -124,7 +134,20 @@ pub(crate) fn table(plan: &Plan) -> Table {
     }
 }
 
+/// What matches the packets of a connection that was open before the pod joined.
+fn exception(rule: &PolicyRule) -> Option<Vec<Expr>> {
+    let (to, source, destination) = (rule.to?, rule.source_port?, rule.destination_port?);
+    let address = match to {
+        IpAddr::V4(to) => [Expr::Payload(Payload::IP_DADDR), Expr::Cmp(Cmp::Eq, to.octets().to_vec())],
+        IpAddr::V6(to) => [Expr::Payload(Payload::IP6_DADDR), Expr::Cmp(Cmp::Eq, to.octets().to_vec())],
+    };
+    let port = |field, port: u16| [Expr::Payload(field), Expr::Cmp(Cmp::Eq, port.to_be_bytes().to_vec())];
+    let ports = [port(Payload::TCP_SPORT, source), port(Payload::TCP_DPORT, destination)].concat();
+    Some([Expr::family(to.is_ipv6()).to_vec(), address.to_vec(), Expr::tcp(Cmp::Eq).to_vec(), ports].concat())
+}
+
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const FIN_SYN_RST_ACK: u8 = 0x17;
 
 fn set(name: &str, key: SetKey, addresses: &[IpAddr]) -> Set {
