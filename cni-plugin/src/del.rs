@@ -16,11 +16,13 @@ const DEADLINE: Duration = Duration::from_secs(1);
 pub(crate) fn run(input: &[u8]) {
     let environment = Environment::for_del(crate::variable);
     let config = Config::parse_leniently(input).ok();
-    if let Some(netns) = environment.netns.as_ref().and_then(|path| NetNs::open(path).ok()) {
+    let netns = environment.netns.as_ref().and_then(|path| NetNs::open(path).ok());
+    let socket = config.and_then(|c| c.agent_socket);
+    // First, for an agent that does not know it yet would repair what is removed.
+    tell_agent(socket.as_deref().unwrap_or(handoff::DEFAULT_SOCKET), environment);
+    if let Some(netns) = netns {
         leave(&netns);
     }
-    let socket = config.and_then(|c| c.agent_socket);
-    tell_agent(socket.as_deref().unwrap_or(handoff::DEFAULT_SOCKET), environment);
 }
 
 fn leave(netns: &NetNs) {

@@ -1,12 +1,14 @@
 //! Status, metrics and readiness over HTTP.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use admin_http::{Answer, Asked, json, metrics, not_found, text};
 use http::StatusCode;
 use serde::Serialize;
 
 use crate::agent::Agent;
+use crate::verification::VerificationStatus;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -27,6 +29,8 @@ struct PodStatus {
     reason: String,
     ips: Vec<IpAddr>,
     exempted_connections: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<VerificationStatus>,
 }
 
 /// Answers one request.
@@ -51,6 +55,7 @@ fn status(agent: &Agent) -> Status<'_> {
         reason: p.record.reason.clone(),
         ips: p.record.plan.addresses.clone(),
         exempted_connections: p.record.exempted,
+        verification: agent.verifier.borrow().of(&p.record.uid).map(|v| v.status(Instant::now())),
     });
     let skipped = pods.skipped().map(|p| PodStatus {
         namespace: p.pod.namespace.clone(),
@@ -60,6 +65,7 @@ fn status(agent: &Agent) -> Status<'_> {
         reason: p.reason.clone(),
         ips: Vec::new(),
         exempted_connections: 0,
+        verification: None,
     });
     Status {
         node: &agent.node,

@@ -17,6 +17,7 @@ use crate::proxies::Proxies;
 use crate::refusal::Refusal;
 use crate::sandbox_check;
 use crate::state::StateDir;
+use crate::verifier::{self, Verifier};
 
 /// The agent of one node.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub(crate) struct Agent {
     pub(crate) pods: RefCell<Pods>,
     pub(crate) proxies: Proxies,
     pub(crate) metrics: Metrics,
+    pub(crate) verifier: RefCell<Verifier>,
     state: StateDir,
 }
 
@@ -42,20 +44,28 @@ impl Agent {
             pods: RefCell::default(),
             proxies: Proxies::default(),
             metrics: Metrics::new(),
+            verifier: RefCell::default(),
             state,
         })
     }
 
     /// Takes over the pods of an earlier agent.
-    pub(crate) fn take_over(&self) {
+    pub(crate) fn take_over(self: &Rc<Self>) {
         for record in self.state.load() {
             let netns = find_again(&record).map(Rc::new);
             if netns.is_none() {
                 tracing::warn!(uid = record.uid, "the pod's namespace is not found; proxies that have it keep it");
             }
+            let uid = record.uid.clone();
             self.pods.borrow_mut().enrol(Enrolled { record, netns });
+            verifier::look_after(self, &uid);
         }
         self.count_pods();
+    }
+
+    /// An enrolled pod.
+    pub(crate) fn pod(&self, uid: &str) -> Option<Enrolled> {
+        self.pods.borrow().enrolled().find(|p| p.record.uid == uid).cloned()
     }
 
     /// The mesh as it is now.
@@ -90,6 +100,7 @@ impl Agent {
     pub(crate) fn remove(&self, attachment: &Attachment) {
         let removed = self.pods.borrow_mut().remove(attachment);
         if let Some(pod) = removed {
+            self.verifier.borrow_mut().forget(&pod.record.uid);
             self.proxies.ask_all(&Request::Del { uid: pod.record.uid }, None);
             if let Err(e) = self.save() {
                 tracing::error!("{}: {e}", error_code::agent::STATE);
@@ -126,12 +137,18 @@ impl Agent {
         self.state.save(self.pods.borrow().enrolled().map(|p| p.record.clone()).collect())
     }
 
-    fn count_pods(&self) {
-        let pods = self.pods.borrow();
+    pub(crate) fn count_pods(&self) {
+        let (pods, verifier) = (self.pods.borrow(), self.verifier.borrow());
         let set = |state, n: usize| {
             self.metrics.pods.get_or_create(&State { state }).set(i64::try_from(n).unwrap_or(i64::MAX));
         };
+        let in_state = |state: &str| {
+            pods.enrolled().filter(|p| verifier.of(&p.record.uid).is_some_and(|v| v.state() == state)).count()
+        };
         set("enrolled", pods.enrolled().count());
+        for state in ["verified", "drifted", "unverified"] {
+            set(state, in_state(state));
+        }
         set("skipped", pods.skipped().count());
     }
 }

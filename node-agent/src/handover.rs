@@ -18,7 +18,7 @@ use crate::agent::Agent;
 use crate::pods::{Enrolled, Record, Skipped};
 use crate::proxies::Taken;
 use crate::refusal::Refusal;
-use crate::sandbox_check;
+use crate::{sandbox_check, verifier};
 
 /// How long a plugin may take for its first message.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ async fn attend(agent: Rc<Agent>, socket: AsyncSeqPacket) {
     }
 }
 
-async fn begin(agent: &Agent, socket: &AsyncSeqPacket, mut packet: Packet) -> Result<(), Refusal> {
+async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut packet: Packet) -> Result<(), Refusal> {
     let started = Instant::now();
     let same = |version: u32| {
         let ours = handoff::VERSION;
@@ -96,7 +96,7 @@ async fn begin(agent: &Agent, socket: &AsyncSeqPacket, mut packet: Packet) -> Re
     }
 }
 
-async fn add(agent: &Agent, socket: &AsyncSeqPacket, presented: Presented) -> Result<(), Refusal> {
+async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -> Result<(), Refusal> {
     let (namespace, name) = (&presented.pod.namespace, &presented.pod.name);
     let decision = decide(&agent.mesh(), &agent.node, namespace, name);
     let workload = match decision.outcome {
@@ -126,7 +126,7 @@ async fn add(agent: &Agent, socket: &AsyncSeqPacket, presented: Presented) -> Re
 
 /// From the plan to Ready; the caller undoes everything when this fails.
 async fn enrol(
-    agent: &Agent,
+    agent: &Rc<Agent>,
     socket: &AsyncSeqPacket,
     presented: &Presented,
     workload: &Workload,
@@ -166,6 +166,7 @@ async fn enrol(
     agent.proxies.stop_waiting(&uid);
     served?;
     send(socket, &FromAgent::Ready).await?;
+    verifier::look_after(agent, &uid);
     let took = presented.started.elapsed();
     agent.metrics.enrolment_seconds.observe(took.as_secs_f64());
     agent.count_enrolment("enrolled");

@@ -13,6 +13,8 @@ mod proxies;
 mod refusal;
 mod sandbox_check;
 mod state;
+mod verification;
+mod verifier;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;

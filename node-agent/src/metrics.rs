@@ -28,6 +28,9 @@ pub(crate) struct Metrics {
     pub(crate) enrolments: Family<Outcome, Counter>,
     /// Seconds from the plugin's request to the answer Ready.
     pub(crate) enrolment_seconds: Histogram,
+    /// Rules that somebody had changed and that were put right.
+    pub(crate) repairs: Counter,
+    pub(crate) probe_failures: Counter,
 }
 
 impl Metrics {
@@ -40,7 +43,10 @@ impl Metrics {
         registry.register("enrolments", "CNI ADDs by how they ended", metrics.2.clone());
         registry.register_with_unit("enrolment", "Duration of successful ADDs", Unit::Seconds, metrics.3.clone());
         let (pods, proxies, enrolments, enrolment_seconds) = metrics;
-        Self { registry, pods, proxies, enrolments, enrolment_seconds }
+        let (repairs, probe_failures) = (Counter::default(), Counter::default());
+        registry.register("repairs", "Times that changed redirection of a pod was put right", repairs.clone());
+        registry.register("probe_failures", "Probes of pods that the proxy did not answer", probe_failures.clone());
+        Self { registry, pods, proxies, enrolments, enrolment_seconds, repairs, probe_failures }
     }
 
     /// The text format.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::mesh_file;
-use crate::sandbox::{Layout, Report, Started, repair_and_wait, start, stop};
+use crate::sandbox::{Layout, NodeReport, Report, Started, repair_and_wait, start, stop};
 
 /// How long something that should happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,10 +61,22 @@ impl Scene {
 
     /// Kills a node's proxy and waits until it is gone.
     pub(crate) fn kill_proxy(&self, node: &str) -> anyhow::Result<()> {
-        let node = self.report.nodes.iter().find(|n| n.name == node).context("no such node")?;
-        let pid = i32::try_from(node.proxy_pid)?;
+        self.kill(self.node(node)?.proxy_pid)
+    }
+
+    /// Kills a node's agent and waits until it is gone.
+    pub(crate) fn kill_agent(&self, node: &str) -> anyhow::Result<()> {
+        self.kill(self.node(node)?.agent_pid)
+    }
+
+    fn kill(&self, pid: u32) -> anyhow::Result<()> {
+        let pid = i32::try_from(pid)?;
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        until("the proxy ends", || Ok((!listening_process(pid)).then_some(())))
+        until("the process ends", || Ok((!listening_process(pid)).then_some(())))
+    }
+
+    fn node(&self, node: &str) -> anyhow::Result<&NodeReport> {
+        self.report.nodes.iter().find(|n| n.name == node).context("no such node")
     }
 
     /// Has the sandbox start what has ended.
@@ -74,20 +85,34 @@ impl Scene {
         Ok(())
     }
 
-    /// The access log of a node's proxy from a place on, and how long it is now.
+    /// The log of a node's proxy, with the access log.
     pub(crate) fn proxy_log(&self, node: &str) -> anyhow::Result<String> {
-        let log: PathBuf = self.report.nodes.iter().find(|n| n.name == node).context("no such node")?.proxy_log.clone();
-        Ok(fs::read_to_string(log)?)
+        Ok(fs::read_to_string(&self.node(node)?.proxy_log)?)
     }
 
-    /// The first new line of a node's access log that holds all of these.
+    /// The log of a node's agent.
+    pub(crate) fn agent_log(&self, node: &str) -> anyhow::Result<String> {
+        Ok(fs::read_to_string(&self.node(node)?.agent_log)?)
+    }
+
+    /// The first line of a node's access log, from a place on, that holds all of these.
     pub(crate) fn log_line(&self, node: &str, from: usize, words: &[&str]) -> anyhow::Result<String> {
         until(&format!("a line with {words:?} in the log of the proxy of {node}"), || {
-            let log = self.proxy_log(node)?;
-            let fresh = log.get(from..).unwrap_or_default();
-            Ok(fresh.lines().find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned))
+            Ok(line_with(&self.proxy_log(node)?, from, words))
         })
     }
+
+    /// The same in the log of a node's agent.
+    pub(crate) fn agent_line(&self, node: &str, from: usize, words: &[&str]) -> anyhow::Result<String> {
+        until(&format!("a line with {words:?} in the log of the agent of {node}"), || {
+            Ok(line_with(&self.agent_log(node)?, from, words))
+        })
+    }
+}
+
+fn line_with(log: &str, from: usize, words: &[&str]) -> Option<String> {
+    let mut lines = log.get(from..).unwrap_or_default().lines();
+    lines.find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned)
 }
 
 impl Drop for Scene {

@@ -35,11 +35,16 @@ pub(crate) fn all() -> Vec<(&'static str, Step)> {
         ("a deny policy cuts client off, also its open connection", deny_cuts_open_connection),
         ("the proxy is killed: connections are refused, nothing leaks in plain text", proxy_killed),
         ("the proxy is started again: it works, and no CNI call was made", proxy_restarted),
-        ("the nf_tables table is deleted behind our back: nothing leaves in plain text", table_deleted),
         (
-            "the ip rules are deleted behind our back: nothing leaves in plain text, not from an open connection either",
+            "the agent is away and the nf_tables table is deleted behind our back: nothing leaves in plain text",
+            table_deleted,
+        ),
+        (
+            "then the ip rules of another pod: nothing leaves in plain text, not from an open connection either",
             rules_deleted,
         ),
+        ("the agent comes back, finds both and puts them right: client and neighbour are served", agent_repairs),
+        ("the table is deleted once more: it is put right at once", repaired_at_once),
     ]
 }
 
@@ -179,6 +184,7 @@ fn proxy_restarted(scene: &mut Scene) -> Observed {
 
 fn table_deleted(scene: &mut Scene) -> Observed {
     let (client, server) = (scene.actor("client")?, scene.actor("server")?);
+    scene.kill_agent("node-1")?;
     let mut capture = Capture::begin(&scene.fabric()?)?;
     client.netns.run(delete_rules::table)??;
     let outcome = all_fail(&client, server.ips.iter().copied())?;
@@ -196,6 +202,41 @@ fn rules_deleted(scene: &mut Scene) -> Observed {
     ensure!(open.get("a-secret-word").is_err(), "the open connection was answered");
     nothing_in_plain(&mut capture)?;
     Ok(format!("{outcome}; a connection that was open: held back; captured meanwhile: no byte of a request"))
+}
+
+fn agent_repairs(scene: &mut Scene) -> Observed {
+    let from = scene.agent_log("node-1")?.len();
+    scene.repair()?;
+    let mut seen = Vec::new();
+    for name in ["client", "neighbour"] {
+        let line = scene.agent_line("node-1", from, &["repaired", &format!("default/{name}")])?;
+        let actor = scene.actor(name)?;
+        let vip = vips().next().context("no vip")?;
+        let answer = until("it is served", || Ok(get(&actor.netns, vip, SERVICE_PORT, "x").ok()))?;
+        seen.push(format!("{}; {answer}", repair_of(&line)));
+    }
+    Ok(seen.join("\n"))
+}
+
+fn repaired_at_once(scene: &mut Scene) -> Observed {
+    let (client, server) = (scene.actor("client")?, scene.actor("server")?);
+    let from = scene.agent_log("node-1")?.len();
+    let mut capture = Capture::begin(&scene.fabric()?)?;
+    client.netns.run(delete_rules::table)??;
+    for ip in &server.ips {
+        let answer = until("client is served", || Ok(get(&client.netns, *ip, APP_PORT, "a-secret-word").ok()))?;
+        ensure!(answer.starts_with("server sees"), "{ip} answers: {answer}");
+    }
+    nothing_in_plain(&mut capture)?;
+    let line = scene.agent_line("node-1", from, &["repaired"])?;
+    Ok(format!("{}; captured meanwhile: no byte of a request", repair_of(&line)))
+}
+
+/// What a line of the agent's log says of a repair.
+fn repair_of(line: &str) -> String {
+    let what = line.split_once("redirection (").and_then(|(_, rest)| rest.split_once("):"));
+    let took = line.split_once("took=").and_then(|(_, rest)| rest.split_whitespace().next());
+    format!("repaired in {}: {}", took.unwrap_or("?"), what.map_or(line, |(what, _)| what))
 }
 
 /// Every address is tried; each attempt must fail.

@@ -132,13 +132,45 @@ pub(crate) fn status(json: bool) -> anyhow::Result<ExitCode> {
             let name = format!("{}/{}", pod.namespace, pod.name);
             println!("{name:<24} {:<10} {:<9} {:<28} {}", pod.node, pod.state.as_str(), ips.join(" "), pod.reason);
         }
+        println!("\n{}", verified(&report));
         println!(
-            "\nmesh file {}; logs {}",
+            "mesh file {}; logs {}",
             report.mesh_file.display(),
             report.nodes.first().map_or_else(String::new, |n| n.proxy_log.display().to_string())
         );
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// How many pods are really in the mesh, as the agents have measured, and a line for each that is not.
+fn verified(report: &Report) -> String {
+    let (mut enrolled, mut good, mut drifted, mut oldest, mut lines) = (0, 0, 0, 0, String::new());
+    for node in &report.nodes {
+        let status = NetNs::open(&node.netns).map_err(anyhow::Error::from).and_then(|n| agent_status(&n));
+        let pods = status.unwrap_or_default()["pods"].as_array().cloned().unwrap_or_default();
+        for pod in pods.iter().filter(|p| p["state"] == "enrolled") {
+            let v = &pod["verification"];
+            enrolled += 1;
+            match v["state"].as_str() {
+                Some("verified") => {
+                    good += 1;
+                    oldest = oldest.max(v["forMs"].as_u64().unwrap_or_default());
+                }
+                state => {
+                    drifted += usize::from(state == Some("drifted"));
+                    let (state, why) =
+                        (state.unwrap_or("unverified"), v["reason"].as_str().unwrap_or("not looked at yet"));
+                    let name =
+                        format!("{}/{}", pod["namespace"].as_str().unwrap_or("?"), pod["name"].as_str().unwrap_or("?"));
+                    lines += &format!("\n{name}: {state}: {why}");
+                }
+            }
+        }
+    }
+    format!(
+        "{enrolled} enrolled · {good} verified (last probe at most {} s ago) · {drifted} drifted{lines}",
+        oldest.div_ceil(1000)
+    )
 }
 
 /// What the agents say now, where they answer.
@@ -157,10 +189,14 @@ fn refresh(report: &mut Report) {
     }
 }
 
+fn agent_status(node: &NetNs) -> anyhow::Result<Value> {
+    let (_, body) = node.run(|| http_get("127.0.0.1:15014", "/status"))??;
+    Ok(serde_json::from_str(&body)?)
+}
+
 /// What the agent of a node says about a pod, if it knows the pod.
 pub(crate) fn agent_says(node: &NetNs, namespace: &str, name: &str) -> anyhow::Result<Option<(PodState, String)>> {
-    let (_, body) = node.run(|| http_get("127.0.0.1:15014", "/status"))??;
-    let status: Value = serde_json::from_str(&body)?;
+    let status = agent_status(node)?;
     let mut pods = status["pods"].as_array().into_iter().flatten();
     Ok(pods.find(|p| p["namespace"] == namespace && p["name"] == name).map(|pod| {
         let state = if pod["state"] == "enrolled" { PodState::Enrolled } else { PodState::Skipped };

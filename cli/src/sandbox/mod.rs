@@ -19,7 +19,7 @@ pub(crate) use keeper::keep;
 pub(crate) use layout::Layout;
 pub(crate) use net_plugin::{NET_PLUGIN, run as net_plugin};
 pub(crate) use privilege::become_able;
-pub(crate) use report::Report;
+pub(crate) use report::{NodeReport, Report};
 
 /// An error with its code and next step, as the command line prints it.
 pub(crate) fn failure(code: &error_code::ErrorCode, detail: impl std::fmt::Display) -> anyhow::Error {

@@ -14,6 +14,7 @@ pub mod enrol;
 pub mod file;
 pub mod identity;
 pub mod policy;
+pub mod probe;
 pub mod route;
 pub mod service;
 mod snapshot;

@@ -9,5 +9,7 @@ mod namespace;
 pub mod process;
 pub mod seqpacket;
 pub mod sockopt;
+#[cfg(feature = "tokio")]
+pub mod watch;
 
 pub use namespace::{NetNs, NetNsError, NetNsId};

@@ -2,6 +2,7 @@
 //!
 //! Everything acts on the network namespace of the calling thread, blocks, and runs no program.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -126,6 +127,14 @@ pub fn release_closed_exceptions(plan: &Plan) -> Result<usize, RedirectError> {
         delete(&routing, rule)?;
     }
     Ok(remaining.len())
+}
+
+/// The TCP ports on which something listens in the namespace.
+///
+/// # Errors
+/// [`RedirectError`] when the kernel does not answer.
+pub fn listening_ports() -> Result<BTreeSet<u16>, RedirectError> {
+    crate::sockets::listening_ports().map_err(failed("cannot list the listening sockets"))
 }
 
 struct Routed;

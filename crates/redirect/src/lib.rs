@@ -9,7 +9,9 @@ mod routed;
 mod routing;
 mod sockets;
 
-pub use capture::{Applied, RedirectError, Removed, apply, read_back, release_closed_exceptions, remove};
+pub use capture::{
+    Applied, RedirectError, Removed, apply, listening_ports, read_back, release_closed_exceptions, remove,
+};
 pub use observed::{Difference, How, Observed, diff};
 pub use plan::{
     CaptureKind, ExistingConnections, ISTIO_PORTS, Mark, PROBE_SOURCE_V4, PROBE_SOURCE_V6, PROXY_MARK, Plan, Ports,

@@ -1,5 +1,6 @@
 //! The TCP connections that are open in the calling thread's network namespace, from a socket dump.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -24,17 +25,31 @@ pub struct Connection {
 
 /// Connections whose other end is neither loopback nor one of `own` addresses: those that routing rules concern.
 pub(crate) fn open_connections(own: &[IpAddr]) -> io::Result<Vec<Connection>> {
+    let closed = StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT;
+    let mut out = dump(StateFlags::all() - closed)?;
+    out.retain(|c| !c.peer.ip().is_loopback() && !c.peer.ip().is_unspecified() && !own.contains(&c.peer.ip()));
+    out.sort();
+    out.dedup();
+    Ok(out)
+}
+
+/// The TCP ports on which something listens.
+pub(crate) fn listening_ports() -> io::Result<BTreeSet<u16>> {
+    Ok(dump(StateFlags::LISTEN)?.into_iter().map(|c| c.local_port).collect())
+}
+
+/// The TCP sockets in these states, of both families.
+fn dump(states: StateFlags) -> io::Result<Vec<Connection>> {
     let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
     let mut out = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let closed = StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT;
         let mut packet = NetlinkMessage::from(SockDiagMessage::InetRequest(InetRequest {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
-            states: StateFlags::all() - closed,
+            states: StateFlags::from_bits_retain(states.bits()),
             socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
         }));
         packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -44,9 +59,6 @@ pub(crate) fn open_connections(own: &[IpAddr]) -> io::Result<Vec<Connection>> {
         send(fd.as_raw_fd(), &buffer, MsgFlags::empty())?;
         receive_dump(fd.as_raw_fd(), &mut out)?;
     }
-    out.retain(|c| !c.peer.ip().is_loopback() && !c.peer.ip().is_unspecified() && !own.contains(&c.peer.ip()));
-    out.sort();
-    out.dedup();
     Ok(out)
 }
 

@@ -12,7 +12,8 @@ use zds::proxy::{Command, Session, answer, hello};
 use super::pods::Pods;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// Short, for pods that start wait for it, and a local connect costs nothing.
+const LONGEST_BACKOFF: Duration = Duration::from_millis(500);
 
 /// Follows the agent for as long as the process lives.
 pub(crate) async fn follow(pods: Rc<Pods>, socket: &Path) {
