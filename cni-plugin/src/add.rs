@@ -80,7 +80,7 @@ fn refusal(answer: FromAgent) -> Failure {
 }
 
 /// The pod's namespace, which must not be our own: rules there would redirect the node's traffic.
-fn pod_namespace(environment: &Environment) -> Result<NetNs, Failure> {
+pub(crate) fn pod_namespace(environment: &Environment) -> Result<NetNs, Failure> {
     let path = environment.netns.clone().unwrap_or_default();
     let netns = NetNs::open(&path)?;
     if netns.id() == NetNs::current()?.id() {

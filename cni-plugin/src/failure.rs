@@ -40,6 +40,12 @@ pub(crate) enum Failure {
     Refused { code: String, why: String, next_step: String, retry: bool },
     #[error("{code}: {0}", code = .0.code())]
     Install(#[from] RedirectError),
+    #[error("the pod is not as it should be: {code}: {why}")]
+    Check { code: String, why: String, next_step: String },
+    #[error("{code}: {why}")]
+    NotAvailable { code: String, why: String, next_step: String },
+    #[error("{0}")]
+    NobodyAnswers(Box<Failure>),
     #[error("{0}")]
     Internal(String),
 }
@@ -61,6 +67,10 @@ impl Failure {
             Self::AgentConfused(_) | Self::AgentIsNobody { .. } => (codes::NOT_ENROLLED, &cni::AGENT_CONFUSED),
             Self::Refused { retry: true, .. } => (codes::TRY_AGAIN, &cni::REFUSED),
             Self::Refused { retry: false, .. } => (codes::NOT_ENROLLED, &cni::REFUSED),
+            Self::Check { .. } => (codes::CHECK_FAILED, &cni::CHECK),
+            // The agent is there and says that no proxy is: pods that run may have lost connectivity.
+            Self::NotAvailable { .. } => (codes::NOT_AVAILABLE_LIMITED, &cni::STATUS),
+            Self::NobodyAnswers(why) => (codes::NOT_AVAILABLE, why.codes().1),
             Self::Install(_) => (codes::NOT_ENROLLED, &cni::INSTALL),
             Self::Internal(_) => (999, &cni::INTERNAL),
         }
@@ -70,7 +80,9 @@ impl Failure {
     pub(crate) fn to_json(&self, version: &str) -> String {
         let (code, ours) = self.codes();
         let next_step = match self {
-            Self::Refused { next_step, .. } => next_step,
+            Self::Refused { next_step, .. } | Self::Check { next_step, .. } | Self::NotAvailable { next_step, .. } => {
+                next_step
+            }
             _ => ours.next_step,
         };
         let error = CniError {

@@ -5,8 +5,11 @@
 
 mod add;
 mod agent;
+mod check;
 mod del;
 mod failure;
+mod gc;
+mod status;
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -38,9 +41,13 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Ok(Command::Add) => read.map_err(Failure::Stdin).and_then(|_| add::run(&input)),
+        Ok(Command::Check) => read.map_err(Failure::Stdin).and_then(|_| check::run(&input)).map(|()| String::new()),
+        Ok(Command::Status) => read.map_err(Failure::Stdin).and_then(|_| status::run(&input)).map(|()| String::new()),
+        Ok(Command::Gc) => read.map_err(Failure::Stdin).and_then(|_| gc::run(&input)).map(|()| String::new()),
         Err(e) => Err(e.into()),
     };
     match outcome {
+        Ok(nothing) if nothing.is_empty() => ExitCode::SUCCESS,
         Ok(output) if print(&output) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(failure) => {

@@ -92,6 +92,23 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut packet: Packet) -
             agent.remove(&attachment);
             send(socket, &FromAgent::Gone).await
         }
+        FromPlugin::Check { version, attachment, pod } => {
+            same(version)?;
+            send(socket, &check(agent, &attachment, &pod).await?).await
+        }
+        FromPlugin::Status { version } => {
+            same(version)?;
+            if agent.proxies.any_synced() {
+                send(socket, &FromAgent::Ready).await
+            } else {
+                send(socket, &Refusal::NoProxy.message()).await
+            }
+        }
+        FromPlugin::Gc { version, valid } => {
+            same(version)?;
+            collect_garbage(agent, &valid);
+            send(socket, &FromAgent::Gone).await
+        }
         FromPlugin::Installed => Err(Refusal::Protocol("Installed without Add".to_owned())),
     }
 }
@@ -122,6 +139,38 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
         undo(&presented.netns);
     }
     enrolled
+}
+
+/// Looks at a pod as the verifier does, without repairing anything.
+async fn check(agent: &Agent, attachment: &Attachment, pod: &PodRef) -> Result<FromAgent, Refusal> {
+    let known = agent.pods.borrow().enrolled().find(|p| p.record.attachment == *attachment).cloned();
+    let Some(known) = known else {
+        let decision = decide(&agent.mesh(), &agent.node, &pod.namespace, &pod.name);
+        return match decision.outcome {
+            Enrolment::Skip => Ok(FromAgent::Skip { reason: decision.reason }),
+            Enrolment::Enrol(_) | Enrolment::Unknown => {
+                Err(Refusal::NotEnrolled(format!("{}, and it has not joined", decision.reason)))
+            }
+        };
+    };
+    match verifier::examine(agent, &known).await {
+        Ok(()) => Ok(FromAgent::Ready),
+        Err(finding) => Err(Refusal::NotEnrolled(finding.to_string())),
+    }
+}
+
+/// Forgets every attachment that the runtime does not name, and takes its rules back where its namespace is still there.
+fn collect_garbage(agent: &Agent, valid: &[Attachment]) {
+    let stale: Vec<Enrolled> =
+        agent.pods.borrow().enrolled().filter(|p| !valid.contains(&p.record.attachment)).cloned().collect();
+    for pod in stale {
+        tracing::info!(uid = pod.record.uid, "the runtime does not know this pod any more");
+        agent.remove(&pod.record.attachment);
+        if let Some(netns) = &pod.netns {
+            undo(netns);
+        }
+    }
+    agent.pods.borrow_mut().forget_skipped(valid);
 }
 
 /// From the plan to Ready; the caller undoes everything when this fails.

@@ -71,6 +71,11 @@ impl Pods {
         self.enrolled.remove(attachment)
     }
 
+    /// Forgets pods outside the mesh that the runtime does not name.
+    pub(crate) fn forget_skipped(&mut self, valid: &[Attachment]) {
+        self.skipped.retain(|attachment, _| valid.contains(attachment));
+    }
+
     pub(crate) fn enrolled(&self) -> impl Iterator<Item = &Enrolled> {
         self.enrolled.values()
     }

@@ -31,6 +31,10 @@ pub(crate) enum Refusal {
     State(#[source] std::io::Error),
     #[error("{0}")]
     Names(String),
+    #[error("no proxy is connected")]
+    NoProxy,
+    #[error("{0}")]
+    NotEnrolled(String),
     /// The plugin has gone; nobody is there to be told.
     #[error("the plugin gave up before the pod was ready")]
     PluginGone,
@@ -44,7 +48,8 @@ impl Refusal {
             Self::UnknownPod(_) => &codes::UNKNOWN_POD,
             Self::Address { .. } => &codes::ADDRESS,
             Self::NotAsPlanned(_) | Self::ReadBack(_) => &codes::NOT_AS_PLANNED,
-            Self::ProxyAbsent(_) => &codes::PROXY_ABSENT,
+            Self::ProxyAbsent(_) | Self::NoProxy => &codes::PROXY_ABSENT,
+            Self::NotEnrolled(_) => &codes::NOT_VERIFIED,
             Self::ProxySilent(_) => &codes::PROXY_SILENT,
             Self::ProxyRefused(_) => &codes::PROXY_REFUSED,
             Self::State(_) => &codes::STATE,

@@ -1,5 +1,6 @@
 //! Whether a pod is really in the mesh: measured, not remembered.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -67,6 +68,15 @@ pub(crate) enum Finding {
     Drift(String),
     /// Something that should answer does not.
     Silence(String),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drift(what) => f.write_str(what),
+            Self::Silence(why) => f.write_str(why),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -82,9 +82,25 @@ async fn changed(watch: Option<&Watch>) {
     }
 }
 
+/// Rules, listeners, probes; nothing is changed.
+pub(crate) async fn examine(agent: &Agent, pod: &Enrolled) -> Result<(), Finding> {
+    let Some(netns) = &pod.netns else {
+        return Err(Finding::Silence("the pod's namespace was not found again after a restart".to_owned()));
+    };
+    match difference(&pod.record.plan, netns)? {
+        Some(what) => Err(Finding::Drift(what)),
+        None => served(agent, pod, netns).await,
+    }
+}
+
 /// Rules, listeners, probes; rules that differ are put right at once.
 async fn look(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
-    rules(agent, pod, netns)?;
+    repair(agent, pod, netns)?;
+    served(agent, pod, netns).await
+}
+
+/// Whether the proxy serves the pod.
+async fn served(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
     let ports = inside(netns, redirect::listening_ports)?;
     let planned = [pod.record.plan.ports.outbound, pod.record.plan.ports.inbound, pod.record.plan.ports.hbone];
     if let Some(port) = planned.iter().find(|p| !ports.contains(p)) {
@@ -100,18 +116,20 @@ async fn look(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Findin
     Ok(())
 }
 
-fn rules(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
+/// The first difference between a plan and what is there.
+fn difference(plan: &Plan, netns: &NetNs) -> Result<Option<String>, Finding> {
+    let observed = inside(netns, redirect::read_back)?;
+    Ok(redirect::diff(plan, &observed).first().map(ToString::to_string))
+}
+
+fn repair(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
     let plan = &pod.record.plan;
-    let difference = |netns: &NetNs| -> Result<Option<String>, Finding> {
-        let observed = inside(netns, redirect::read_back)?;
-        Ok(redirect::diff(plan, &observed).first().map(ToString::to_string))
-    };
-    let Some(what) = difference(netns)? else { return Ok(()) };
+    let Some(what) = difference(plan, netns)? else { return Ok(()) };
     let started = Instant::now();
     // What is open now was captured; an exception would let it go on in plain text.
     let repair = Plan { existing_connections: ExistingConnections::Reset, ..plan.clone() };
     inside(netns, || redirect::apply(&repair))?;
-    if let Some(still) = difference(netns)? {
+    if let Some(still) = difference(plan, netns)? {
         return Err(Finding::Drift(format!("{still}; it could not be repaired")));
     }
     agent.metrics.repairs.inc();

@@ -27,6 +27,22 @@ pub struct Config {
     /// Ours: how long an ADD may take in all, in milliseconds.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// For GC: the attachments that are still in use.
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The same under the name that libcni 1.1 used at first.
+    #[serde(default, rename = "cni.dev/attachments")]
+    pub attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// An attachment that is still in use.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
+    /// CNI_CONTAINERID of its ADD.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// CNI_IFNAME of its ADD.
+    pub ifname: String,
 }
 
 fn implied_version() -> String {

@@ -9,6 +9,12 @@ pub enum Command {
     Add,
     /// Detach a container.
     Del,
+    /// Say whether a container is still as ADD left it.
+    Check,
+    /// Say whether ADD could succeed now.
+    Status,
+    /// Forget every attachment that the runtime does not name.
+    Gc,
     /// Say which versions are spoken.
     Version,
 }
@@ -41,7 +47,7 @@ pub struct KubernetesArgs {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvironmentError {
     /// CNI_COMMAND is none that we know.
-    #[error("CNI_COMMAND is {0:?}; this plugin knows ADD, DEL and VERSION")]
+    #[error("CNI_COMMAND is {0:?}; this plugin knows ADD, CHECK, DEL, GC, STATUS and VERSION")]
     UnknownCommand(String),
     /// Variables that this command needs are missing or empty.
     #[error("missing in the environment: {}", .0.join(", "))]
@@ -67,6 +73,9 @@ impl Command {
         match text {
             "ADD" => Ok(Self::Add),
             "DEL" => Ok(Self::Del),
+            "CHECK" => Ok(Self::Check),
+            "STATUS" => Ok(Self::Status),
+            "GC" => Ok(Self::Gc),
             "VERSION" => Ok(Self::Version),
             other => Err(EnvironmentError::UnknownCommand(other.to_owned())),
         }
@@ -74,7 +83,7 @@ impl Command {
 }
 
 impl Environment {
-    /// Reads the variables that ADD needs, all of them mandatory but CNI_ARGS.
+    /// Reads the variables that ADD and CHECK need, all of them mandatory but CNI_ARGS.
     ///
     /// # Errors
     /// [`EnvironmentError::Missing`] naming every missing variable, or [`EnvironmentError::Invalid`].

@@ -18,8 +18,14 @@ pub mod codes {
     pub const INVALID_NETNS: u32 = 8;
     /// Trying again later can help.
     pub const TRY_AGAIN: u32 = 11;
+    /// STATUS: ADD would fail now.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: ADD would fail now, and pods that run may have lost connectivity.
+    pub const NOT_AVAILABLE_LIMITED: u32 = 51;
     /// Underpass could not enrol the pod.
     pub const NOT_ENROLLED: u32 = 100;
+    /// CHECK: the pod is not as ADD left it.
+    pub const CHECK_FAILED: u32 = 101;
 }
 
 /// An error as the specification wants it printed.

@@ -51,4 +51,9 @@ codes! {
         cause: "uid, name, namespace and service account together exceed 1,024 bytes.",
         next_step: "Use a shorter uid.",
     }
+    NOT_VERIFIED = "UP-AGENT-011" {
+        what: "The pod belongs to the mesh, and is not verified to be in it.",
+        cause: "Its rules differ from the plan, the proxy does not serve it, or it has not joined; the reason stands in the message.",
+        next_step: "See the agent's status on this node; what can be repaired is repaired by itself.",
+    }
 }

@@ -61,4 +61,14 @@ codes! {
         cause: "A defect in Underpass.",
         next_step: "Report the message with the version of the plugin.",
     }
+    CHECK = "UP-CNI-013" {
+        what: "CHECK found the pod not as ADD left it.",
+        cause: "Its rules were changed, the proxy is away, or the agent does not know the pod; the reason stands in the message.",
+        next_step: "See the agent's status on this node; what can be repaired is repaired by itself.",
+    }
+    STATUS = "UP-CNI-014" {
+        what: "No pod can be enrolled on this node now.",
+        cause: "The agent runs, and no proxy is connected to it.",
+        next_step: "Check that the proxy's pod on this node is running.",
+    }
 }

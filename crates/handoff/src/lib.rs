@@ -5,6 +5,9 @@
 //!        ◀── Enrol{plan} | Skip | Failed ──           ◀── Gone ──
 //!        ── Installed ──▶
 //!        ◀── Ready | Failed ──
+//!
+//! plugin ── Check | Status ──▶ agent          plugin ── Gc ──▶ agent
+//!        ◀── Ready | Skip | Failed ──                ◀── Gone ──
 //! ```
 //!
 //! The descriptor, not a path, says which namespace is meant. A connection that closes before `Ready` undoes the ADD.
@@ -48,6 +51,27 @@ pub enum FromPlugin {
     },
     /// The rules of the plan are in the namespace.
     Installed,
+    /// Is this attachment still as it should be?
+    Check {
+        /// [`VERSION`].
+        version: u32,
+        /// Which attachment it is.
+        attachment: Attachment,
+        /// Which pod it is.
+        pod: PodRef,
+    },
+    /// Could a pod be enrolled now?
+    Status {
+        /// [`VERSION`].
+        version: u32,
+    },
+    /// Forget every attachment that is not named here.
+    Gc {
+        /// [`VERSION`].
+        version: u32,
+        /// The attachments that are still in use.
+        valid: Vec<Attachment>,
+    },
     /// The attachment goes away. The namespace comes along if it still exists.
     Del {
         /// [`VERSION`].
@@ -74,7 +98,7 @@ pub enum FromAgent {
         /// Why, for the log.
         reason: String,
     },
-    /// The proxy serves the pod.
+    /// The proxy serves the pod; also the answer to `Check` and `Status` when all is well.
     Ready,
     /// The pod cannot be enrolled.
     Failed {
@@ -87,7 +111,7 @@ pub enum FromAgent {
         /// Whether trying again later can help.
         retry: bool,
     },
-    /// The answer to `Del`: the agent and the proxies have forgotten the attachment.
+    /// The answer to `Del` and `Gc`: the agent and the proxies have forgotten the attachments.
     Gone,
 }
 
