@@ -1,6 +1,7 @@
 //! What all parts of the agent share. Everything runs on one thread.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,7 +11,6 @@ use mesh::Mesh;
 use netns::{NetNs, NetNsId};
 use zds::Request;
 
-use crate::args::Args;
 use crate::metrics::{Metrics, Outcome, State};
 use crate::pods::{Enrolled, Pods, Record, Skipped};
 use crate::proxies::Proxies;
@@ -34,11 +34,11 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// An agent that knows no pod yet.
-    pub(crate) fn new(args: &Args, mesh: Mesh) -> anyhow::Result<Self> {
-        let state = StateDir::open(&args.state_dir)
-            .with_context(|| format!("{}: {}", error_code::agent::STATE, args.state_dir.display()))?;
+    pub(crate) fn new(node: String, state_dir: &Path, mesh: Mesh) -> anyhow::Result<Self> {
+        let state = StateDir::open(state_dir)
+            .with_context(|| format!("{}: {}", error_code::agent::STATE, state_dir.display()))?;
         Ok(Self {
-            node: args.node.clone(),
+            node,
             node_namespaces: sandbox_check::node_namespaces()?,
             mesh: RefCell::new(Arc::new(mesh)),
             pods: RefCell::default(),

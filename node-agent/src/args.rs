@@ -3,18 +3,50 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+
+use crate::install::Folders;
 
 /// Decides which pods belong to the mesh, and hands them to the proxies of this node.
 #[derive(Debug, Parser)]
-#[command(version, name = "underpass-agent")]
+#[command(version, name = "underpass-agent", args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) verb: Option<Verb>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// What else than running the agent can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Installs the plugin in the runtime's folders, once.
+    Install {
+        #[command(flatten)]
+        folders: Folders,
+        /// Where the plugin finds the agent.
+        #[arg(long, env = "UNDERPASS_AGENT_SOCKET", default_value = handoff::DEFAULT_SOCKET)]
+        agent_socket: PathBuf,
+    },
+    /// Takes the plugin out of the runtime's chain, and the rules out of the pods of this node.
+    Uninstall {
+        #[command(flatten)]
+        folders: Folders,
+        /// Where the agent remembers its pods.
+        #[arg(long, env = "UNDERPASS_STATE_DIR", default_value = "/var/lib/underpass")]
+        state_dir: PathBuf,
+    },
+}
+
+/// The agent as it runs. What is required is missing only when a subcommand is there.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArgs {
     /// Name of this node.
-    #[arg(long, env = "NODE_NAME")]
-    pub(crate) node: String,
+    #[arg(long, env = "NODE_NAME", required = true)]
+    pub(crate) node: Option<String>,
     /// The mesh file: pods, their labels and their nodes. Read again whenever it changes.
-    #[arg(long, env = "LOCAL_XDS_PATH")]
-    pub(crate) mesh_file: PathBuf,
+    #[arg(long, env = "LOCAL_XDS_PATH", required = true)]
+    pub(crate) mesh_file: Option<PathBuf>,
     /// Where the CNI plugin finds the agent.
     #[arg(long, env = "UNDERPASS_AGENT_SOCKET", default_value = handoff::DEFAULT_SOCKET)]
     pub(crate) agent_socket: PathBuf,
@@ -27,6 +59,11 @@ pub(crate) struct Args {
     /// Status, metrics and readiness.
     #[arg(long, env = "UNDERPASS_AGENT_ADMIN", default_value = "127.0.0.1:15014")]
     pub(crate) admin_addr: SocketAddr,
+    /// Install the plugin in the runtime's folders, and keep it there.
+    #[arg(long, env = "UNDERPASS_INSTALL_CNI")]
+    pub(crate) install_cni: bool,
+    #[command(flatten)]
+    pub(crate) folders: Folders,
 }
 
 /// Makes the folder that a socket is to be in.

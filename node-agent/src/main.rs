@@ -7,6 +7,7 @@ mod agent;
 mod args;
 mod exceptions;
 mod handover;
+mod install;
 mod metrics;
 mod pods;
 mod proxies;
@@ -28,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use agent::Agent;
-use args::Args;
+use args::{Args, RunArgs, Verb};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -41,11 +42,18 @@ fn main() -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    match args.verb {
+        Some(Verb::Install { folders, agent_socket }) => return install::install(&folders, &agent_socket).map(|_| ()),
+        Some(Verb::Uninstall { folders, state_dir }) => return install::uninstall(&folders, &state_dir),
+        None => {}
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, run(args))
+    tokio::task::LocalSet::new().block_on(&runtime, run(args.run))
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
+async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let node = args.node.clone().context("--node is missing")?;
+    let mesh_file = args.mesh_file.clone().context("--mesh-file is missing")?;
     // Sockets first: whoever else runs here already is told at once, before anything is touched.
     let plugins = AsyncSeqPacketListener::bind(args::made(&args.agent_socket)?)
         .with_context(|| format!("cannot listen on {}", args.agent_socket.display()))?;
@@ -54,10 +62,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let admin = listen(args.admin_addr).await?;
 
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let mesh = mesh_file::watch(&args.mesh_file, move |loaded| {
+    let mesh = mesh_file::watch(&mesh_file, move |loaded| {
         let _ = changed.send(loaded); // nobody listens only when the process ends
     })?;
-    let agent = Rc::new(Agent::new(&args, mesh)?);
+    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, mesh)?);
     agent.take_over();
 
     tokio::task::spawn_local(proxies::serve(agent.clone(), proxies));
@@ -67,7 +75,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let agent = agent.clone();
         move |asked| admin::answer(&agent, &asked)
     }));
-    tracing::info!(node = args.node, socket = %args.agent_socket.display(), "ready for pods");
+    if args.install_cni {
+        // Last: from now on the runtime may call.
+        install::keep_installed(args.folders.clone(), args.agent_socket.clone())?;
+    }
+    tracing::info!(node, socket = %args.agent_socket.display(), "ready for pods");
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -47,10 +47,15 @@ impl Node {
 
     /// Starts the agent and waits until it takes pods; returns its process id.
     pub fn start_agent(&mut self) -> u32 {
+        self.start_agent_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_agent_with(&mut self, arguments: &[&std::ffi::OsStr]) -> u32 {
         let mut command = Command::new(binary("underpass-agent"));
         command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml"));
         command.arg("--agent-socket").arg(self.agent_socket()).arg("--zds-socket").arg(self.zds_socket());
-        command.arg("--state-dir").arg(self.file("state"));
+        command.arg("--state-dir").arg(self.file("state")).args(arguments);
         let pid = self.spawn(command, "agent.log");
         until("the agent takes pods", || {
             self.get("127.0.0.1:15014", "/healthz").ok().filter(|(status, _)| *status == 200)

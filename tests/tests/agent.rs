@@ -404,3 +404,62 @@ fn two_proxies_are_told_of_every_pod_and_one_that_serves_it_is_enough() {
         assert!(matches!(proxy.next(), (Payload::Del(_), 0)));
     }
 }
+
+/// A mesh of pods that differ only in their names and node-local wires.
+fn many(count: usize) -> (String, Vec<Wire>) {
+    let mut mesh =
+        "namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }]\nworkloads:\n".to_owned();
+    for index in 0..count {
+        // All wires have the same addresses, so each pod is said to be in a network of its own.
+        mesh += &format!(
+            "  - {{ name: p{index}, namespace: default, network: n{index}, node: node, workloadIps: [10.78.0.1, \"fd78::1\"] }}\n"
+        );
+    }
+    (mesh, (0..count).map(|_| Wire::new()).collect())
+}
+
+fn add_numbered(node: &Node, wire: &Wire, index: usize) -> Call {
+    let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=p{index};K8S_POD_UID=uid-{index}");
+    add(node, wire).with("CNI_CONTAINERID", Some(&format!("c{index}"))).with("CNI_ARGS", Some(&args))
+}
+
+#[test]
+fn twenty_pods_join_at_once_and_the_next_agent_verifies_all_of_them() {
+    let (mesh, wires) = many(20);
+    let mut node = Node::new("parallel", &mesh);
+    node.start_agent();
+    node.start_ready_proxy();
+    let plugins: Vec<_> = wires.iter().enumerate().map(|(i, w)| add_numbered(&node, w, i).start()).collect();
+    for plugin in plugins {
+        let output = plugin.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    let verified = |node: &Node| {
+        let pods = status(node)["pods"].as_array().unwrap().clone();
+        pods.iter().filter(|p| p["verification"]["state"] == "verified").count()
+    };
+    until("all are verified", || (verified(&node) == 20).then_some(()));
+    // Both go, while somebody deletes what is in one pod; the next two find everything again.
+    node.kill_all();
+    assert!(wires[7].pod.run(redirect::remove).unwrap().unwrap().anything);
+    node.start_agent();
+    node.start_ready_proxy();
+    until("all are verified again", || (verified(&node) == 20).then_some(()));
+    assert!(node.log("agent").contains("repaired"));
+    assert_eq!(open_listeners(&wires[19]), [15001, 15006, 15008]);
+}
+
+#[test]
+fn a_state_that_cannot_be_written_fails_the_add() {
+    let (mut node, wire) = (Node::new("full", MESH), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    // As good as a full disk: the new file cannot be made.
+    std::fs::create_dir_all(node.file("state/pods.json.new")).unwrap();
+    let (code, text) = error(&add(&node, &wire).run());
+    assert!(code == 11 && text.contains("UP-AGENT-009"), "{text}");
+    assert!(rules_are_gone(&wire));
+    assert_eq!(status(&node)["pods"], json!([]));
+    std::fs::remove_dir(node.file("state/pods.json.new")).unwrap();
+    assert!(add(&node, &wire).run().status.success(), "and once there is room it joins");
+}

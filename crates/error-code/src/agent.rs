@@ -56,4 +56,14 @@ codes! {
         cause: "Its rules differ from the plan, the proxy does not serve it, or it has not joined; the reason stands in the message.",
         next_step: "See the agent's status on this node; what can be repaired is repaired by itself.",
     }
+    INSTALL = "UP-AGENT-012" {
+        what: "The plugin could not be installed.",
+        cause: "A folder of the container runtime is missing or not writable, or the plugin is not beside the agent.",
+        next_step: "Check the folders given with --conf-dir and --bin-dir.",
+    }
+    NO_CONFLIST = "UP-AGENT-013" {
+        what: "There is no network configuration to chain the plugin to.",
+        cause: "The main CNI plugin of the cluster has not written its configuration yet.",
+        next_step: "None if it is about to; the agent chains the plugin as soon as the configuration is there.",
+    }
 }

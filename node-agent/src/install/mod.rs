@@ -1,0 +1,97 @@
+//! Installing the plugin where the container runtime finds it, keeping it there, and taking it out again.
+
+mod chain;
+mod files;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use error_code::agent as codes;
+use inotify::{Inotify, WatchMask};
+use netns::NetNs;
+use serde_json::json;
+
+use crate::state::StateDir;
+use files::Installed;
+
+/// Where the runtime has its plugins and their configuration.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Folders {
+    /// The runtime's folder of network configurations.
+    #[arg(long, env = "UNDERPASS_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub(crate) conf_dir: PathBuf,
+    /// The runtime's folder of plugins.
+    #[arg(long, env = "UNDERPASS_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub(crate) bin_dir: PathBuf,
+    /// The plugin to install; by default underpass-cni in the folder of this program.
+    #[arg(long)]
+    pub(crate) plugin: Option<PathBuf>,
+}
+
+/// Installs the plugin and chains it, once.
+pub(crate) fn install(folders: &Folders, agent_socket: &Path) -> anyhow::Result<Installed> {
+    let code = codes::INSTALL;
+    let plugin = match &folders.plugin {
+        Some(plugin) => plugin.clone(),
+        None => std::env::current_exe()?.with_file_name(chain::PLUGIN),
+    };
+    let copied = files::install_plugin(&plugin, &folders.bin_dir);
+    if copied.with_context(|| format!("{code}: {} to {}", plugin.display(), folders.bin_dir.display()))? {
+        tracing::info!("installed the plugin in {}", folders.bin_dir.display());
+    }
+    let entry = json!({ "type": chain::PLUGIN, "agentSocket": agent_socket });
+    let done = files::install_chain(&folders.conf_dir, &entry)
+        .with_context(|| format!("{code}: {}", folders.conf_dir.display()))?;
+    match &done {
+        Installed::Written(path) => tracing::info!("the plugin is chained in {}", path.display()),
+        Installed::AsItWas => {}
+        Installed::NothingThere => {
+            tracing::warn!("{}: no network configuration in {} yet", codes::NO_CONFLIST, folders.conf_dir.display());
+        }
+    }
+    Ok(done)
+}
+
+/// Takes the plugin out of the chain, and the rules out of the pods that have joined. The program stays for DELs to come.
+pub(crate) fn uninstall(folders: &Folders, state_dir: &Path) -> anyhow::Result<()> {
+    let chains = files::uninstall_chain(&folders.conf_dir)
+        .with_context(|| format!("{}: {}", codes::INSTALL, folders.conf_dir.display()))?;
+    let mut pods = 0;
+    let state = StateDir::open(state_dir)?;
+    for record in state.load() {
+        let netns = record.netns_path.as_ref().and_then(|p| NetNs::open(p).ok());
+        let Some(netns) = netns.filter(|n| n.id().ino == record.netns_inode) else { continue };
+        match netns.run(redirect::remove) {
+            Ok(Ok(_)) => pods += 1,
+            Ok(Err(e)) => tracing::error!(uid = record.uid, "{}: {e}", e.code()),
+            Err(e) => tracing::error!(uid = record.uid, "{e}"),
+        }
+    }
+    state.save(Vec::new())?;
+    println!("taken out of {chains} chains and {pods} pods");
+    Ok(())
+}
+
+/// Installs, and again whenever somebody changes the runtime's folders, from a thread of its own.
+pub(crate) fn keep_installed(folders: Folders, agent_socket: PathBuf) -> anyhow::Result<()> {
+    let mut inotify = Inotify::init()?;
+    let events = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
+    for folder in [&folders.conf_dir, &folders.bin_dir] {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: {}", codes::INSTALL, folder.display()))?;
+        inotify.watches().add(folder, events)?;
+    }
+    install(&folders, &agent_socket)?;
+    std::thread::Builder::new().name("install".into()).spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Err(e) = inotify.read_events_blocking(&mut buffer) {
+                return tracing::error!("the runtime's folders are not watched any more: {e}");
+            }
+            if let Err(e) = install(&folders, &agent_socket) {
+                tracing::error!("{e:#}");
+            }
+        }
+    })?;
+    Ok(())
+}
