@@ -5,6 +5,7 @@
 
 pub mod binaries;
 pub mod cni;
+pub mod iptables;
 pub mod listener;
 pub mod node;
 pub mod sandbox;

@@ -1,15 +1,15 @@
 //! The proxy under an agent that is not ours, with redirection that is not ours: Istio's ZDS byte by byte, and Istio's
 //! iptables rules.
-#![allow(clippy::unwrap_used, clippy::disallowed_types)]
+#![allow(clippy::unwrap_used)]
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use netns::NetNs;
 use netns::seqpacket::{SeqPacket, SeqPacketListener};
+use underpass_tests::iptables::install_istio_rules;
 use underpass_tests::node::Node;
 use underpass_tests::sandbox::{connect, read_line, serve_echo, until};
 use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
@@ -73,46 +73,6 @@ impl Server {
 fn ask(socket: &SeqPacket, request: &[u8], netns: Option<&NetNs>) -> Vec<u8> {
     socket.send(request, netns.map(|n| n.as_fd())).unwrap();
     socket.recv().unwrap().unwrap().data
-}
-
-fn run(netns: &NetNs, program: &str, args: &str, input: &str) {
-    let mut command = Command::new(program);
-    command.args(args.split_whitespace()).stdin(Stdio::piped());
-    let mut child = netns::process::in_netns(&mut command, netns).unwrap().spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success(), "{program} {args}");
-}
-
-/// What istio-cni installs in a pod, without DNS.
-fn install_istio_rules(netns: &NetNs) {
-    for (restore, family, loopback, any) in
-        [("iptables-restore", "-4", "127.0.0.1/32", "0.0.0.0/0"), ("ip6tables-restore", "-6", "::1/128", "::/0")]
-    {
-        let rules = format!(
-            "* mangle
--N ISTIO_PRERT
--N ISTIO_OUTPUT
--A PREROUTING -j ISTIO_PRERT
--A OUTPUT -j ISTIO_OUTPUT
--A ISTIO_PRERT -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
--A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
-COMMIT
-* nat
--N ISTIO_PRERT
--N ISTIO_OUTPUT
--A OUTPUT -j ISTIO_OUTPUT
--A PREROUTING -j ISTIO_PRERT
--A ISTIO_PRERT ! -d {loopback} -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
--A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
--A ISTIO_OUTPUT ! -d {loopback} -o lo -j ACCEPT
--A ISTIO_OUTPUT ! -d {loopback} -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
-COMMIT
-"
-        );
-        run(netns, restore, "--noflush", &rules);
-        run(netns, "ip", &format!("{family} rule add fwmark 0x111/0xfff pref 32764 lookup 100"), "");
-        run(netns, "ip", &format!("{family} route add local {any} dev lo table 100"), "");
-    }
 }
 
 #[test]

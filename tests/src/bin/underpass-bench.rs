@@ -18,8 +18,14 @@ fn main() {
     if wanted("cni") {
         cni();
     }
+    if wanted("rules") {
+        rules();
+    }
     if wanted("memory") {
         memory();
+    }
+    if wanted("pods") {
+        pods();
     }
     if wanted("tunnel") {
         tunnel();
@@ -55,6 +61,85 @@ fn cni() {
         median(adds),
         median(starts)
     );
+}
+
+/// Programming one pod's rules, by us and by the programs that others run for the same purpose.
+fn rules() {
+    let plan = redirect::Plan::for_pod([underpass_tests::wire::POD4, underpass_tests::wire::POD6]);
+    let (mut ours, mut theirs, mut readings) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..21 {
+        let wire = Wire::new();
+        let begun = Instant::now();
+        wire.pod.run(|| redirect::apply(&plan)).unwrap().unwrap();
+        ours.push(begun.elapsed().as_secs_f64() * 1e3);
+        let begun = Instant::now();
+        let observed = wire.pod.run(redirect::read_back).unwrap().unwrap();
+        assert!(redirect::diff(&plan, &observed).is_empty());
+        readings.push(begun.elapsed().as_secs_f64() * 1e3);
+        let wire = Wire::new();
+        let begun = Instant::now();
+        for restore in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+            underpass_tests::iptables::restore(&wire.pod, restore);
+        }
+        theirs.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    println!(
+        "rules   applied over netlink: {:.2} ms, read back and compared: {:.2} ms",
+        median(ours),
+        median(readings)
+    );
+    println!(
+        "rules   Istio's rules by iptables-nft-restore, without ip rules and routes: {:.2} ms (medians of 21)",
+        median(theirs)
+    );
+}
+
+/// Many pods: each ADD, and what it costs to look after all of them while nothing happens.
+fn pods() {
+    const PODS: usize = 250;
+    const IDLE: Duration = Duration::from_secs(60);
+    let mut mesh =
+        "namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }]\nworkloads:\n".to_owned();
+    for i in 0..PODS {
+        mesh += &format!(
+            "  - {{ name: p{i}, namespace: default, network: n{i}, node: node, workloadIps: [10.78.0.1, \"fd78::1\"] }}\n"
+        );
+    }
+    let mut node = Node::new("bench-pods", &mesh);
+    let (agent, proxy) = (node.start_agent(), node.start_ready_proxy());
+    let wires: Vec<Wire> = (0..PODS).map(|_| Wire::new()).collect();
+    let mut adds = Vec::new();
+    for (i, wire) in wires.iter().enumerate() {
+        let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=p{i};K8S_POD_UID=uid-{i}");
+        let config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
+        let call = Call::new("ADD", &path_of(&wire.pod), &config);
+        let call = call.with("CNI_CONTAINERID", Some(&format!("c{i}"))).with("CNI_ARGS", Some(&args));
+        let begun = Instant::now();
+        let output = call.run();
+        adds.push(begun.elapsed().as_secs_f64() * 1e3);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    adds.sort_by(f64::total_cmp);
+    println!("pods    {PODS} ADDs: median {:.2} ms, p99 {:.2} ms", adds[PODS / 2], adds[PODS * 99 / 100]);
+    std::thread::sleep(Duration::from_secs(2));
+    let (before_agent, before_proxy) = (cpu(agent), cpu(proxy));
+    std::thread::sleep(IDLE);
+    let share = |before: Duration, now: Duration| (now - before).as_secs_f64() / IDLE.as_secs_f64() * 100.0;
+    println!(
+        "pods    {PODS} idle and verified: agent {:.2} % of a core, {:.1} MiB; proxy {:.2} %, {:.1} MiB",
+        share(before_agent, cpu(agent)),
+        resident(agent),
+        share(before_proxy, cpu(proxy)),
+        resident(proxy)
+    );
+}
+
+/// Processor time of a process so far.
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10) // clock ticks are 100 a second on every Linux that we know
 }
 
 /// Resident memory of agent and proxy, with no pod and with three.
