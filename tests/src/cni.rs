@@ -90,8 +90,7 @@ pub struct FakeAgent {
 impl FakeAgent {
     /// Listens.
     pub fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = crate::folder::folder(name);
         let socket = folder.join("agent.sock");
         Self { listener: SeqPacketListener::bind(&socket).unwrap(), socket, folder }
     }

@@ -5,6 +5,7 @@
 
 pub mod binaries;
 pub mod cni;
+pub mod folder;
 pub mod iptables;
 pub mod listener;
 pub mod node;

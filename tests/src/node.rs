@@ -35,8 +35,7 @@ pub struct Node {
 impl Node {
     /// A namespace with loopback, and a folder with this mesh file.
     pub fn new(name: &str, mesh: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = crate::folder::folder(name);
         fs::write(folder.join("mesh.yaml"), mesh).unwrap();
         let netns = NetNs::create().unwrap();
         configure(&netns, async |handle| {

@@ -52,8 +52,7 @@ impl Sandbox {
 
     /// Starts one with a mesh of the test's own.
     pub fn up_with(name: &str, mesh: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = crate::folder::folder(name);
         fs::write(folder.join("mesh.yaml"), mesh).unwrap();
         let log = fs::File::create(folder.join("up.log")).unwrap();
         let mut command = underpass(&folder);

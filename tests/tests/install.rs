@@ -32,7 +32,7 @@ struct Runtime(PathBuf);
 
 impl Runtime {
     fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
+        let folder = underpass_tests::folder::folder(name);
         fs::create_dir_all(folder.join("net.d")).unwrap();
         Self(folder)
     }

@@ -15,8 +15,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("underpass-test-{}-{name}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = underpass_tests::folder::folder(name);
         Self(folder)
     }
 
