@@ -155,3 +155,31 @@ fn requests_that_make_no_sense_are_refused_and_the_proxy_goes_on() {
     let agent = server.accept();
     assert_eq!(ask(&agent, &add_workload("uid-a", "a"), Some(&wire.pod)), DONE);
 }
+
+#[test]
+fn a_pod_that_is_made_again_does_not_get_the_tunnels_of_the_first() {
+    let (mut node, first, second) = (Node::new("again", MESH), Wire::new(), Wire::new());
+    let server = Server::listen(&node);
+    node.start_proxy();
+    let agent = server.accept();
+    // Both wires have the same addresses; only what answers at their ends tells them apart.
+    for (wire, name) in [(&first, "first"), (&second, "second")] {
+        for (netns, uid, pod) in [(&wire.pod, "uid-a", "a"), (&wire.peer, "uid-b", "b")] {
+            install_istio_rules(netns);
+            assert_eq!(ask(&agent, &add_workload(uid, pod), Some(netns)), DONE);
+        }
+        let listener = underpass_tests::sandbox::listen(&wire.peer, 8080);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = writeln!(stream, "{name}"); // the client has gone
+            }
+        });
+        for peer in [PEER4, PEER6] {
+            // Several, so that every worker has a tunnel.
+            for _ in 0..4 {
+                let mut stream = connect(&wire.pod, SocketAddr::new(peer, 8080)).unwrap();
+                assert_eq!(read_line(&mut stream).unwrap(), name);
+            }
+        }
+    }
+}
