@@ -164,7 +164,8 @@ fn a_pod_that_is_made_again_does_not_get_the_tunnels_of_the_first() {
     let agent = server.accept();
     // Both wires have the same addresses; only what answers at their ends tells them apart.
     for (wire, name) in [(&first, "first"), (&second, "second")] {
-        for (netns, uid, pod) in [(&wire.pod, "uid-a", "a"), (&wire.peer, "uid-b", "b")] {
+        // The first server stays, so that tunnels to it would still work.
+        for (netns, uid, pod) in [(&wire.pod, "uid-a", "a"), (&wire.peer, name, "b")] {
             install_istio_rules(netns);
             assert_eq!(ask(&agent, &add_workload(uid, pod), Some(netns)), DONE);
         }
