@@ -10,6 +10,7 @@ use anyhow::Context;
 use netns::NetNs;
 use netns::seqpacket::{AsyncSeqPacket, AsyncSeqPacketListener};
 use serde::Serialize;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zds::Request;
 use zds::agent::{Session, Urgency};
@@ -28,6 +29,8 @@ pub(crate) struct Proxies {
     connected: RefCell<BTreeMap<u64, Proxy>>,
     next_id: RefCell<u64>,
     waiting: RefCell<HashMap<String, UnboundedSender<Taken>>>,
+    /// Told whenever a proxy has taken the whole snapshot.
+    pub(crate) came: Notify,
 }
 
 #[derive(Debug)]
@@ -185,7 +188,9 @@ fn took(
     if let Some(proxy) = agent.proxies.connected.borrow_mut().get_mut(&id) {
         proxy.synced = session.synced();
     }
-    let Some(uid) = answer.request.uid() else { return };
+    let Some(uid) = answer.request.uid() else {
+        return agent.proxies.came.notify_waiters(); // the end of the snapshot
+    };
     if let Err(why) = &answer.outcome {
         tracing::warn!(uid, "the proxy refused a pod: {why}");
     }

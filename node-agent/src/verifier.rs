@@ -20,7 +20,7 @@ use crate::verification::{Finding, Verification};
 
 /// Without anything having changed, a pod is looked at this often.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// A pod that was found wanting is looked at again this soon.
+/// A pod that was found wanting is looked at again this soon, and less often the longer it lasts.
 const RETRY: Duration = Duration::from_secs(1);
 /// Several changes in a row are looked at once.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -63,13 +63,18 @@ async fn watch_over(agent: Rc<Agent>, uid: String) {
         return note(&agent, &uid, Err(finding));
     };
     let watch = Watch::open(&netns).inspect_err(|e| tracing::warn!(uid, "changes in the pod are not told: {e}")).ok();
+    let mut retry = RETRY;
     loop {
         let Some(pod) = agent.pod(&uid) else { return };
+        // Asked for before looking, so that a proxy that comes meanwhile is not missed.
+        let proxy_came = agent.proxies.came.notified();
         let found = look(&agent, &pod, &netns).await;
-        let again = if found.is_ok() { INTERVAL } else { RETRY };
+        let again = if found.is_ok() { INTERVAL } else { retry };
+        retry = if found.is_ok() { RETRY } else { (retry * 2).min(INTERVAL) };
         note(&agent, &uid, found);
         tokio::select! {
             () = sleep(again) => {}
+            () = proxy_came => {}
             () = changed(watch.as_ref()) => sleep(SETTLE).await,
         }
     }
