@@ -226,11 +226,9 @@ fn with_impostor() -> String {
     MESH.replace("name: outsider, namespace: outside,", "name: outsider, namespace: outside, protocol: HBONE,")
 }
 
-#[tokio::test]
-async fn a_server_that_is_somebody_else_is_not_talked_to() {
-    let sandbox = Sandbox::up_with("impostor", &with_impostor());
-    let (ip, netns) = (sandbox.ips("outsider")[0], sandbox.pod("outsider"));
-    let (chain, key) = certificate(&sandbox.folder().join("box/ca"), "spiffe://cluster.local/ns/default/sa/neighbour");
+/// The server's end of TLS, with a certificate of the sandbox's authority.
+fn acceptor(sandbox: &Sandbox, identity: &str) -> tokio_rustls::TlsAcceptor {
+    let (chain, key) = certificate(&sandbox.folder().join("box/ca"), identity);
     let mut server = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -238,10 +236,56 @@ async fn a_server_that_is_somebody_else_is_not_talked_to() {
         .with_single_cert(chain, key)
         .unwrap();
     server.alpn_protocols = vec![b"h2".to_vec()];
+    tokio_rustls::TlsAcceptor::from(Arc::new(server))
+}
+
+#[tokio::test]
+async fn a_tunnel_that_its_peer_drains_is_not_used_for_new_connections() {
+    let sandbox = Sandbox::up_with("goaway", &with_impostor());
+    let (ip, netns) = (sandbox.ips("outsider")[0], sandbox.pod("outsider"));
+    let acceptor = acceptor(&sandbox, "spiffe://cluster.local/ns/outside/sa/outsider");
     let listener = netns.run(|| std::net::TcpListener::bind((ip, 15008)).unwrap()).unwrap();
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    // Every tunnel takes one stream, says GOAWAY, and keeps that stream open.
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut tunnel = h2::server::handshake(acceptor.accept(tcp).await.unwrap()).await.unwrap();
+                let mut open = Vec::new();
+                while let Some(Ok((_request, mut respond))) = tunnel.accept().await {
+                    let mut stream: h2::SendStream<Bytes> =
+                        respond.send_response(http::Response::new(()), false).unwrap();
+                    stream.send_data(Bytes::from_static(b"here\n"), false).unwrap();
+                    open.push((stream, respond, _request));
+                    tunnel.graceful_shutdown();
+                }
+            });
+        }
+    });
+    let client = sandbox.pod("client");
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut open = Vec::new();
+        // More than there are workers, so that each has met a tunnel that is closing.
+        for _ in 0..8 {
+            let mut stream = connect(&client, SocketAddr::new(ip, 8080)).unwrap();
+            assert_eq!(read_line(&mut stream).unwrap(), "here");
+            open.push(stream);
+        }
+    });
+    asked.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_somebody_else_is_not_talked_to() {
+    let sandbox = Sandbox::up_with("impostor", &with_impostor());
+    let (ip, netns) = (sandbox.ips("outsider")[0], sandbox.pod("outsider"));
+    let acceptor = acceptor(&sandbox, "spiffe://cluster.local/ns/default/sa/neighbour");
+    let listener = netns.run(|| std::net::TcpListener::bind((ip, 15008)).unwrap()).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let mut client = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();
     let accepted = acceptor.accept(listener.accept().await.unwrap().0).await;
     assert!(accepted.is_err(), "the handshake was completed");

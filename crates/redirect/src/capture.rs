@@ -142,7 +142,7 @@ struct Routed;
 impl Capture for Routed {
     fn apply(&self, plan: &Plan) -> Result<Applied, RedirectError> {
         let routing = routing()?;
-        let observed = self.read_rules(&routing)?;
+        let observed = rules(&routing)?;
         let planned = routed::policy_rules(plan);
         let exempt = match plan.existing_connections {
             // Somebody applied a plan here before: what is open now was captured then, or is exempt already.
@@ -218,15 +218,9 @@ impl Capture for Routed {
         let routing = routing()?;
         Ok(Observed {
             table: nft::dump_table(&socket, routed::TABLE_NAME)?,
-            rules: self.read_rules(&routing)?,
+            rules: rules(&routing)?,
             routes: routing.local_routes(TABLE).map_err(failed("cannot list the routes"))?,
         })
-    }
-}
-
-impl Routed {
-    fn read_rules(&self, routing: &Routing) -> Result<Vec<PolicyRule>, RedirectError> {
-        rules(routing)
     }
 }
 

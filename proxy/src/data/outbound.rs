@@ -112,7 +112,7 @@ pub(super) async fn serve(accepted: Accepted) {
     }
 }
 
-/// A stream to the destination. A pooled tunnel may turn out to be dead: then once more, on a new one, for nothing of
+/// A stream to the destination. A pooled tunnel may turn out to be closing: then once more, on a new one, for nothing of
 /// the connection has been sent yet.
 async fn open(
     worker: &Rc<Worker>,
@@ -123,10 +123,7 @@ async fn open(
     for last in [false, true] {
         let tunnel = worker.pool.get(key, || start_tunnel(pod.clone(), key.clone())).await?;
         match tunnel.open(opening).await {
-            Err(OpenError::Ended(_)) if !last => {
-                tokio::task::yield_now().await; // its task may not have noticed yet
-                worker.pool.discard_dead(key);
-            }
+            Err(OpenError::Ended(_)) if !last => worker.pool.discard(key, &tunnel),
             done => return done.map_err(ConnectionError::Tunnel),
         }
     }

@@ -100,6 +100,11 @@ impl Tunnel {
             && self.streams.get() < settings::MAX_STREAMS_OPENED.min(self.requests.current_max_send_streams())
     }
 
+    /// Whether both are the same connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.streams, &other.streams)
+    }
+
     /// How many streams are open.
     pub(super) fn streams(&self) -> usize {
         self.streams.get()

@@ -54,7 +54,7 @@ impl<E: Clone + 'static> Pool<E> {
     {
         let mut open = Some(open);
         loop {
-            let mut attempt = {
+            let (mut attempt, ours) = {
                 let mut slots = self.slots.borrow_mut();
                 let slot = slots.entry(key.clone()).or_default();
                 if let Some((tunnel, used)) = slot.tunnels.iter_mut().find(|(t, _)| t.has_room()) {
@@ -62,20 +62,16 @@ impl<E: Clone + 'static> Pool<E> {
                     return Ok(tunnel.clone());
                 }
                 match (&slot.opening, open.take()) {
-                    (Some(attempt), open_later) => {
-                        open = open_later;
-                        attempt.clone()
-                    }
                     (None, Some(open)) => {
                         let attempt = self.begin(key.clone(), open());
                         slot.opening = Some(attempt.clone());
-                        attempt
+                        (attempt, true)
                     }
-                    // We have opened one already, and others have filled it: make no more of it than that.
-                    (None, None) => match slot.tunnels.last() {
-                        Some((tunnel, _)) => return Ok(tunnel.clone()),
-                        None => unreachable!("our own attempt either failed or left a tunnel"),
-                    },
+                    (Some(attempt), not_yet) => {
+                        open = not_yet;
+                        (attempt.clone(), false)
+                    }
+                    (None, None) => unreachable!("whoever has made an attempt returns with its result"),
                 }
             };
             let result = match attempt.wait_for(Option::is_some).await {
@@ -83,10 +79,10 @@ impl<E: Clone + 'static> Pool<E> {
                 Err(_) => None, // the task was dropped: the runtime is ending
             };
             match result {
-                Some(Ok(tunnel)) if tunnel.has_room() => return Ok(tunnel),
-                Some(Err(e)) => return Err(e),
-                Some(Ok(tunnel)) if open.is_none() => return Ok(tunnel),
+                // Others may have filled our own one already: the stream waits for room then.
+                Some(Ok(tunnel)) if ours || tunnel.has_room() => return Ok(tunnel),
                 Some(Ok(_)) => {}
+                Some(Err(e)) => return Err(e),
                 None => std::future::pending().await,
             }
         }
@@ -111,10 +107,11 @@ impl<E: Clone + 'static> Pool<E> {
         attempt
     }
 
-    /// Takes a tunnel out that turned out to be dead.
-    pub(crate) fn discard_dead(&self, key: &TunnelKey) {
+    /// Takes out a tunnel that opens no more streams: it has ended, or its peer is about to end it and lets those that are
+    /// open finish.
+    pub(crate) fn discard(&self, key: &TunnelKey, closed: &Tunnel) {
         if let Some(slot) = self.slots.borrow_mut().get_mut(key) {
-            slot.tunnels.retain(|(t, _)| t.has_room());
+            slot.tunnels.retain(|(t, _)| !t.is(closed));
         }
     }
 
