@@ -56,9 +56,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mesh_file = args.mesh_file.clone().context("--mesh-file is missing")?;
     // Sockets first: whoever else runs here already is told at once, before anything is touched.
     let plugins = AsyncSeqPacketListener::bind(args::made(&args.agent_socket)?)
-        .with_context(|| format!("cannot listen on {}", args.agent_socket.display()))?;
+        .with_context(|| no_listener(&args.agent_socket.display()))?;
     let proxies = AsyncSeqPacketListener::bind(args::made(&args.zds_socket)?)
-        .with_context(|| format!("cannot listen on {}", args.zds_socket.display()))?;
+        .with_context(|| no_listener(&args.zds_socket.display()))?;
     let admin = listen(args.admin_addr).await?;
 
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
@@ -97,6 +97,11 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn no_listener(address: &dyn std::fmt::Display) -> String {
+    let code = error_code::agent::OWN_ADDRESS;
+    format!("{code}: cannot listen on {address}. Next step: {}", code.next_step)
+}
+
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+    TcpListener::bind(address).await.with_context(|| no_listener(&address))
 }

@@ -32,10 +32,10 @@ pub(crate) struct Args {
     /// the cores, and two at least.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_parser = WorkerThreads::parse)]
     pub(crate) workers: Option<WorkerThreads>,
-    /// The cluster that this node belongs to.
+    /// The cluster that this node belongs to. Only told in the log: the mesh file says it of each workload.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub(crate) cluster_id: String,
-    /// The network that this node belongs to.
+    /// The network that this node belongs to. Only told in the log: the mesh file says it of each workload.
     #[arg(long, env = "NETWORK", default_value = "")]
     pub(crate) network: String,
     /// Whether to listen for IPv6 connections, too.

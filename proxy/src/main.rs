@@ -116,14 +116,19 @@ async fn drain(node: &Node, phase: &watch::Sender<Phase>, limit: Duration) {
     }
 }
 
+fn no_listener(address: SocketAddr) -> String {
+    let code = error_code::proxy::OWN_ADDRESS;
+    format!("{code}: cannot listen on {address}. Next step: {}", code.next_step)
+}
+
 /// Listens; where a node has no IPv6, on the wildcard of IPv4 instead.
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
             let fallback = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-            TcpListener::bind(fallback).await.with_context(|| format!("cannot listen on {address} or {fallback}"))
+            TcpListener::bind(fallback).await.with_context(|| no_listener(address))
         }
-        bound => bound.with_context(|| format!("cannot listen on {address}")),
+        bound => bound.with_context(|| no_listener(address)),
     }
 }
 

@@ -463,3 +463,18 @@ fn a_state_that_cannot_be_written_fails_the_add() {
     std::fs::remove_dir(node.file("state/pods.json.new")).unwrap();
     assert!(add(&node, &wire).run().status.success(), "and once there is room it joins");
 }
+
+#[test]
+fn a_second_agent_or_proxy_on_a_node_is_told_why_it_cannot_run() {
+    let mut node = Node::new("second", MESH);
+    node.start_agent();
+    node.start_ready_proxy();
+    let (agent, proxy) = (node.log("agent").len(), node.log("proxy").len());
+    node.start_agent();
+    node.start_proxy();
+    until("both say so", || {
+        let (agent, proxy) = (node.log("agent")[agent..].to_owned(), node.log("proxy")[proxy..].to_owned());
+        (agent.contains("UP-AGENT-014") && proxy.contains("UP-PROXY-016")).then_some(())
+    });
+    assert_eq!(node.get("127.0.0.1:15021", "/healthz/ready").unwrap().0, 200, "the first ones go on");
+}

@@ -66,4 +66,9 @@ codes! {
         cause: "The main CNI plugin of the cluster has not written its configuration yet.",
         next_step: "None if it is about to; the agent chains the plugin as soon as the configuration is there.",
     }
+    OWN_ADDRESS = "UP-AGENT-014" {
+        what: "The agent could not listen on a socket or an address of its own.",
+        cause: "Another process, perhaps another agent, has it on this node, or the folder is not writable.",
+        next_step: "End the other process, or choose another place with --agent-socket, --zds-socket or --admin-addr.",
+    }
 }

@@ -76,9 +76,9 @@ codes! {
         cause: "An application or the network reset it.",
         next_step: "See the application's log.",
     }
-    CAPABILITY = "UP-PROXY-016" {
-        what: "The proxy lacks a capability.",
-        cause: "It does not run as root, or without CAP_NET_ADMIN or CAP_SYS_ADMIN.",
-        next_step: "Run it with these capabilities.",
+    OWN_ADDRESS = "UP-PROXY-016" {
+        what: "The proxy could not listen on an address of its own.",
+        cause: "Another process, perhaps another proxy, has it on this node.",
+        next_step: "End the other process, or choose another address with --admin-addr, --stats-addr or --readiness-addr.",
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh::Identity;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
@@ -43,6 +43,10 @@ impl Roots {
         Ok(Self { anchors, provider })
     }
 
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.provider.signature_verification_algorithms
+    }
+
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -51,7 +55,7 @@ impl Roots {
         now: UnixTime,
     ) -> Result<Identity, Error> {
         let certificate = EndEntityCert::try_from(leaf).map_err(bad_certificate)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
+        let algorithms = self.algorithms().all;
         certificate
             .verify_for_usage(algorithms, &self.anchors, intermediates, now, usage, None, None)
             .map_err(bad_certificate)?;
@@ -92,6 +96,33 @@ pub(crate) fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Option<Iden
     identity_of(&EndEntityCert::try_from(chain?.first()?).ok()?)
 }
 
+/// Proofs of possession are the business of rustls, at both ends alike.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            rustls::crypto::verify_tls12_signature(message, cert, dss, self.roots.algorithms())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            rustls::crypto::verify_tls13_signature(message, cert, dss, self.roots.algorithms())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.roots.algorithms().supported_schemes()
+        }
+    };
+}
+
 /// Verifies the server at the other end of a tunnel.
 #[derive(Debug)]
 pub(super) struct ServerIs {
@@ -116,27 +147,7 @@ impl ServerCertVerifier for ServerIs {
         Err(Mismatch::Unexpected { found, expected: self.expected.join(", ") }.into_tls())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.roots.signature_tls12(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.roots.signature_tls13(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.roots.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 /// Verifies clients: anybody of our own trust domain; policy decides the rest.
@@ -164,47 +175,5 @@ impl ClientCertVerifier for ClientOf {
         Err(Mismatch::TrustDomain { found, ours: self.trust_domain.clone() }.into_tls())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.roots.signature_tls12(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.roots.signature_tls13(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.roots.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl Roots {
-    fn signature_tls12(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn signature_tls13(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
+    signatures!();
 }
