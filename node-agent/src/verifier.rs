@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mesh::probe;
 use netns::NetNs;
 use netns::watch::Watch;
-use redirect::{ExistingConnections, Plan};
+use redirect::Plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::task::AbortHandle;
@@ -131,9 +131,7 @@ fn repair(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
     let plan = &pod.record.plan;
     let Some(what) = difference(plan, netns)? else { return Ok(()) };
     let started = Instant::now();
-    // What is open now was captured; an exception would let it go on in plain text.
-    let repair = Plan { existing_connections: ExistingConnections::Reset, ..plan.clone() };
-    inside(netns, || redirect::apply(&repair))?;
+    inside(netns, || redirect::repair(plan))?;
     if let Some(still) = difference(plan, netns)? {
         return Err(Finding::Drift(format!("{still}; it could not be repaired")));
     }

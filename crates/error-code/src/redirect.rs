@@ -16,4 +16,9 @@ codes! {
         cause: "The kernel lacks policy routing for that family, or the caller lacks CAP_NET_ADMIN.",
         next_step: "Check that the kernel has IP_MULTIPLE_TABLES and IPV6_MULTIPLE_TABLES, and the capabilities of the caller.",
     }
+    IPTABLES = "UP-REDIR-004" {
+        what: "An iptables program did not take the rules.",
+        cause: "It is not installed on this node, or the kernel lacks what its rules need.",
+        next_step: "Install iptables with its nft and legacy variants, or choose another capture with the agent's --capture.",
+    }
 }

@@ -62,7 +62,7 @@ impl Batch {
         })
     }
 
-    /// Adds a base chain of type filter.
+    /// Adds a base chain.
     pub fn chain(&mut self, chain: &Chain) -> &mut Self {
         let table = self.table.clone();
         self.message(NEWCHAIN, NLM_F_CREATE, format!("chain {}", chain.name), |w| {
@@ -71,7 +71,7 @@ impl Batch {
                 w.be32(1, chain.hook.number()); // HOOKNUM
                 w.bytes(2, &chain.priority.to_be_bytes()); // PRIORITY
             });
-            w.be32(5, 1).text(7, "filter"); // POLICY accept, TYPE
+            w.be32(5, 1).text(7, chain.kind.name()); // POLICY accept, TYPE
         })
     }
 

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use crate::attr::{Reader, Writer};
-use crate::batch::{NFNL_SUBSYS_NFTABLES, NFPROTO_INET, push_message};
+use crate::batch::{NFNL_SUBSYS_NFTABLES, push_message};
 use crate::expr::Expr;
-use crate::object::{Chain, Hook, Rule, Set, SetKey};
+use crate::object::{Chain, ChainKind, Family, Hook, Rule, Set, SetKey};
 use crate::socket::{NLMSG_DONE, NLMSG_ERROR, NftError, Socket, messages};
 
 const GETCHAIN: u16 = 4;
@@ -42,9 +42,11 @@ pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftErro
         if r.text(1).as_deref() != Some(table) {
             continue;
         }
-        if let (Some(name), Some(hook)) = (r.text(3), r.nested(4)) {
+        let kind = r.text(7).and_then(|k| ChainKind::from_name(&k));
+        if let (Some(name), Some(hook), Some(kind)) = (r.text(3), r.nested(4), kind) {
             out.chains.push(Chain {
                 name,
+                kind,
                 hook: Hook::from_number(hook.be32(1).unwrap_or(u32::MAX)),
                 priority: i32::from_be_bytes(hook.be32(2).unwrap_or(0).to_be_bytes()),
             });
@@ -74,6 +76,15 @@ pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftErro
         }
     }
     Ok((out != Table::default()).then_some(out))
+}
+
+/// The chains of every table of a family, as `(table, chain)`.
+///
+/// # Errors
+/// [`NftError`] when the kernel does not answer as it should.
+pub fn chain_names(socket: &Socket, family: Family) -> Result<Vec<(String, String)>, NftError> {
+    let chains = dump_family(socket, GETCHAIN, family, |_| {})?;
+    Ok(chains.iter().filter_map(|m| Some((Reader(m).text(1)?, Reader(m).text(3)?))).collect())
 }
 
 /// The generation id of the namespace's rule set; it moves with every change by anybody.
@@ -110,11 +121,20 @@ fn elements(socket: &Socket, table: &str, set: &str) -> Result<Vec<IpAddr>, NftE
 
 /// Sends a dump request and collects the attribute part of every answer.
 fn dump(socket: &Socket, kind: u16, fill: impl FnOnce(&mut Writer)) -> Result<Vec<Vec<u8>>, NftError> {
+    dump_family(socket, kind, Family::Inet, fill)
+}
+
+fn dump_family(
+    socket: &Socket,
+    kind: u16,
+    family: Family,
+    fill: impl FnOnce(&mut Writer),
+) -> Result<Vec<Vec<u8>>, NftError> {
     let mut w = Writer::default();
     fill(&mut w);
     let mut request = Vec::new();
     let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
-    push_message(&mut request, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, NFPROTO_INET, 0, &w.0);
+    push_message(&mut request, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, family.number(), 0, &w.0);
     socket.send(&request)?;
     let mut out = Vec::new();
     loop {

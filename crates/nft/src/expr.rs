@@ -1,13 +1,15 @@
 //! The expressions that rules are made of (linux/netfilter/nf_tables.h), typed, in both directions.
 
+use std::net::IpAddr;
+
 use crate::attr::{Reader, Writer};
 
-/// A register. The kernel has four of 16 bytes; ours is always the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reg;
-
 const NFT_REG_VERDICT: u32 = 0;
+/// The kernel has four registers of 16 bytes; ours is always the first.
 const NFT_REG_1: u32 = 1;
+const NFT_JUMP: i32 = -3;
+/// linux/netfilter/nf_nat.h
+const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 
 /// One step of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +18,22 @@ pub enum Expr {
     Meta(MetaKey),
     /// Loads bytes of a header.
     Payload(Payload),
-    /// Masks what was loaded: `value & mask` (the xor part is always zero here).
+    /// Loads a property of the packet's conntrack entry.
+    Ct(CtKey),
+    /// Loads the mark of the local socket that the packet is for.
+    SocketMark,
+    /// Loads whether the packet is for a local transparent socket (1 byte).
+    SocketTransparent,
+    /// Writes what was loaded as a property of the packet.
+    SetMeta(MetaKey),
+    /// Writes what was loaded as a property of the packet's conntrack entry.
+    SetCt(CtKey),
+    /// Loads a constant, for [`Expr::SetCt`].
+    Load(Vec<u8>),
+    /// Masks what was loaded: `value & mask`.
     Mask(Vec<u8>),
+    /// Masks what was loaded and sets bits: `value & mask ^ bits`.
+    MaskXor(Vec<u8>, Vec<u8>),
     /// Compares what was loaded; the rule ends when it does not hold.
     Cmp(Cmp, Vec<u8>),
     /// Looks up what was loaded in a set; the rule ends when it is not there.
@@ -27,8 +43,17 @@ pub enum Expr {
         /// Port of the listening socket.
         port: u16,
     },
+    /// Rewrites the destination to this host and this port.
+    Redirect {
+        /// The port.
+        port: u16,
+    },
+    /// Rewrites the source.
+    SourceNat(IpAddr),
     /// Answers with a TCP reset.
     RejectTcpReset,
+    /// Answers with ICMP or ICMPv6 "port unreachable".
+    RejectPortUnreachable,
     /// Counts packets and bytes.
     Counter,
     /// Ends the evaluation.
@@ -50,6 +75,8 @@ pub enum MetaKey {
     NfProto,
     /// Transport protocol (1 byte).
     L4Proto,
+    /// The user whose socket sent it (4 bytes); a packet of no local socket has none, and ends the rule.
+    SkUid,
     /// A key that we never write.
     Other(u32),
 }
@@ -60,6 +87,7 @@ impl MetaKey {
             Self::Mark => 3,
             Self::IifName => 6,
             Self::OifName => 7,
+            Self::SkUid => 10,
             Self::NfProto => 15,
             Self::L4Proto => 16,
             Self::Other(n) => n,
@@ -71,8 +99,38 @@ impl MetaKey {
             3 => Self::Mark,
             6 => Self::IifName,
             7 => Self::OifName,
+            10 => Self::SkUid,
             15 => Self::NfProto,
             16 => Self::L4Proto,
+            n => Self::Other(n),
+        }
+    }
+}
+
+/// Properties of a conntrack entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CtKey {
+    /// Its mark.
+    Mark,
+    /// Its zone (2 bytes); can only be written before conntrack sees the packet.
+    Zone,
+    /// A key that we never write.
+    Other(u32),
+}
+
+impl CtKey {
+    fn number(self) -> u32 {
+        match self {
+            Self::Mark => 3,
+            Self::Zone => 17,
+            Self::Other(n) => n,
+        }
+    }
+
+    fn from_number(n: u32) -> Self {
+        match n {
+            3 => Self::Mark,
+            17 => Self::Zone,
             n => Self::Other(n),
         }
     }
@@ -106,6 +164,13 @@ impl Payload {
     pub const TCP_FLAGS: Self = Self { base: 2, offset: 13, len: 1 };
 }
 
+impl Payload {
+    /// `udp sport` and `udp dport` lie where TCP has its ports.
+    pub const UDP_SPORT: Self = Self::TCP_SPORT;
+    /// See [`Payload::UDP_SPORT`].
+    pub const UDP_DPORT: Self = Self::TCP_DPORT;
+}
+
 /// How to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cmp {
@@ -113,6 +178,8 @@ pub enum Cmp {
     Eq,
     /// Not equal.
     Neq,
+    /// Greater or equal; bytes are compared in order.
+    Gte,
     /// An ordering that we never write.
     Other(u32),
 }
@@ -125,12 +192,14 @@ pub struct Lookup {
 }
 
 /// How an evaluation ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The packet goes on.
     Accept,
     /// The packet is dropped.
     Drop,
+    /// The evaluation goes on in another chain, and comes back.
+    Jump(String),
     /// A verdict that we never write.
     Other(i32),
 }
@@ -158,6 +227,43 @@ impl Expr {
         [Self::Meta(MetaKey::L4Proto), Self::Cmp(cmp, vec![6])]
     }
 
+    /// `meta l4proto udp`.
+    pub fn udp() -> [Self; 2] {
+        [Self::Meta(MetaKey::L4Proto), Self::Cmp(Cmp::Eq, vec![17])]
+    }
+
+    /// `ct mark & MASK == VALUE`.
+    pub fn ct_mark(value: u32, mask: u32) -> [Self; 3] {
+        [
+            Self::Ct(CtKey::Mark),
+            Self::Mask(mask.to_ne_bytes().to_vec()),
+            Self::Cmp(Cmp::Eq, value.to_ne_bytes().to_vec()),
+        ]
+    }
+
+    /// `meta mark set meta mark & ~MASK ^ VALUE`.
+    pub fn set_mark(value: u32, mask: u32) -> [Self; 3] {
+        [
+            Self::Meta(MetaKey::Mark),
+            Self::MaskXor((!mask).to_ne_bytes().to_vec(), value.to_ne_bytes().to_vec()),
+            Self::SetMeta(MetaKey::Mark),
+        ]
+    }
+
+    /// `ct mark set ct mark & ~MASK ^ VALUE`.
+    pub fn set_ct_mark(value: u32, mask: u32) -> [Self; 3] {
+        [
+            Self::Ct(CtKey::Mark),
+            Self::MaskXor((!mask).to_ne_bytes().to_vec(), value.to_ne_bytes().to_vec()),
+            Self::SetCt(CtKey::Mark),
+        ]
+    }
+
+    /// `ct zone set ZONE`.
+    pub fn set_ct_zone(zone: u16) -> [Self; 2] {
+        [Self::Load(zone.to_ne_bytes().to_vec()), Self::SetCt(CtKey::Zone)]
+    }
+
     /// `meta nfproto ipv4` or `ipv6`.
     pub fn family(v6: bool) -> [Self; 2] {
         [Self::Meta(MetaKey::NfProto), Self::Cmp(Cmp::Eq, vec![if v6 { 10 } else { 2 }])]
@@ -174,11 +280,17 @@ impl Expr {
         match self {
             Self::Meta(_) => "meta",
             Self::Payload(_) => "payload",
-            Self::Mask(_) => "bitwise",
+            Self::Ct(_) | Self::SetCt(_) => "ct",
+            Self::SocketMark | Self::SocketTransparent => "socket",
+            Self::SetMeta(_) => "meta",
+            Self::Load(_) => "immediate",
+            Self::Redirect { .. } => "redir",
+            Self::SourceNat(_) => "nat",
+            Self::Mask(_) | Self::MaskXor(..) => "bitwise",
             Self::Cmp(..) => "cmp",
             Self::Lookup(_) => "lookup",
             Self::Tproxy { .. } => "tproxy",
-            Self::RejectTcpReset => "reject",
+            Self::RejectTcpReset | Self::RejectPortUnreachable => "reject",
             Self::Counter => "counter",
             Self::Verdict(_) => "immediate",
             Self::Other(name) => name,
@@ -195,6 +307,25 @@ impl Expr {
             Self::Meta(key) => {
                 w.be32(1, NFT_REG_1).be32(2, key.number()); // DREG, KEY
             }
+            Self::SetMeta(key) => {
+                w.be32(2, key.number()).be32(3, NFT_REG_1); // KEY, SREG
+            }
+            Self::Ct(key) => {
+                w.be32(1, NFT_REG_1).be32(2, key.number()); // DREG, KEY
+            }
+            Self::SetCt(key) => {
+                w.be32(2, key.number()).be32(4, NFT_REG_1); // KEY, SREG
+            }
+            Self::SocketMark => {
+                w.be32(1, 1).be32(2, NFT_REG_1); // KEY: NFT_SOCKET_MARK, DREG
+            }
+            Self::SocketTransparent => {
+                w.be32(1, 0).be32(2, NFT_REG_1); // KEY: NFT_SOCKET_TRANSPARENT, DREG
+            }
+            Self::Load(value) => {
+                w.be32(1, NFT_REG_1); // DREG
+                data(w, 2, value); // DATA
+            }
             Self::Payload(p) => {
                 w.be32(1, NFT_REG_1).be32(2, p.base).be32(3, p.offset).be32(4, p.len); // DREG, BASE, OFFSET, LEN
             }
@@ -204,10 +335,17 @@ impl Expr {
                 data(w, 4, mask); // MASK
                 data(w, 5, &vec![0; mask.len()]); // XOR
             }
+            Self::MaskXor(mask, bits) => {
+                let len = u32::try_from(mask.len()).unwrap_or(0);
+                w.be32(1, NFT_REG_1).be32(2, NFT_REG_1).be32(3, len); // SREG, DREG, LEN
+                data(w, 4, mask); // MASK
+                data(w, 5, bits); // XOR
+            }
             Self::Cmp(op, value) => {
                 let op = match op {
                     Cmp::Eq => 0,
                     Cmp::Neq => 1,
+                    Cmp::Gte => 5,
                     Cmp::Other(n) => *n,
                 };
                 w.be32(1, NFT_REG_1).be32(2, op); // SREG, OP
@@ -216,10 +354,19 @@ impl Expr {
             Self::Lookup(l) => {
                 w.text(1, &l.set).be32(2, NFT_REG_1); // SET, SREG
             }
-            Self::Tproxy { port } => {
-                // TPROXY needs the port in a register, which an immediate before it fills; see `Expr::tproxy`.
-                let _ = port;
+            // The port or address stands in the register already; see `Expr::write_all`.
+            Self::Tproxy { .. } => {
                 w.be32(1, 0).be32(3, NFT_REG_1); // FAMILY unspecified, REG_PORT
+            }
+            Self::Redirect { .. } => {
+                w.be32(1, NFT_REG_1).be32(3, NF_NAT_RANGE_PROTO_SPECIFIED); // REG_PROTO_MIN, FLAGS
+            }
+            Self::SourceNat(address) => {
+                let family = if address.is_ipv6() { 10 } else { 2 };
+                w.be32(1, 0).be32(2, family).be32(3, NFT_REG_1); // TYPE: NFT_NAT_SNAT, FAMILY, REG_ADDR_MIN
+            }
+            Self::RejectPortUnreachable => {
+                w.be32(1, 2).bytes(2, &[1]); // TYPE: NFT_REJECT_ICMPX_UNREACH, ICMP_CODE: port unreachable
             }
             Self::RejectTcpReset => {
                 w.be32(1, 1); // TYPE: NFT_REJECT_TCP_RST
@@ -228,15 +375,19 @@ impl Expr {
                 w.bytes(1, &[0; 8]).bytes(2, &[0; 8]); // BYTES, PACKETS
             }
             Self::Verdict(v) => {
-                let code = match v {
-                    Verdict::Drop => 0,
-                    Verdict::Accept => 1,
-                    Verdict::Other(n) => *n,
+                let (code, chain) = match v {
+                    Verdict::Drop => (0, None),
+                    Verdict::Accept => (1, None),
+                    Verdict::Jump(chain) => (NFT_JUMP, Some(chain)),
+                    Verdict::Other(n) => (*n, None),
                 };
                 w.be32(1, NFT_REG_VERDICT); // DREG
                 w.nested(2, |w| {
                     w.nested(2, |w| {
                         w.bytes(1, &code.to_be_bytes()); // DATA, VERDICT, CODE
+                        if let Some(chain) = chain {
+                            w.text(2, chain); // CHAIN
+                        }
                     });
                 });
             }
@@ -244,20 +395,22 @@ impl Expr {
         }
     }
 
-    /// Writes a rule's expressions as the kernel wants them: a port for tproxy goes through a register first.
+    /// What must stand in the register before this expression, in network byte order.
+    fn operand(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Tproxy { port } | Self::Redirect { port } => Some(port.to_be_bytes().to_vec()),
+            Self::SourceNat(IpAddr::V4(a)) => Some(a.octets().to_vec()),
+            Self::SourceNat(IpAddr::V6(a)) => Some(a.octets().to_vec()),
+            _ => None,
+        }
+    }
+
+    /// Writes a rule's expressions as the kernel wants them: ports and addresses go through a register first.
     pub(crate) fn write_all(exprs: &[Self], w: &mut Writer) {
         const ELEM: u16 = 1;
         for e in exprs {
-            if let Self::Tproxy { port } = e {
-                w.nested(ELEM, |w| {
-                    w.text(1, "immediate");
-                    w.nested(2, |w| {
-                        w.be32(1, NFT_REG_1);
-                        w.nested(2, |w| {
-                            w.bytes(1, &port.to_be_bytes());
-                        });
-                    });
-                });
+            if let Some(operand) = e.operand() {
+                w.nested(ELEM, |w| Self::Load(operand).write(w));
             }
             w.nested(ELEM, |w| e.write(w));
         }
@@ -266,46 +419,74 @@ impl Expr {
     /// Reads a rule's expressions back; the inverse of [`Expr::write_all`]. Counters come back without their counts.
     pub(crate) fn read_all(list: Reader<'_>) -> Vec<Self> {
         let mut out = Vec::new();
-        let mut port = None;
         for (_, element) in list {
             let element = Reader(element);
             let name = element.text(1).unwrap_or_default();
             let data = element.nested(2).unwrap_or(Reader(&[]));
             let value = |kind: u16| data.nested(kind).and_then(|d| d.find(1)).map(<[u8]>::to_vec);
+            let port = |loaded: Option<Self>| match loaded {
+                Some(Self::Load(v)) => Some(u16::from_be_bytes(v.try_into().ok()?)),
+                _ => None,
+            };
             let expr = match name.as_str() {
-                "meta" => data.be32(2).map(|k| Self::Meta(MetaKey::from_number(k))),
+                "meta" => data.be32(2).map(MetaKey::from_number).map(|k| match data.be32(3) {
+                    Some(_) => Self::SetMeta(k),
+                    None => Self::Meta(k),
+                }),
+                "ct" => data.be32(2).map(CtKey::from_number).map(|k| match data.be32(4) {
+                    Some(_) => Self::SetCt(k),
+                    None => Self::Ct(k),
+                }),
+                "socket" => match data.be32(1) {
+                    Some(0) => Some(Self::SocketTransparent),
+                    Some(1) => Some(Self::SocketMark),
+                    _ => None,
+                },
+                "redir" => port(out.pop()).map(|port| Self::Redirect { port }),
+                "nat" => match out.pop() {
+                    Some(Self::Load(v)) if data.be32(1) == Some(0) => address(&v).map(Self::SourceNat),
+                    _ => None,
+                },
                 "payload" => match (data.be32(2), data.be32(3), data.be32(4)) {
                     (Some(base), Some(offset), Some(len)) => Some(Self::Payload(Payload { base, offset, len })),
                     _ => None,
                 },
-                "bitwise" => value(4).map(Self::Mask),
+                "bitwise" => match (value(4), value(5)) {
+                    (Some(mask), Some(bits)) if bits.iter().all(|b| *b == 0) => Some(Self::Mask(mask)),
+                    (Some(mask), Some(bits)) => Some(Self::MaskXor(mask, bits)),
+                    _ => None,
+                },
                 "cmp" => value(3).map(|v| {
                     let op = match data.be32(2) {
                         Some(0) => Cmp::Eq,
                         Some(1) => Cmp::Neq,
+                        Some(5) => Cmp::Gte,
                         other => Cmp::Other(other.unwrap_or(u32::MAX)),
                     };
                     Self::Cmp(op, v)
                 }),
                 "lookup" => data.text(1).map(|set| Self::Lookup(Lookup { set })),
-                "reject" => (data.be32(1) == Some(1)).then_some(Self::RejectTcpReset),
+                "reject" => match data.be32(1) {
+                    Some(1) => Some(Self::RejectTcpReset),
+                    Some(2) if data.find(2) == Some(&[1]) => Some(Self::RejectPortUnreachable),
+                    _ => None,
+                },
                 "counter" => Some(Self::Counter),
-                "tproxy" => port.take().map(|port| Self::Tproxy { port }),
+                "tproxy" => port(out.pop()).map(|port| Self::Tproxy { port }),
                 "immediate" => match data.be32(1) {
                     Some(NFT_REG_VERDICT) => {
-                        let code = data.nested(2).and_then(|d| d.nested(2)).and_then(|v| v.be32(1));
-                        code.map(|c| {
-                            Self::Verdict(match i32::from_be_bytes(c.to_be_bytes()) {
-                                0 => Verdict::Drop,
-                                1 => Verdict::Accept,
-                                n => Verdict::Other(n),
+                        let verdict = data.nested(2).and_then(|d| d.nested(2));
+                        let code = verdict.and_then(|v| v.be32(1)).map(|c| i32::from_be_bytes(c.to_be_bytes()));
+                        code.map(|code| {
+                            Self::Verdict(match (code, verdict.and_then(|v| v.text(2))) {
+                                (0, _) => Verdict::Drop,
+                                (1, _) => Verdict::Accept,
+                                (NFT_JUMP, Some(chain)) => Verdict::Jump(chain),
+                                (n, _) => Verdict::Other(n),
                             })
                         })
                     }
-                    _ => {
-                        port = value(2).and_then(|v| Some(u16::from_be_bytes(v.try_into().ok()?)));
-                        continue;
-                    }
+                    _ => value(2).map(Self::Load),
                 },
                 _ => None,
             };
@@ -313,6 +494,11 @@ impl Expr {
         }
         out
     }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 #[cfg(test)]
@@ -331,8 +517,18 @@ mod tests {
             Expr::Tproxy { port: 15001 },
             Expr::Counter,
             Expr::RejectTcpReset,
+            Expr::RejectPortUnreachable,
+            Expr::SocketMark,
+            Expr::SocketTransparent,
+            Expr::Redirect { port: 15006 },
+            Expr::SourceNat(IpAddr::from([169, 254, 7, 127])),
+            Expr::Verdict(Verdict::Jump("elsewhere".into())),
             Expr::Verdict(Verdict::Accept),
         ]);
+        exprs.extend(Expr::set_mark(0x111, 0xfff));
+        exprs.extend(Expr::set_ct_mark(0x111, 0xfff));
+        exprs.extend(Expr::ct_mark(0x111, 0xfff));
+        exprs.extend(Expr::set_ct_zone(1));
         let mut w = Writer::default();
         Expr::write_all(&exprs, &mut w);
         assert_eq!(Expr::read_all(Reader(&w.0)), exprs);

@@ -4,15 +4,64 @@ use std::net::IpAddr;
 
 use crate::expr::Expr;
 
-/// A base chain of type filter, with policy accept.
+/// The family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Both IPv4 and IPv6: what we write.
+    Inet,
+    /// IPv4 alone: what iptables writes.
+    Ipv4,
+    /// IPv6 alone: what ip6tables writes.
+    Ipv6,
+}
+
+impl Family {
+    /// linux/netfilter.h
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Ipv4 => 2,
+            Self::Ipv6 => 10,
+        }
+    }
+}
+
+/// A base chain with policy accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// Its name within the table.
     pub name: String,
+    /// What its rules may do.
+    pub kind: ChainKind,
     /// Where it hooks into the path of a packet.
     pub hook: Hook,
     /// Its place among the chains of that hook; mangle is -150, filter is 0.
     pub priority: i32,
+}
+
+/// What the rules of a chain may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChainKind {
+    /// Decide about every packet.
+    Filter,
+    /// Rewrite addresses; only the first packet of a connection is seen.
+    Nat,
+    /// As `Filter`, and a packet whose mark changes is routed again.
+    Route,
+}
+
+impl ChainKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+            Self::Route => "route",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Filter, Self::Nat, Self::Route].into_iter().find(|k| k.name() == name)
+    }
 }
 
 /// A place in the path of a packet.
@@ -22,6 +71,8 @@ pub enum Hook {
     Prerouting,
     /// Packets of local sockets, after routing.
     Output,
+    /// Packets that leave, after everything else.
+    Postrouting,
     /// A hook that we never use.
     Other(u32),
 }
@@ -31,6 +82,7 @@ impl Hook {
         match self {
             Self::Prerouting => 0,
             Self::Output => 3,
+            Self::Postrouting => 4,
             Self::Other(n) => n,
         }
     }
@@ -39,6 +91,7 @@ impl Hook {
         match n {
             0 => Self::Prerouting,
             3 => Self::Output,
+            4 => Self::Postrouting,
             n => Self::Other(n),
         }
     }

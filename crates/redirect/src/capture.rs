@@ -1,6 +1,7 @@
-//! Applying, removing and reading back, behind one trait so that other captures come in beside `routed`.
+//! Applying, removing and reading back, the same for every capture: what a plan stands for is rendered as data, and
+//! written here.
 //!
-//! Everything acts on the network namespace of the calling thread, blocks, and runs no program.
+//! Everything acts on the network namespace of the calling thread and blocks. Only the iptables backend runs a program.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,13 +9,16 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use error_code::{ErrorCode, redirect as codes};
-use nft::{Batch, NftError, Socket};
+use nft::{Batch, NftError, Socket, Table};
 
-use crate::observed::Observed;
+use crate::iptables_program::Variant;
+use crate::observed::{Observed, Rendered};
 use crate::plan::{CaptureKind, ExistingConnections, Plan, TABLE};
-use crate::routed;
 use crate::routing::{LocalRoute, PolicyRule, Routing};
-use crate::sockets::{Connection, open_connections};
+use crate::rule::TABLE_NAME;
+use crate::sockets::{Connection, captured_connections, cut_open_connections, open_connections};
+use crate::xtables::XtablesRules;
+use crate::{nat, routed, xtables};
 
 /// How long to wait for a fresh IPv6 address: one probe a second by default (dad_transmits), and a random start.
 const DUPLICATE_ADDRESS_DETECTION: Duration = Duration::from_millis(2500);
@@ -36,6 +40,12 @@ pub enum RedirectError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// An iptables program could not be run, or refused. Likely cause: it is not installed on this node.
+    #[error("iptables: {source}")]
+    Iptables {
+        /// What it said.
+        source: io::Error,
+    },
     /// Several things went wrong while removing; everything else was removed.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<RedirectError>),
@@ -48,6 +58,7 @@ impl RedirectError {
             Self::NoAddress => &codes::NO_ADDRESS,
             Self::Nft(_) => &codes::NF_TABLES,
             Self::Routing { .. } => &codes::ROUTING,
+            Self::Iptables { .. } => &codes::IPTABLES,
             Self::Several(errors) => errors.first().map_or(&codes::ROUTING, |e| e.code()),
         }
     }
@@ -58,6 +69,8 @@ impl RedirectError {
 pub struct Applied {
     /// Connections that were open and go on uncaptured.
     pub exempted: usize,
+    /// Connections that were open and have been cut.
+    pub cut: usize,
 }
 
 /// What removing did.
@@ -67,32 +80,70 @@ pub struct Removed {
     pub anything: bool,
 }
 
-/// One way of bringing a pod's packets to the proxy.
-trait Capture {
-    fn apply(&self, plan: &Plan) -> Result<Applied, RedirectError>;
-    fn remove(&self) -> Result<Removed, RedirectError>;
-    fn read_back(&self) -> Result<Observed, RedirectError>;
-}
-
-fn capture(kind: CaptureKind) -> impl Capture {
-    match kind {
-        CaptureKind::Routed => Routed,
-    }
-}
-
-/// Installs a plan. What is there already is replaced in one transaction; a failure undoes what was done.
+/// Installs a plan. What is there already is replaced, the nf_tables half in one transaction; a failure undoes what was
+/// done.
 ///
 /// # Errors
 /// [`RedirectError`]; then nothing of the plan is left in the namespace.
 pub fn apply(plan: &Plan) -> Result<Applied, RedirectError> {
+    install(plan, true).inspect_err(|_| {
+        // The first error is the one to report; what cannot be removed now is removed by DEL or by the agent.
+        let _ = remove();
+    })
+}
+
+/// Puts a plan that was applied back in force. What is open now was captured, so that nothing gets an exception, and
+/// nothing is cut. A failure leaves what could be repaired.
+///
+/// # Errors
+/// [`RedirectError`].
+pub fn repair(plan: &Plan) -> Result<(), RedirectError> {
+    install(plan, false).map(drop)
+}
+
+fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
     if plan.addresses.is_empty() {
         return Err(RedirectError::NoAddress);
     }
-    let capture = capture(plan.capture);
-    capture.apply(plan).inspect_err(|_| {
-        // The first error is the one to report; what cannot be removed now is removed by DEL or by the agent.
-        let _ = capture.remove();
-    })
+    let routing = routing()?;
+    let observed = rules(&routing)?;
+    // Somebody applied a plan here before: what is open now was captured then, or is exempt already.
+    let first = first && !applied_before(&observed)?;
+    let exceptions: Vec<PolicyRule> = match (plan.capture, plan.existing_connections) {
+        (CaptureKind::Routed, ExistingConnections::Keep) if first => {
+            connections(&plan.addresses)?.into_iter().map(PolicyRule::exception_for).collect()
+        }
+        _ => Vec::new(),
+    };
+    let kept = observed.iter().filter(|r| plan.capture == CaptureKind::Routed && r.is_connection_exception());
+    let kept: Vec<PolicyRule> = exceptions.iter().chain(kept).cloned().collect();
+    let rendered = Rendered::of(plan, &kept);
+
+    // From the guard on, nothing leaves unmarked; so the rules of netfilter come first and the capturing rule last.
+    match &rendered.table {
+        Some(table) => replace_table(table)?,
+        None => remove_table()?,
+    }
+    replace_xtables(plan.capture, &rendered)?;
+    routing.raise_loopback().map_err(failed("cannot bring the loopback interface up"))?;
+    for route in &rendered.routes {
+        add_route(&routing, *route).map_err(failed(&format!("cannot add {route}")))?;
+    }
+    for rule in exceptions.iter().chain(&rendered.rules) {
+        if !observed.contains(rule) {
+            routing.add_rule(rule).map_err(failed(&format!("cannot add {rule}")))?;
+        }
+    }
+    for stale in observed.iter().filter(|r| !rendered.rules.contains(r) && !kept.contains(r)) {
+        delete(&routing, stale)?;
+    }
+    let cut = match plan.existing_connections {
+        ExistingConnections::Reset if first => {
+            cut_open_connections(&plan.addresses).map_err(failed("cannot cut the open connections"))?
+        }
+        _ => 0,
+    };
+    Ok(Applied { exempted: exceptions.len(), cut })
 }
 
 /// Removes whatever any capture of ours installed. What is gone already is fine.
@@ -100,15 +151,112 @@ pub fn apply(plan: &Plan) -> Result<Applied, RedirectError> {
 /// # Errors
 /// [`RedirectError`] with everything that could not be removed; the rest is gone.
 pub fn remove() -> Result<Removed, RedirectError> {
-    Routed.remove()
+    let mut errors = Vec::new();
+    let mut anything = false;
+    match Socket::open().and_then(|s| nft::dump_table(&s, TABLE_NAME)) {
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            anything = true;
+            errors.extend(remove_table().err());
+        }
+        Err(e) => errors.push(e.into()),
+    }
+    for variant in Variant::ALL {
+        match variant.remove() {
+            Ok(some) => anything |= some,
+            Err(source) => errors.push(RedirectError::Iptables { source }),
+        }
+    }
+    match routing() {
+        Ok(routing) => {
+            // Capturing stops first, so that no packet meets half of the rules for long.
+            let mut found = rules(&routing).unwrap_or_default();
+            found.reverse();
+            for rule in &found {
+                anything = true;
+                errors.extend(delete(&routing, rule).err());
+            }
+            for route in routing.local_routes(TABLE).unwrap_or_default() {
+                anything = true;
+                let deleted = routing.delete_route(route).map_err(failed(&format!("cannot delete {route}")));
+                errors.extend(deleted.err());
+            }
+        }
+        Err(e) => errors.push(e),
+    }
+    match errors.len() {
+        0 => Ok(Removed { anything }),
+        1 => Err(errors.remove(0)),
+        _ => Err(RedirectError::Several(errors)),
+    }
 }
 
-/// Reads back what is ours in the namespace.
+/// Takes a pod out of the mesh while its applications run: nothing new is captured, and what is captured goes on until it
+/// closes. Call [`finish_leaving`] until it says 0.
+///
+/// # Errors
+/// [`RedirectError`].
+pub fn leave(plan: &Plan) -> Result<usize, RedirectError> {
+    let captured = captured(plan)?;
+    if captured.is_empty() {
+        remove()?;
+        return Ok(0);
+    }
+    let routing = routing()?;
+    let observed = rules(&routing)?;
+    let stays: Vec<PolicyRule> = match plan.capture {
+        CaptureKind::Routed => captured.iter().map(|c| PolicyRule::captured(*c, plan.table)).collect(),
+        _ => nat::policy_rules(plan),
+    };
+    for rule in stays.iter().filter(|r| !observed.contains(r)) {
+        routing.add_rule(rule).map_err(failed(&format!("cannot add {rule}")))?;
+    }
+    for rule in observed.iter().filter(|r| !stays.contains(r)) {
+        delete(&routing, rule)?;
+    }
+    match plan.capture {
+        CaptureKind::Routed => remove_table()?,
+        CaptureKind::Nat => replace_table(&nat::leaving_table(plan))?,
+        CaptureKind::NatIptablesNft | CaptureKind::NatIptablesLegacy => {
+            let mut tables = xtables::leaving_tables(plan);
+            let present = xtables_here()?;
+            // A table that is not named would stay as it is.
+            tables.retain(|t| present.iter().any(|p| p.v6 == t.v6 && p.table == t.table));
+            write_xtables(plan.capture, &tables, &present)?;
+        }
+    }
+    Ok(captured.len())
+}
+
+/// Removes what [`leave`] has left, once the last captured connection has closed; returns how many are open.
+///
+/// # Errors
+/// [`RedirectError`].
+pub fn finish_leaving(plan: &Plan) -> Result<usize, RedirectError> {
+    let captured = captured(plan)?.len();
+    if captured == 0 {
+        remove()?;
+    }
+    Ok(captured)
+}
+
+fn captured(plan: &Plan) -> Result<Vec<Connection>, RedirectError> {
+    captured_connections(&plan.addresses, plan.mark).map_err(failed("cannot list the captured connections"))
+}
+
+/// Reads back what is ours in the namespace, of whichever capture.
 ///
 /// # Errors
 /// [`RedirectError`] when the kernel does not answer.
 pub fn read_back() -> Result<Observed, RedirectError> {
-    Routed.read_back()
+    let socket = Socket::open()?;
+    let routing = routing()?;
+    Ok(Observed {
+        table: nft::dump_table(&socket, TABLE_NAME)?,
+        xtables: xtables_here()?,
+        rules: rules(&routing)?,
+        routes: routing.local_routes(TABLE).map_err(failed("cannot list the routes"))?,
+    })
 }
 
 /// Drops the exceptions of connections that have closed; returns how many remain.
@@ -120,8 +268,10 @@ pub fn release_closed_exceptions(plan: &Plan) -> Result<usize, RedirectError> {
     let open: Vec<PolicyRule> = connections(&[])?.into_iter().map(PolicyRule::exception_for).collect();
     let exceptions = rules(&routing)?.into_iter().filter(PolicyRule::is_connection_exception);
     let (remaining, closed): (Vec<_>, Vec<_>) = exceptions.partition(|r| open.contains(r));
-    if !closed.is_empty() {
-        replace_table(plan, &remaining)?;
+    if !closed.is_empty()
+        && let Some(table) = Rendered::of(plan, &remaining).table
+    {
+        replace_table(&table)?;
     }
     for rule in &closed {
         delete(&routing, rule)?;
@@ -137,104 +287,16 @@ pub fn listening_ports() -> Result<BTreeSet<u16>, RedirectError> {
     crate::sockets::listening_ports().map_err(failed("cannot list the listening sockets"))
 }
 
-struct Routed;
-
-impl Capture for Routed {
-    fn apply(&self, plan: &Plan) -> Result<Applied, RedirectError> {
-        let routing = routing()?;
-        let observed = rules(&routing)?;
-        let planned = routed::policy_rules(plan);
-        let exempt = match plan.existing_connections {
-            // Somebody applied a plan here before: what is open now was captured then, or is exempt already.
-            _ if applied_before(&observed)? => Vec::new(),
-            ExistingConnections::Keep => connections(&plan.addresses)?,
-            ExistingConnections::Reset => Vec::new(),
-        };
-        let exceptions: Vec<PolicyRule> = exempt.iter().copied().map(PolicyRule::exception_for).collect();
-        let kept = observed.iter().filter(|r| r.is_connection_exception());
-        let kept: Vec<PolicyRule> = exceptions.iter().chain(kept).cloned().collect();
-
-        // From the guard on, nothing leaves unmarked; so the table comes first and the capturing rule last.
-        replace_table(plan, &kept)?;
-        routing.raise_loopback().map_err(failed("cannot bring the loopback interface up"))?;
-        for route in routed::routes(plan) {
-            add_route(&routing, route).map_err(failed(&format!("cannot add {route}")))?;
-        }
-        for rule in exceptions.iter().chain(&planned) {
-            if !observed.contains(rule) {
-                routing.add_rule(rule).map_err(failed(&format!("cannot add {rule}")))?;
-            }
-        }
-        for stale in observed.iter().filter(|r| !planned.contains(r) && !r.is_connection_exception()) {
-            delete(&routing, stale)?;
-        }
-        Ok(Applied { exempted: exceptions.len() })
-    }
-
-    fn remove(&self) -> Result<Removed, RedirectError> {
-        let mut errors = Vec::new();
-        let mut anything = false;
-        match Socket::open().and_then(|s| nft::dump_table(&s, routed::TABLE_NAME).map(|t| (s, t.is_some()))) {
-            Ok((_, false)) => {}
-            Ok((socket, true)) => {
-                anything = true;
-                let mut batch = Batch::new(routed::TABLE_NAME);
-                batch.delete_table();
-                if let Err(e) = batch.commit(&socket)
-                    && e.errno() != Some(libc::ENOENT)
-                {
-                    errors.push(e.into());
-                }
-                close_elsewhere(socket);
-            }
-            Err(e) => errors.push(e.into()),
-        }
-        match routing() {
-            Ok(routing) => {
-                // Capturing stops first, so that no packet meets half of the rules for long.
-                let mut found = rules(&routing).unwrap_or_default();
-                found.reverse();
-                for rule in &found {
-                    anything = true;
-                    errors.extend(delete(&routing, rule).err());
-                }
-                for route in routing.local_routes(TABLE).unwrap_or_default() {
-                    anything = true;
-                    let deleted = routing.delete_route(route).map_err(failed(&format!("cannot delete {route}")));
-                    errors.extend(deleted.err());
-                }
-            }
-            Err(e) => errors.push(e),
-        }
-        match errors.len() {
-            0 => Ok(Removed { anything }),
-            1 => Err(errors.remove(0)),
-            _ => Err(RedirectError::Several(errors)),
-        }
-    }
-
-    fn read_back(&self) -> Result<Observed, RedirectError> {
-        let socket = Socket::open()?;
-        let routing = routing()?;
-        Ok(Observed {
-            table: nft::dump_table(&socket, routed::TABLE_NAME)?,
-            rules: rules(&routing)?,
-            routes: routing.local_routes(TABLE).map_err(failed("cannot list the routes"))?,
-        })
-    }
-}
-
 /// Whether a plan was applied here before, of which something may be missing now.
 fn applied_before(rules: &[PolicyRule]) -> Result<bool, RedirectError> {
     let capturing = rules.iter().any(|r| r.priority == routed::PREF_CAPTURE);
-    Ok(capturing || nft::dump_table(&Socket::open()?, routed::TABLE_NAME)?.is_some())
+    Ok(capturing || nft::dump_table(&Socket::open()?, TABLE_NAME)?.is_some())
 }
 
 /// Writes the table in one transaction. Only when there is one already is it deleted in the same transaction: a
 /// deletion makes the socket's close wait for the kernel, which a starting pod should not.
-fn replace_table(plan: &Plan, exceptions: &[PolicyRule]) -> Result<(), RedirectError> {
+fn replace_table(table: &Table) -> Result<(), RedirectError> {
     let fill = |batch: &mut Batch| {
-        let table = routed::table(plan, exceptions);
         batch.create_table();
         table.sets.iter().for_each(|s| {
             batch.set(s);
@@ -247,18 +309,57 @@ fn replace_table(plan: &Plan, exceptions: &[PolicyRule]) -> Result<(), RedirectE
         });
     };
     let socket = Socket::open()?;
-    let mut batch = Batch::new(routed::TABLE_NAME);
+    let mut batch = Batch::new(TABLE_NAME);
     fill(&mut batch);
     match batch.commit(&socket) {
         Err(e) if e.errno() == Some(libc::EEXIST) => {}
         done => return Ok(done?),
     }
-    let mut batch = Batch::new(routed::TABLE_NAME);
+    let mut batch = Batch::new(TABLE_NAME);
     batch.delete_table();
     fill(&mut batch);
     batch.commit(&socket)?;
     close_elsewhere(socket);
     Ok(())
+}
+
+/// Deletes the table; one that is gone already is fine, and so is a kernel without nf_tables.
+fn remove_table() -> Result<(), RedirectError> {
+    let Ok(socket) = Socket::open() else { return Ok(()) };
+    let mut batch = Batch::new(TABLE_NAME);
+    batch.delete_table();
+    match batch.commit(&socket) {
+        Err(e) if e.errno() == Some(libc::ENOENT) => Ok(()),
+        done => {
+            close_elsewhere(socket);
+            Ok(done?)
+        }
+    }
+}
+
+/// Makes the iptables rules those of the plan, and takes out those of another iptables.
+fn replace_xtables(kind: CaptureKind, rendered: &Rendered) -> Result<(), RedirectError> {
+    for other in Variant::ALL.into_iter().filter(|v| Variant::of(kind) != Some(*v)) {
+        other.remove().map_err(|source| RedirectError::Iptables { source })?;
+    }
+    if rendered.xtables.is_empty() {
+        return Ok(());
+    }
+    write_xtables(kind, &rendered.xtables, &xtables_here()?)
+}
+
+fn write_xtables(kind: CaptureKind, tables: &[XtablesRules], present: &[XtablesRules]) -> Result<(), RedirectError> {
+    let Some(variant) = Variant::of(kind) else { return Ok(()) };
+    variant.restore(tables, present).map_err(|source| RedirectError::Iptables { source })
+}
+
+fn xtables_here() -> Result<Vec<XtablesRules>, RedirectError> {
+    let mut out = Vec::new();
+    for variant in Variant::ALL {
+        out.extend(variant.list().map_err(|source| RedirectError::Iptables { source })?);
+    }
+    out.sort();
+    Ok(out)
 }
 
 /// Closes a socket that deleted something without making the caller wait for the kernel's clean-up (about 10 ms).

@@ -3,20 +3,26 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+mod iptables_program;
+mod nat;
 mod observed;
 mod plan;
 mod routed;
 mod routing;
+mod rule;
 mod sockets;
+mod xtables;
 
 pub use capture::{
-    Applied, RedirectError, Removed, apply, listening_ports, read_back, release_closed_exceptions, remove,
+    Applied, RedirectError, Removed, apply, finish_leaving, leave, listening_ports, read_back,
+    release_closed_exceptions, remove, repair,
 };
 pub use observed::{Difference, How, Observed, diff};
 pub use plan::{
-    CaptureKind, ExistingConnections, ISTIO_PORTS, Mark, PROBE_SOURCE_V4, PROBE_SOURCE_V6, PROXY_MARK, Plan, Ports,
-    TABLE,
+    CaptureKind, Exclusions, ExistingConnections, ISTIO_PORTS, InterfaceName, InterfaceNameError, Mark,
+    PROBE_SOURCE_V4, PROBE_SOURCE_V6, PROXY_MARK, Plan, Ports, RETURN_MARK, TABLE,
 };
-pub use routed::TABLE_NAME;
-pub use routing::{LocalRoute, PolicyRule};
+pub use routing::{LocalRoute, PolicyRule, Transport};
+pub use rule::TABLE_NAME;
 pub use sockets::Connection;
+pub use xtables::XtablesRules;

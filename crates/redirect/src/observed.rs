@@ -5,15 +5,54 @@ use std::fmt;
 
 use nft::{Rule, Set, Table};
 
-use crate::plan::Plan;
-use crate::routed;
+use crate::plan::{CaptureKind, Plan};
 use crate::routing::{LocalRoute, PolicyRule};
+use crate::rule::TABLE_NAME;
+use crate::xtables::XtablesRules;
+use crate::{nat, routed, xtables};
+
+/// Everything that a plan stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rendered {
+    pub(crate) table: Option<Table>,
+    pub(crate) xtables: Vec<XtablesRules>,
+    pub(crate) rules: Vec<PolicyRule>,
+    pub(crate) routes: Vec<LocalRoute>,
+}
+
+impl Rendered {
+    /// Renders a plan, with the exceptions for connections that were open when the pod joined.
+    pub(crate) fn of<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e PolicyRule>) -> Self {
+        match plan.capture {
+            CaptureKind::Routed => Self {
+                table: Some(routed::table(plan, exceptions)),
+                xtables: Vec::new(),
+                rules: routed::policy_rules(plan),
+                routes: routed::routes(plan),
+            },
+            CaptureKind::Nat => Self {
+                table: Some(nat::table(plan)),
+                xtables: Vec::new(),
+                rules: nat::policy_rules(plan),
+                routes: nat::routes(plan),
+            },
+            CaptureKind::NatIptablesNft | CaptureKind::NatIptablesLegacy => Self {
+                table: None,
+                xtables: xtables::tables(plan),
+                rules: nat::policy_rules(plan),
+                routes: nat::routes(plan),
+            },
+        }
+    }
+}
 
 /// What was read back from a namespace: everything that is, or looks like, ours.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
     /// The table `inet underpass`, if there is one.
     pub table: Option<Table>,
+    /// iptables chains of ours, of whichever iptables has some.
+    pub xtables: Vec<XtablesRules>,
     /// ip rules at our priorities.
     pub rules: Vec<PolicyRule>,
     /// Local default routes in our table.
@@ -35,9 +74,9 @@ impl Observed {
 /// One way in which a namespace is not as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// The table `inet underpass` is missing.
+    /// The nf_tables table is missing.
     NoTable,
-    /// A chain is missing, or hooks in elsewhere.
+    /// A chain is missing, hooks in elsewhere, or is one too many.
     Chain(String),
     /// The rules of a chain are not the planned ones: the first that differs, counted from 1.
     Rule {
@@ -45,6 +84,17 @@ pub enum Difference {
         chain: String,
         /// Where.
         position: usize,
+        /// How.
+        how: How,
+    },
+    /// The nf_tables table is there and should not be.
+    UnexpectedTable,
+    /// The iptables rules of ours in a table are not the planned ones.
+    Xtables {
+        /// IPv6 or IPv4.
+        v6: bool,
+        /// `raw`, `mangle`, `nat` or `filter`.
+        table: String,
         /// How.
         how: How,
     },
@@ -80,8 +130,13 @@ impl fmt::Display for How {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTable => write!(f, "nf_tables table inet {} is missing", routed::TABLE_NAME),
-            Self::Chain(name) => write!(f, "chain {name} is missing or hooks in elsewhere"),
+            Self::NoTable => write!(f, "nf_tables table inet {} is missing", TABLE_NAME),
+            Self::UnexpectedTable => write!(f, "nf_tables table inet {} should not be there", TABLE_NAME),
+            Self::Xtables { v6, table, how } => {
+                let program = if *v6 { "ip6tables" } else { "iptables" };
+                write!(f, "what {program} has in table {table} {how}")
+            }
+            Self::Chain(name) => write!(f, "chain {name} is missing, hooks in elsewhere, or should not be there"),
             Self::Rule { chain, position, how } => write!(f, "rule {position} of chain {chain} {how}"),
             Self::Set(name) => write!(f, "set {name} does not hold the planned addresses"),
             Self::PolicyRule(rule, how) => write!(f, "{rule} {how}"),
@@ -95,31 +150,48 @@ impl fmt::Display for Difference {
 /// Exceptions for connections that were open when the pod joined are never a difference.
 pub fn diff(plan: &Plan, observed: &Observed) -> Vec<Difference> {
     let mut out = Vec::new();
-    let planned = routed::table(plan, observed.rules.iter().filter(|r| r.is_connection_exception()));
-    match &observed.table {
-        None => out.push(Difference::NoTable),
-        Some(found) => {
-            for chain in &planned.chains {
-                if !found.chains.contains(chain) {
-                    out.push(Difference::Chain(chain.name.clone()));
-                } else if let Some(d) = first_difference(&chain.name, &planned.rules, &found.rules) {
-                    out.push(d);
-                }
-            }
-            let find = |name: &str| -> Option<&Set> { found.sets.iter().find(|s| s.name == name) };
-            out.extend(
-                planned.sets.iter().filter(|s| find(&s.name) != Some(s)).map(|s| Difference::Set(s.name.clone())),
-            );
-        }
+    let planned = Rendered::of(plan, observed.rules.iter().filter(|r| r.is_connection_exception()));
+    match (&planned.table, &observed.table) {
+        (None, None) => {}
+        (Some(_), None) => out.push(Difference::NoTable),
+        (None, Some(_)) => out.push(Difference::UnexpectedTable),
+        (Some(planned), Some(found)) => out.extend(table_differences(planned, found)),
     }
+    out.extend(xtables_differences(&planned.xtables, &observed.xtables));
     let kept = |r: &&PolicyRule| !r.is_connection_exception();
-    let planned_rules = routed::policy_rules(plan);
-    let rules = compare(planned_rules.iter(), observed.rules.iter().filter(kept));
+    let rules = compare(planned.rules.iter(), observed.rules.iter().filter(kept));
     out.extend(rules.into_iter().map(|(r, how)| Difference::PolicyRule(r.clone(), how)));
-    let planned_routes = routed::routes(plan);
-    let routes = compare(planned_routes.iter(), observed.routes.iter());
+    let routes = compare(planned.routes.iter(), observed.routes.iter());
     out.extend(routes.into_iter().map(|(r, how)| Difference::Route(*r, how)));
     out
+}
+
+fn table_differences(planned: &Table, found: &Table) -> Vec<Difference> {
+    let mut out = Vec::new();
+    for chain in &planned.chains {
+        if !found.chains.contains(chain) {
+            out.push(Difference::Chain(chain.name.clone()));
+        } else if let Some(d) = first_difference(&chain.name, &planned.rules, &found.rules) {
+            out.push(d);
+        }
+    }
+    let strangers = found.chains.iter().filter(|c| !planned.chains.iter().any(|p| p.name == c.name));
+    out.extend(strangers.map(|c| Difference::Chain(c.name.clone())));
+    let find = |name: &str| -> Option<&Set> { found.sets.iter().find(|s| s.name == name) };
+    out.extend(planned.sets.iter().filter(|s| find(&s.name) != Some(s)).map(|s| Difference::Set(s.name.clone())));
+    out
+}
+
+fn xtables_differences(planned: &[XtablesRules], found: &[XtablesRules]) -> Vec<Difference> {
+    let same = |a: &XtablesRules, b: &XtablesRules| a.v6 == b.v6 && a.table == b.table;
+    let difference = |of: &XtablesRules, how| Difference::Xtables { v6: of.v6, table: of.table.clone(), how };
+    let missing_or_altered = planned.iter().filter_map(|p| match found.iter().find(|f| same(p, f)) {
+        None => Some(difference(p, How::Missing)),
+        Some(f) if f != p => Some(difference(p, How::Altered)),
+        Some(_) => None,
+    });
+    let unexpected = found.iter().filter(|f| !planned.iter().any(|p| same(p, f)));
+    missing_or_altered.chain(unexpected.map(|f| difference(f, How::Unexpected))).collect()
 }
 
 fn first_difference(chain: &str, planned: &[Rule], found: &[Rule]) -> Option<Difference> {

@@ -4,19 +4,24 @@
 //! and is accepted by the proxy's transparent listener, whose accepted socket has the original destination as its own
 //! address. No NAT, no conntrack. The guard lets no TCP of the pod leave some other way: not when an ip rule is missing,
 //! not from a socket bound to a device, and not in a family that the plan does not cover.
+//!
+//! Only exclusions need conntrack, and only pods that have some: the answers of an application to a client that is left
+//! alone look like those to the proxy that connects in a client's name.
 
-use std::net::IpAddr;
+use nft::{Chain, ChainKind, Expr, Hook, Payload, Rule, Table};
 
-use nft::{Chain, Cmp, Expr, Hook, Lookup, MetaKey, Payload, Rule, Set, SetKey, Table, Verdict};
-
-use crate::plan::Plan;
-use crate::routing::{LocalRoute, PolicyRule};
-
-/// Name of our table in every pod.
-pub const TABLE_NAME: &str = "underpass";
+use crate::plan::{Plan, RETURN_MARK};
+use crate::routing::{LocalRoute, PolicyRule, Transport};
+use crate::rule::{
+    End, accept, count_and_drop, ct_marked, for_transparent_socket, from_interface, in_set, inbound_exclusions, marked,
+    not_syn, not_tcp, octets, outbound_exclusions, port_is, reset, rst, rule, set_ct_mark, set_mark, sets, syn, tcp,
+    tcp_dport, to_lo, to_loopback, tproxy, udp_dport, unreachable,
+};
 
 const CAPTURE: &str = "capture";
 const GUARD: &str = "guard";
+const EXCLUDE: &str = "exclude";
+const DNS: u16 = 53;
 
 /// Priority of exceptions from the capture.
 pub const PREF_EXCEPTION: u32 = 32762;
@@ -31,29 +36,46 @@ pub const PREF_CAPTURE: u32 = 32764;
 /// table inet underpass {
 ///   chain capture {
 ///     type filter hook prerouting priority mangle; policy accept;
-///     meta l4proto != tcp accept
+///     iifname IF socket transparent 1 meta mark set 0x111 accept                (for each rerouted interface)
 ///     tcp flags & (fin | syn | rst | ack) != syn accept
+///     meta l4proto != tcp accept                                                (without DNS)
 ///     meta mark & 0xfff == 0x539 accept
 ///     iifname "lo" ip daddr 127.0.0.0/8 accept
 ///     iifname "lo" ip6 daddr ::1 accept
 ///     iifname "lo" ip daddr @own4 accept
 ///     iifname "lo" ip6 daddr @own6 accept
+///     iifname "lo" udp dport 53 tproxy to :15053 accept                         (with DNS, as the next two)
+///     iifname "lo" udp dport 53 reject with icmpx port-unreachable
+///     meta l4proto != tcp accept
+///     iifname "lo" tcp dport 53 tproxy to :15053 accept                         (with DNS)
+///     iifname "lo" tcp dport 53 reject with tcp reset                           (with DNS)
 ///     iifname "lo" meta l4proto tcp tproxy to :15001 accept
 ///     iifname "lo" meta l4proto tcp reject with tcp reset
+///     iifname IF meta l4proto tcp meta mark set 0x111 tproxy to :15001 accept   (for each rerouted interface)
+///     iifname IF meta l4proto tcp reject with tcp reset                         (for each rerouted interface)
 ///     ip saddr @probe4 accept
 ///     ip6 saddr @probe6 accept
 ///     tcp dport 15008 accept
+///     tcp dport PORT ct mark set 0x539 accept                                   (for each inbound exclusion)
+///     meta l4proto tcp ct mark set 0x539 accept                                 (inbound bypassed; else the next two)
 ///     meta l4proto tcp tproxy to :15006 accept
 ///     meta l4proto tcp reject with tcp reset
+///   }
+///   chain exclude {                                                             (with exclusions)
+///     type route hook output priority mangle; policy accept;
+///     meta mark & 0xfff == 0x539 accept
+///     ct mark & 0xfff == 0x539 meta mark set 0x539 accept
+///     tcp flags & (fin | syn | rst | ack) == syn tcp dport PORT ct mark set 0x539 meta mark set 0x539 accept
 ///   }
 ///   chain guard {
 ///     type filter hook output priority filter; policy accept;
 ///     oifname "lo" accept
-///     meta l4proto != tcp accept
 ///     meta mark & 0xfff == 0x539 accept
+///     udp dport 53 counter reject with icmpx port-unreachable                   (with DNS)
+///     meta l4proto != tcp accept
 ///     ip daddr @probe4 accept
 ///     ip6 daddr @probe6 accept
-///     ip daddr PEER tcp sport X tcp dport Y accept      (for each exception)
+///     ip daddr PEER tcp sport X tcp dport Y accept                              (for each exception)
 ///     tcp flags & rst == rst accept
 ///     tcp flags & (fin | syn | rst | ack) == syn counter reject with tcp reset
 ///     meta l4proto tcp counter drop
@@ -64,98 +86,114 @@ pub const PREF_CAPTURE: u32 = 32764;
 /// The guard drops what belongs to a connection that is captured and would leave after all, because an ip rule is gone:
 /// the sender tries again, and goes on when the rule is back. A reset carries no data, and may be the kernel's answer.
 pub(crate) fn table<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e PolicyRule>) -> Table {
-    let rule = |chain: &str, parts: Vec<Vec<Expr>>| Rule { chain: chain.to_owned(), exprs: parts.concat() };
-    let accept = || vec![Expr::Verdict(Verdict::Accept)];
-    let on_lo = || Expr::interface(MetaKey::IifName, "lo").to_vec();
-    let tcp = || Expr::tcp(Cmp::Eq).to_vec();
-    let own_mark = || Expr::mark(plan.mark.value, plan.mark.mask).to_vec();
-    let tproxy = |port| vec![Expr::Tproxy { port }];
-    let reset = || vec![Expr::RejectTcpReset];
-    let flags =
-        |mask, cmp, value| vec![Expr::Payload(Payload::TCP_FLAGS), Expr::Mask(vec![mask]), Expr::Cmp(cmp, vec![value])];
-    let in_set = |v6: bool, field: Payload, set: &str| {
-        let lookup = vec![Expr::Payload(field), Expr::Lookup(Lookup { set: set.to_owned() })];
-        [Expr::family(v6).to_vec(), lookup].concat()
-    };
-    let loopback4 = || {
-        let masked = vec![Expr::Payload(Payload::IP_DADDR), Expr::Mask(vec![255, 0, 0, 0])];
-        [Expr::family(false).to_vec(), masked, vec![Expr::Cmp(Cmp::Eq, vec![127, 0, 0, 0])]].concat()
-    };
-    let loopback6 = || {
-        let one = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
-        [Expr::family(true).to_vec(), vec![Expr::Payload(Payload::IP6_DADDR), Expr::Cmp(Cmp::Eq, one)]].concat()
-    };
-    let to_hbone = || {
-        let port = plan.ports.hbone.to_be_bytes().to_vec();
-        vec![Expr::Payload(Payload::TCP_DPORT), Expr::Cmp(Cmp::Eq, port)]
-    };
+    let mut rules = capture(plan);
+    let mut chains = vec![chain(CAPTURE, ChainKind::Filter, Hook::Prerouting, -150)];
+    if tracks_connections(plan) {
+        chains.push(chain(EXCLUDE, ChainKind::Route, Hook::Output, -150));
+        rules.extend(exclude(plan));
+    }
+    chains.push(chain(GUARD, ChainKind::Filter, Hook::Output, 0));
+    rules.extend(guard(plan, exceptions));
+    Table { chains, rules, sets: sets(plan) }
+}
+
+/// Whether something is left alone, which conntrack has to remember.
+fn tracks_connections(plan: &Plan) -> bool {
+    plan.bypass_inbound || !plan.exclude.is_empty()
+}
+
+fn chain(name: &str, kind: ChainKind, hook: Hook, priority: i32) -> Chain {
+    Chain { name: name.to_owned(), kind, hook, priority }
+}
+
+fn capture(plan: &Plan) -> Vec<Rule> {
+    let on_lo = || from_interface("lo");
+    let ports = plan.ports;
+    let mut rules: Vec<Vec<Vec<Expr>>> = Vec::new();
+    // Every packet passes here, so what most of them are comes first.
+    for interface in &plan.reroute_interfaces {
+        let came_in = from_interface(interface.as_str());
+        rules.push(vec![came_in, tcp(), for_transparent_socket(), set_mark(RETURN_MARK), accept()]);
+    }
+    rules.push(vec![tcp(), not_syn(), accept()]);
+    if !plan.dns {
+        rules.push(vec![not_tcp(), accept()]);
+    }
+    rules.extend([
+        vec![marked(plan.mark), accept()],
+        vec![on_lo(), to_loopback(false), accept()],
+        vec![on_lo(), to_loopback(true), accept()],
+        vec![on_lo(), in_set(false, End::Destination, "own4"), accept()],
+        vec![on_lo(), in_set(true, End::Destination, "own6"), accept()],
+    ]);
+    if plan.dns {
+        rules.push(vec![on_lo(), udp_dport(DNS), tproxy(ports.dns), accept()]);
+        rules.push(vec![on_lo(), udp_dport(DNS), unreachable()]);
+        rules.push(vec![not_tcp(), accept()]);
+    }
+    if plan.dns {
+        rules.push(vec![on_lo(), tcp_dport(DNS), tproxy(ports.dns), accept()]);
+        rules.push(vec![on_lo(), tcp_dport(DNS), reset()]);
+    }
+    rules.push(vec![on_lo(), tcp(), tproxy(ports.outbound), accept()]);
+    rules.push(vec![on_lo(), tcp(), reset()]);
+    for interface in &plan.reroute_interfaces {
+        let came_in = || from_interface(interface.as_str());
+        rules.push(vec![came_in(), tcp(), set_mark(RETURN_MARK), tproxy(ports.outbound), accept()]);
+        rules.push(vec![came_in(), tcp(), reset()]);
+    }
+    rules.push(vec![in_set(false, End::Source, "probe4"), accept()]);
+    rules.push(vec![in_set(true, End::Source, "probe6"), accept()]);
+    rules.push(vec![tcp_dport(ports.hbone), accept()]);
+    for excluded in inbound_exclusions(plan) {
+        rules.push(vec![excluded, set_ct_mark(plan.mark), accept()]);
+    }
+    if plan.bypass_inbound {
+        rules.push(vec![tcp(), set_ct_mark(plan.mark), accept()]);
+    } else {
+        rules.push(vec![tcp(), tproxy(ports.inbound), accept()]);
+        rules.push(vec![tcp(), reset()]);
+    }
+    rules.into_iter().map(|parts| rule(CAPTURE, &parts)).collect()
+}
+
+fn exclude(plan: &Plan) -> Vec<Rule> {
     let mut rules = vec![
-        rule(CAPTURE, vec![Expr::tcp(Cmp::Neq).to_vec(), accept()]),
-        rule(CAPTURE, vec![tcp(), flags(FIN_SYN_RST_ACK, Cmp::Neq, SYN), accept()]),
-        rule(CAPTURE, vec![own_mark(), accept()]),
-        rule(CAPTURE, vec![on_lo(), loopback4(), accept()]),
-        rule(CAPTURE, vec![on_lo(), loopback6(), accept()]),
-        rule(CAPTURE, vec![on_lo(), in_set(false, Payload::IP_DADDR, "own4"), accept()]),
-        rule(CAPTURE, vec![on_lo(), in_set(true, Payload::IP6_DADDR, "own6"), accept()]),
-        rule(CAPTURE, vec![on_lo(), tcp(), tproxy(plan.ports.outbound), accept()]),
-        rule(CAPTURE, vec![on_lo(), tcp(), reset()]),
-        rule(CAPTURE, vec![in_set(false, Payload::IP_SADDR, "probe4"), accept()]),
-        rule(CAPTURE, vec![in_set(true, Payload::IP6_SADDR, "probe6"), accept()]),
-        rule(CAPTURE, vec![tcp(), to_hbone(), accept()]),
-        rule(CAPTURE, vec![tcp(), tproxy(plan.ports.inbound), accept()]),
-        rule(CAPTURE, vec![tcp(), reset()]),
-        rule(GUARD, vec![Expr::interface(MetaKey::OifName, "lo").to_vec(), accept()]),
-        rule(GUARD, vec![Expr::tcp(Cmp::Neq).to_vec(), accept()]),
-        rule(GUARD, vec![own_mark(), accept()]),
-        rule(GUARD, vec![in_set(false, Payload::IP_DADDR, "probe4"), accept()]),
-        rule(GUARD, vec![in_set(true, Payload::IP6_DADDR, "probe6"), accept()]),
+        rule(EXCLUDE, &[marked(plan.mark), accept()]),
+        rule(EXCLUDE, &[ct_marked(plan.mark), set_mark(plan.mark), accept()]),
     ];
+    for excluded in outbound_exclusions(plan) {
+        let parts = [excluded, syn(), set_ct_mark(plan.mark), set_mark(plan.mark), accept()];
+        rules.push(rule(EXCLUDE, &parts));
+    }
+    rules
+}
+
+fn guard<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e PolicyRule>) -> Vec<Rule> {
+    let mut rules = vec![vec![to_lo(), accept()], vec![marked(plan.mark), accept()]];
+    if plan.dns {
+        rules.push(vec![udp_dport(DNS), vec![Expr::Counter], unreachable()]);
+    }
+    rules.push(vec![not_tcp(), accept()]);
+    rules.push(vec![in_set(false, End::Destination, "probe4"), accept()]);
+    rules.push(vec![in_set(true, End::Destination, "probe6"), accept()]);
     // In an order of its own, so that reading back compares; the kernel lists ip rules as it likes.
     let mut exceptions: Vec<&PolicyRule> = exceptions.into_iter().collect();
     exceptions.sort();
-    rules.extend(exceptions.into_iter().filter_map(exception).map(|e| rule(GUARD, vec![e, accept()])));
-    rules.extend([
-        rule(GUARD, vec![tcp(), flags(RST, Cmp::Eq, RST), accept()]),
-        rule(GUARD, vec![tcp(), flags(FIN_SYN_RST_ACK, Cmp::Eq, SYN), vec![Expr::Counter], reset()]),
-        rule(GUARD, vec![tcp(), vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]]),
-    ]);
-    Table {
-        chains: vec![
-            Chain { name: CAPTURE.into(), hook: Hook::Prerouting, priority: -150 },
-            Chain { name: GUARD.into(), hook: Hook::Output, priority: 0 },
-        ],
-        rules,
-        sets: vec![
-            set("own4", SetKey::Ipv4, &plan.addresses),
-            set("own6", SetKey::Ipv6, &plan.addresses),
-            set("probe4", SetKey::Ipv4, &plan.probe_sources),
-            set("probe6", SetKey::Ipv6, &plan.probe_sources),
-        ],
-    }
+    rules.extend(exceptions.into_iter().filter_map(exception).map(|e| vec![e, accept()]));
+    rules.push(vec![tcp(), rst(), accept()]);
+    rules.push(vec![tcp(), syn(), vec![Expr::Counter], reset()]);
+    rules.push(vec![tcp(), count_and_drop()]);
+    rules.into_iter().map(|parts| rule(GUARD, &parts)).collect()
 }
 
 /// What matches the packets of a connection that was open before the pod joined.
 fn exception(rule: &PolicyRule) -> Option<Vec<Expr>> {
     let (to, source, destination) = (rule.to?, rule.source_port?, rule.destination_port?);
-    let address = match to {
-        IpAddr::V4(to) => [Expr::Payload(Payload::IP_DADDR), Expr::Cmp(Cmp::Eq, to.octets().to_vec())],
-        IpAddr::V6(to) => [Expr::Payload(Payload::IP6_DADDR), Expr::Cmp(Cmp::Eq, to.octets().to_vec())],
-    };
-    let port = |field, port: u16| [Expr::Payload(field), Expr::Cmp(Cmp::Eq, port.to_be_bytes().to_vec())];
-    let ports = [port(Payload::TCP_SPORT, source), port(Payload::TCP_DPORT, destination)].concat();
-    Some([Expr::family(to.is_ipv6()).to_vec(), address.to_vec(), Expr::tcp(Cmp::Eq).to_vec(), ports].concat())
-}
-
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const FIN_SYN_RST_ACK: u8 = 0x17;
-
-fn set(name: &str, key: SetKey, addresses: &[IpAddr]) -> Set {
-    let mut elements: Vec<IpAddr> =
-        addresses.iter().copied().filter(|a| a.is_ipv6() == (key == SetKey::Ipv6)).collect();
-    elements.sort();
-    elements.dedup();
-    Set { name: name.to_owned(), key, elements }
+    let field = if to.is_ipv6() { Payload::IP6_DADDR } else { Payload::IP_DADDR };
+    let address = vec![Expr::Payload(field), Expr::Cmp(nft::Cmp::Eq, octets(to))];
+    let ports = [port_is(Payload::TCP_SPORT, source), port_is(Payload::TCP_DPORT, destination)].concat();
+    Some([Expr::family(to.is_ipv6()).to_vec(), address, tcp(), ports].concat())
 }
 
 /// The families that a plan captures: those that the pod has an address of.
@@ -169,6 +207,8 @@ pub(crate) fn families(plan: &Plan) -> impl Iterator<Item = bool> + '_ {
 /// 32762: from all to 169.254.7.127 lookup main
 /// 32763: from all fwmark 0x539/0xfff lookup main
 /// 32764: from all iif lo ipproto tcp lookup 100
+/// 32764: from all iif lo ipproto udp dport 53 lookup 100        (with DNS)
+/// 32764: from all fwmark 0x111/0xfff iif IF lookup 100          (for each rerouted interface)
 /// ```
 pub(crate) fn policy_rules(plan: &Plan) -> Vec<PolicyRule> {
     let mut out = Vec::new();
@@ -176,7 +216,12 @@ pub(crate) fn policy_rules(plan: &Plan) -> Vec<PolicyRule> {
         let probes = plan.probe_sources.iter().filter(|a| a.is_ipv6() == v6);
         out.extend(probes.map(|to| PolicyRule::exception_to(*to)));
         out.push(PolicyRule::for_mark(v6, plan.mark));
-        out.push(PolicyRule::capture(v6, plan.table));
+        out.push(PolicyRule::capture(v6, Transport::Tcp, None, plan.table));
+        if plan.dns {
+            out.push(PolicyRule::capture(v6, Transport::Udp, Some(DNS), plan.table));
+        }
+        let rerouted = plan.reroute_interfaces.iter();
+        out.extend(rerouted.map(|i| PolicyRule::reroute(v6, i.as_str(), RETURN_MARK, plan.table)));
     }
     out
 }

@@ -35,10 +35,10 @@ pub struct PolicyRule {
     pub to: Option<IpAddr>,
     /// `fwmark VALUE/MASK`.
     pub mark: Option<(u32, u32)>,
-    /// `iif lo`: packets of the namespace's own sockets.
-    pub from_own_sockets: bool,
-    /// `ipproto tcp`.
-    pub tcp: bool,
+    /// `iif NAME`; `lo` means packets of the namespace's own sockets.
+    pub iif: Option<String>,
+    /// `ipproto PROTOCOL`.
+    pub transport: Option<Transport>,
     /// `sport PORT`.
     pub source_port: Option<u16>,
     /// `dport PORT`.
@@ -47,20 +47,47 @@ pub struct PolicyRule {
     pub table: u32,
 }
 
+/// A transport protocol that a rule is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Transport {
+    fn number(self) -> IpProtocol {
+        match self {
+            Self::Tcp => IpProtocol::Tcp,
+            Self::Udp => IpProtocol::Udp,
+        }
+    }
+}
+
 impl PolicyRule {
     /// `to ADDRESS lookup main`: replies to probes are not captured.
     pub(crate) fn exception_to(to: IpAddr) -> Self {
         Self { to: Some(to), ..Self::blank(to.is_ipv6(), PREF_EXCEPTION, TABLE_MAIN) }
     }
 
-    /// `ipproto tcp sport X dport Y to PEER lookup main`: a connection that was open before the pod joined.
+    /// `iif lo ipproto tcp sport X dport Y to PEER lookup main`: a connection that was open before the pod joined.
+    ///
+    /// Every rule of ours with a protocol or a port says `iif lo`. One that does not makes source validation compare
+    /// ports, too (fib_rule_requires_fldissect), and then it finds the capturing rule: every peer would be a martian.
     pub(crate) fn exception_for(connection: crate::sockets::Connection) -> Self {
+        Self { table: TABLE_MAIN, ..Self::captured(connection, TABLE_MAIN) }
+    }
+
+    /// `iif lo ipproto tcp sport X dport Y to PEER lookup TABLE`: a connection that stays captured after the pod left.
+    pub(crate) fn captured(connection: crate::sockets::Connection, table: u32) -> Self {
         Self {
             to: Some(connection.peer.ip()),
-            tcp: true,
+            iif: Some("lo".to_owned()),
+            transport: Some(Transport::Tcp),
             source_port: Some(connection.local_port),
             destination_port: Some(connection.peer.port()),
-            ..Self::blank(connection.peer.is_ipv6(), PREF_EXCEPTION, TABLE_MAIN)
+            ..Self::blank(connection.peer.is_ipv6(), PREF_EXCEPTION, table)
         }
     }
 
@@ -69,11 +96,18 @@ impl PolicyRule {
         Self { mark: Some((mark.value, mark.mask)), ..Self::blank(v6, PREF_PROXY, TABLE_MAIN) }
     }
 
-    /// `iif lo ipproto tcp lookup TABLE`: what the pod's own sockets send.
+    /// `iif lo ipproto PROTOCOL [dport PORT] lookup TABLE`: what the pod's own sockets send.
     ///
     /// Without `iif lo` the packets of peers would be martians: source validation would find the local route.
-    pub(crate) fn capture(v6: bool, table: u32) -> Self {
-        Self { from_own_sockets: true, tcp: true, ..Self::blank(v6, PREF_CAPTURE, table) }
+    pub(crate) fn capture(v6: bool, transport: Transport, port: Option<u16>, table: u32) -> Self {
+        let rule = Self::blank(v6, PREF_CAPTURE, table);
+        Self { iif: Some("lo".to_owned()), transport: Some(transport), destination_port: port, ..rule }
+    }
+
+    /// `iif NAME fwmark MARK lookup TABLE`: connections that come in by an interface and are taken for the pod's own.
+    pub(crate) fn reroute(v6: bool, interface: &str, mark: Mark, table: u32) -> Self {
+        let rule = Self::blank(v6, PREF_CAPTURE, table);
+        Self { iif: Some(interface.to_owned()), mark: Some((mark.value, mark.mask)), ..rule }
     }
 
     /// Whether this is an exception for one open connection.
@@ -87,8 +121,8 @@ impl PolicyRule {
             priority,
             to: None,
             mark: None,
-            from_own_sockets: false,
-            tcp: false,
+            iif: None,
+            transport: None,
             source_port: None,
             destination_port: None,
             table,
@@ -109,12 +143,8 @@ impl PolicyRule {
         if let Some((value, mask)) = self.mark {
             a.extend([RuleAttribute::FwMark(value), RuleAttribute::FwMask(mask)]);
         }
-        if self.from_own_sockets {
-            a.push(RuleAttribute::Iifname("lo".to_owned()));
-        }
-        if self.tcp {
-            a.push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
-        }
+        a.extend(self.iif.clone().map(RuleAttribute::Iifname));
+        a.extend(self.transport.map(|t| RuleAttribute::IpProtocol(t.number())));
         let port = |p| RulePortRange { start: p, end: p };
         a.extend(self.source_port.map(|p| RuleAttribute::SourcePortRange(port(p))));
         a.extend(self.destination_port.map(|p| RuleAttribute::DestinationPortRange(port(p))));
@@ -131,8 +161,10 @@ impl PolicyRule {
                 RuleAttribute::Destination(to) => rule.to = Some(*to),
                 RuleAttribute::FwMark(v) => rule.mark = Some((*v, rule.mark.map_or(u32::MAX, |(_, m)| m))),
                 RuleAttribute::FwMask(m) => rule.mark = Some((rule.mark.map_or(0, |(v, _)| v), *m)),
-                RuleAttribute::Iifname(name) => rule.from_own_sockets = name == "lo",
-                RuleAttribute::IpProtocol(p) => rule.tcp = *p == IpProtocol::Tcp,
+                RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
+                RuleAttribute::IpProtocol(IpProtocol::Tcp) => rule.transport = Some(Transport::Tcp),
+                RuleAttribute::IpProtocol(IpProtocol::Udp) => rule.transport = Some(Transport::Udp),
+                RuleAttribute::IpProtocol(_) => return None,
                 RuleAttribute::SourcePortRange(r) => rule.source_port = Some(r.start),
                 RuleAttribute::DestinationPortRange(r) => rule.destination_port = Some(r.start),
                 RuleAttribute::Source(_) | RuleAttribute::Oifname(_) | RuleAttribute::UidRange(_) => return None,
@@ -152,11 +184,13 @@ impl std::fmt::Display for PolicyRule {
         if let Some((value, mask)) = self.mark {
             write!(f, " fwmark {value:#x}/{mask:#x}")?;
         }
-        if self.from_own_sockets {
-            f.write_str(" iif lo")?;
+        if let Some(iif) = &self.iif {
+            write!(f, " iif {iif}")?;
         }
-        if self.tcp {
-            f.write_str(" ipproto tcp")?;
+        match self.transport {
+            Some(Transport::Tcp) => f.write_str(" ipproto tcp")?,
+            Some(Transport::Udp) => f.write_str(" ipproto udp")?,
+            None => {}
         }
         if let Some(port) = self.source_port {
             write!(f, " sport {port}")?;
@@ -174,13 +208,20 @@ impl std::fmt::Display for PolicyRule {
 /// `local default dev lo src SOURCE table TABLE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalRoute {
-    /// The source address that the pod's connections get; says the family, too.
+    /// The source address that the pod's connections get; says the family, too. Unspecified (`0.0.0.0` or `::`) when the
+    /// route has none.
     pub source: IpAddr,
     /// The routing table.
     pub table: u32,
 }
 
 impl LocalRoute {
+    /// `local default dev lo table TABLE`.
+    pub(crate) fn without_source(v6: bool, table: u32) -> Self {
+        let source = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Self { source, table }
+    }
+
     fn message(self) -> RouteMessage {
         let mut m = RouteMessage::default();
         m.header.address_family = family(self.source.is_ipv6());
@@ -191,8 +232,10 @@ impl LocalRoute {
             IpAddr::V4(a) => RouteAddress::Inet(a),
             IpAddr::V6(a) => RouteAddress::Inet6(a),
         };
-        m.attributes =
-            vec![RouteAttribute::Table(self.table), RouteAttribute::Oif(LO), RouteAttribute::PrefSource(source)];
+        m.attributes = vec![RouteAttribute::Table(self.table), RouteAttribute::Oif(LO)];
+        if !self.source.is_unspecified() {
+            m.attributes.push(RouteAttribute::PrefSource(source));
+        }
         m
     }
 
@@ -202,7 +245,7 @@ impl LocalRoute {
         }
         let v6 = m.header.address_family == AddressFamily::Inet6;
         let mut table = u32::from(m.header.table);
-        let mut source: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let mut source = Self::without_source(v6, table).source;
         for a in &m.attributes {
             match a {
                 RouteAttribute::Table(t) => table = *t,
@@ -218,7 +261,12 @@ impl LocalRoute {
 
 impl std::fmt::Display for LocalRoute {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "route local default dev lo src {} table {}", self.source, self.table)
+        let family = if self.source.is_ipv6() { "IPv6" } else { "IPv4" };
+        write!(f, "{family} route local default dev lo")?;
+        if !self.source.is_unspecified() {
+            write!(f, " src {}", self.source)?;
+        }
+        write!(f, " table {}", self.table)
     }
 }
 

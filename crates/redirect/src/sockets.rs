@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
     sockopt,
 };
+
+use crate::plan::Mark;
 
 /// An open TCP connection, seen from this namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,46 +25,113 @@ pub struct Connection {
     pub peer: SocketAddr,
 }
 
+/// A TCP socket of this namespace.
+#[derive(Debug, Clone)]
+struct Entry {
+    local: SocketAddr,
+    peer: SocketAddr,
+    mark: u32,
+    id: SocketId,
+    family: u8,
+}
+
 /// Connections whose other end is neither loopback nor one of `own` addresses: those that routing rules concern.
 pub(crate) fn open_connections(own: &[IpAddr]) -> io::Result<Vec<Connection>> {
-    let closed = StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT;
-    let mut out = dump(StateFlags::all() - closed)?;
-    out.retain(|c| !c.peer.ip().is_loopback() && !c.peer.ip().is_unspecified() && !own.contains(&c.peer.ip()));
-    out.sort();
-    out.dedup();
-    Ok(out)
+    Ok(unique(open_sockets(own)?.iter().map(|e| Connection { local_port: e.local.port(), peer: e.peer })))
+}
+
+/// Cuts those connections: the application gets ECONNABORTED, the other end a reset. Returns how many there were.
+///
+/// # Errors
+/// `Unsupported` (EOPNOTSUPP) from a kernel without CONFIG_INET_DIAG_DESTROY.
+pub(crate) fn cut_open_connections(own: &[IpAddr]) -> io::Result<usize> {
+    let sockets = open_sockets(own)?;
+    for entry in &sockets {
+        destroy(entry)?;
+    }
+    Ok(sockets.len())
+}
+
+/// The connections of the application that the proxy has captured, as the application's sockets see them: the proxy's
+/// socket has its mark, the pod as its peer, and an address that is not the pod's.
+pub(crate) fn captured_connections(own: &[IpAddr], mark: Mark) -> io::Result<Vec<Connection>> {
+    let mut sockets = dump(connected())?;
+    sockets.retain(|e| e.mark & mark.mask == mark.value && own.contains(&e.peer.ip()) && !own.contains(&e.local.ip()));
+    Ok(unique(sockets.iter().map(|e| Connection { local_port: e.peer.port(), peer: e.local })))
 }
 
 /// The TCP ports on which something listens.
 pub(crate) fn listening_ports() -> io::Result<BTreeSet<u16>> {
-    Ok(dump(StateFlags::LISTEN)?.into_iter().map(|c| c.local_port).collect())
+    Ok(dump(StateFlags::LISTEN)?.into_iter().map(|e| e.local.port()).collect())
 }
 
-/// The TCP sockets in these states, of both families.
-fn dump(states: StateFlags) -> io::Result<Vec<Connection>> {
+fn open_sockets(own: &[IpAddr]) -> io::Result<Vec<Entry>> {
+    let mut sockets = dump(connected())?;
+    sockets.retain(|e| {
+        let peer = e.peer.ip();
+        !peer.is_loopback() && !peer.is_unspecified() && !own.contains(&peer)
+    });
+    Ok(sockets)
+}
+
+fn connected() -> StateFlags {
+    StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT)
+}
+
+fn unique(connections: impl Iterator<Item = Connection>) -> Vec<Connection> {
+    connections.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn open() -> io::Result<OwnedFd> {
     let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
+    Ok(fd)
+}
+
+fn request(family: u8, states: StateFlags, socket_id: SocketId, flags: u16) -> Vec<u8> {
+    let mut packet = NetlinkMessage::from(SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::from_bits_retain(states.bits()),
+        socket_id,
+    }));
+    packet.header.flags = flags;
+    packet.finalize();
+    let mut buffer = vec![0u8; packet.buffer_len()];
+    packet.serialize(&mut buffer);
+    buffer
+}
+
+/// Destroys one socket; one that has closed meanwhile is fine.
+fn destroy(entry: &Entry) -> io::Result<()> {
+    /// linux/sock_diag.h; the message is that of a request otherwise.
+    const SOCK_DESTROY: u16 = 21;
+    let fd = open()?;
+    let mut message = request(entry.family, StateFlags::all(), entry.id.clone(), NLM_F_REQUEST | NLM_F_ACK);
+    message[4..6].copy_from_slice(&SOCK_DESTROY.to_ne_bytes());
+    send(fd.as_raw_fd(), &message, MsgFlags::empty())?;
+    match receive_dump(fd.as_raw_fd(), &mut Vec::new()) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        done => done,
+    }
+}
+
+/// The TCP sockets in these states, of both families.
+fn dump(states: StateFlags) -> io::Result<Vec<Entry>> {
+    let fd = open()?;
     let mut out = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let mut packet = NetlinkMessage::from(SockDiagMessage::InetRequest(InetRequest {
-            family,
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::from_bits_retain(states.bits()),
-            socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
-        }));
-        packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        packet.finalize();
-        let mut buffer = vec![0u8; packet.buffer_len()];
-        packet.serialize(&mut buffer);
-        send(fd.as_raw_fd(), &buffer, MsgFlags::empty())?;
+        let any = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+        let message = request(family, StateFlags::from_bits_retain(states.bits()), any, NLM_F_REQUEST | NLM_F_DUMP);
+        send(fd.as_raw_fd(), &message, MsgFlags::empty())?;
         receive_dump(fd.as_raw_fd(), &mut out)?;
     }
     Ok(out)
 }
 
-fn receive_dump(fd: std::os::fd::RawFd, out: &mut Vec<Connection>) -> io::Result<()> {
+fn receive_dump(fd: std::os::fd::RawFd, out: &mut Vec<Entry>) -> io::Result<()> {
     let mut received = vec![0u8; 64 * 1024];
     loop {
         let n = recv(fd, &mut received, MsgFlags::empty())?;
@@ -71,16 +140,31 @@ fn receive_dump(fd: std::os::fd::RawFd, out: &mut Vec<Connection>) -> io::Result
             let m = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
             match m.payload {
                 NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(e) if e.code.is_none() => return Ok(()),
                 NetlinkPayload::Error(e) => return Err(e.to_io()),
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(r)) => {
-                    let id = &r.header.socket_id;
-                    let peer = SocketAddr::new(id.destination_address.to_canonical(), id.destination_port);
-                    out.push(Connection { local_port: id.source_port, peer });
-                }
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(r)) => out.push(entry(*r)),
                 _ => {}
             }
             let len = (m.header.length as usize).next_multiple_of(4).max(16);
             rest = rest.get(len..).unwrap_or_default();
         }
+    }
+}
+
+fn entry(response: InetResponse) -> Entry {
+    /// linux/inet_diag.h: INET_DIAG_MARK, which the kernel adds for those who may see it.
+    const MARK: u16 = 15;
+    let mark = response.nlas.iter().filter(|n| n.kind() == MARK).find_map(|n| {
+        let mut value = vec![0; n.value_len()];
+        n.emit_value(&mut value);
+        Some(u32::from_ne_bytes(value.try_into().ok()?))
+    });
+    let id = response.header.socket_id;
+    Entry {
+        local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+        peer: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
+        mark: mark.unwrap_or(0),
+        family: response.header.family,
+        id,
     }
 }
