@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use netns::NetNs;
 
-fn run(netns: &NetNs, program: &str, args: &str, input: &str) {
+/// Runs a program inside a namespace; panics when it fails.
+pub fn run(netns: &NetNs, program: &str, args: &str, input: &str) {
     let mut command = Command::new(program);
     command.args(args.split_whitespace()).stdin(Stdio::piped());
     let mut child = netns::process::in_netns(&mut command, netns).unwrap().spawn().unwrap();

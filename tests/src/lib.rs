@@ -9,6 +9,8 @@ pub mod folder;
 pub mod iptables;
 pub mod listener;
 pub mod node;
+pub mod places;
 pub mod sandbox;
+pub mod scene;
 pub mod sniffer;
 pub mod wire;

@@ -31,18 +31,7 @@ impl Wire {
     #[must_use]
     pub fn new() -> Self {
         let wire = Self { pod: NetNs::create().unwrap(), peer: NetNs::create().unwrap() };
-        let peer_fd = wire.peer.as_fd().as_raw_fd();
-        configure(&wire.pod, async |handle| {
-            handle.link().add(LinkVeth::new("eth0", "eth1").build()).execute().await.unwrap();
-            let eth1 = index("eth1");
-            let away = LinkUnspec::new_with_index(eth1).setns_by_fd(peer_fd).build();
-            handle.link().set(away).execute().await.unwrap();
-        });
-        configure(&wire.peer, async |handle| {
-            let eth1 = index("eth1");
-            let renamed = LinkUnspec::new_with_index(eth1).name("eth0".to_owned()).build();
-            handle.link().set(renamed).execute().await.unwrap();
-        });
+        join(&wire.pod, "eth0", &wire.peer, "eth0");
         for (netns, addresses) in [(&wire.pod, [POD4, POD6]), (&wire.peer, [PEER4, PEER6])] {
             netns.run(|| std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").unwrap()).unwrap();
             configure(netns, async |handle| {
@@ -77,6 +66,20 @@ impl Default for Wire {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Joins two namespaces by a wire, whose ends get these names.
+pub fn join(a: &NetNs, name: &str, b: &NetNs, far_name: &str) {
+    let far = b.as_fd().as_raw_fd();
+    configure(a, async |handle| {
+        handle.link().add(LinkVeth::new(name, "to-far").build()).execute().await.unwrap();
+        let away = LinkUnspec::new_with_index(index("to-far")).setns_by_fd(far).build();
+        handle.link().set(away).execute().await.unwrap();
+    });
+    configure(b, async |handle| {
+        let renamed = LinkUnspec::new_with_index(index("to-far")).name(far_name.to_owned()).build();
+        handle.link().set(renamed).execute().await.unwrap();
+    });
 }
 
 /// Runs `work` with a netlink handle inside a namespace.

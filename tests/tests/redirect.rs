@@ -1,14 +1,14 @@
-//! The `routed` capture with real packets, in both families.
+//! The `routed` capture's guard, exceptions and read-back with real packets, in both families. Where packets arrive: walks.rs.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use netns::NetNs;
 use redirect::{Difference, How, Plan, apply, diff, read_back, remove};
-use underpass_tests::listener::{accept, connect, connect_marked, own_address, plain, talk, transparent};
+use underpass_tests::listener::{accept, connect, connect_marked, plain, talk, transparent};
 use underpass_tests::sniffer::Sniffer;
 use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire, flush_rules};
 
@@ -42,60 +42,6 @@ fn what_is_read_back_is_what_was_planned() {
     assert!(wire.pod.run(remove).unwrap().unwrap().anything);
     assert!(wire.pod.run(read_back).unwrap().unwrap().is_empty());
     assert!(!wire.pod.run(remove).unwrap().unwrap().anything, "removing twice is fine");
-}
-
-#[test]
-fn outbound_is_captured_with_its_destination() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    let proxy = transparent(&wire.pod, 15001);
-    for (pod, peer) in FAMILIES {
-        let mut app = connect(&wire.pod, at(peer, 80)).unwrap();
-        let (mut captured, client) = accept(&proxy).unwrap();
-        assert_eq!(own_address(&captured), at(peer, 80));
-        assert_eq!(client.ip(), pod);
-        talk(&mut app, &mut captured);
-    }
-}
-
-#[test]
-fn inbound_is_captured_with_its_destination() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    let proxy = transparent(&wire.pod, 15006);
-    for (pod, peer) in FAMILIES {
-        let mut app = connect(&wire.peer, at(pod, 8080)).unwrap();
-        let (mut captured, client) = accept(&proxy).unwrap();
-        assert_eq!(own_address(&captured), at(pod, 8080));
-        assert_eq!(client.ip(), peer);
-        talk(&mut app, &mut captured);
-    }
-}
-
-#[test]
-fn tunnels_reach_their_listener() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    let proxy = transparent(&wire.pod, 15008);
-    for (pod, _) in FAMILIES {
-        let mut app = connect(&wire.peer, at(pod, 15008)).unwrap();
-        let (mut accepted, _) = accept(&proxy).unwrap();
-        talk(&mut app, &mut accepted);
-    }
-}
-
-#[test]
-fn without_a_proxy_nothing_connects() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    for (pod, peer) in FAMILIES {
-        let _outside = plain(&wire.peer, at(peer, 80));
-        let inside = plain(&wire.pod, at(pod, 8080));
-        assert!(refused(connect(&wire.pod, at(peer, 80))), "outbound over {peer}");
-        assert!(connect(&wire.peer, at(pod, 8080)).is_err(), "inbound over {pod}");
-        inside.set_nonblocking(true).unwrap();
-        assert_eq!(inside.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "inbound over {pod}");
-    }
 }
 
 #[test]
@@ -160,58 +106,6 @@ fn a_family_without_an_address_does_not_bypass() {
 }
 
 #[test]
-fn the_pod_reaches_itself() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    for address in [POD4, POD6, "127.0.0.1".parse().unwrap(), "127.0.0.53".parse().unwrap(), "::1".parse().unwrap()] {
-        let server = plain(&wire.pod, at(address, 8080));
-        let mut app = connect(&wire.pod, at(address, 8080)).unwrap();
-        let (mut accepted, _) = accept(&server).unwrap();
-        talk(&mut app, &mut accepted);
-    }
-}
-
-#[test]
-fn udp_is_not_touched() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    for (pod, peer) in FAMILIES {
-        let server = wire.peer.run(|| UdpSocket::bind(at(peer, 5000)).unwrap()).unwrap();
-        let client = wire.pod.run(|| UdpSocket::bind(at(pod, 0)).unwrap()).unwrap();
-        client.send_to(b"hello", at(peer, 5000)).unwrap();
-        server.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();
-        let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
-        assert_eq!(from.ip(), pod);
-    }
-}
-
-#[test]
-fn the_proxys_own_connections_leave() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    for (pod, peer) in FAMILIES {
-        let outside = plain(&wire.peer, at(peer, 80));
-        let mut proxy = connect_marked(&wire.pod, None, at(peer, 80)).unwrap();
-        let (mut accepted, from) = accept(&outside).unwrap();
-        assert_eq!(from.ip(), pod);
-        talk(&mut proxy, &mut accepted);
-    }
-}
-
-#[test]
-fn the_application_sees_the_clients_address() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    for (pod, peer) in FAMILIES {
-        let app = plain(&wire.pod, at(pod, 8080));
-        let mut proxy = connect_marked(&wire.pod, Some(peer), at(pod, 8080)).unwrap();
-        let (mut accepted, from) = accept(&app).unwrap();
-        assert_eq!(from.ip(), peer);
-        talk(&mut proxy, &mut accepted);
-    }
-}
-
-#[test]
 fn open_connections_go_on() {
     let wire = Wire::new();
     let mut open = Vec::new();
@@ -269,21 +163,6 @@ fn a_captured_connection_does_not_leave_when_the_ip_rules_go() {
         as_client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         as_client.read_exact(&mut answered).unwrap();
         assert_eq!((&asked, &answered), (b"what the pod asks", b"what the pod answers"));
-    }
-}
-
-#[test]
-fn removal_restores_plain_traffic() {
-    let wire = Wire::new();
-    enrol(&wire.pod);
-    wire.pod.run(remove).unwrap().unwrap();
-    for (pod, peer) in FAMILIES {
-        for (from, to, address) in [(&wire.pod, &wire.peer, peer), (&wire.peer, &wire.pod, pod)] {
-            let server = plain(to, at(address, 80));
-            let mut client = connect(from, at(address, 80)).unwrap();
-            let (mut accepted, _) = accept(&server).unwrap();
-            talk(&mut client, &mut accepted);
-        }
     }
 }
 

@@ -24,6 +24,9 @@ pub enum Expr {
     SocketMark,
     /// Loads whether the packet is for a local transparent socket (1 byte).
     SocketTransparent,
+    /// Loads what kind of address the destination is in this namespace, by its local routing table (4 bytes, RTN_LOCAL
+    /// is 2).
+    FibDestinationType,
     /// Writes what was loaded as a property of the packet.
     SetMeta(MetaKey),
     /// Writes what was loaded as a property of the packet's conntrack entry.
@@ -282,6 +285,7 @@ impl Expr {
             Self::Payload(_) => "payload",
             Self::Ct(_) | Self::SetCt(_) => "ct",
             Self::SocketMark | Self::SocketTransparent => "socket",
+            Self::FibDestinationType => "fib",
             Self::SetMeta(_) => "meta",
             Self::Load(_) => "immediate",
             Self::Redirect { .. } => "redir",
@@ -321,6 +325,9 @@ impl Expr {
             }
             Self::SocketTransparent => {
                 w.be32(1, 0).be32(2, NFT_REG_1); // KEY: NFT_SOCKET_TRANSPARENT, DREG
+            }
+            Self::FibDestinationType => {
+                w.be32(1, NFT_REG_1).be32(2, 3).be32(3, 2); // DREG, RESULT: address type, FLAGS: destination
             }
             Self::Load(value) => {
                 w.be32(1, NFT_REG_1); // DREG
@@ -442,6 +449,7 @@ impl Expr {
                     Some(1) => Some(Self::SocketMark),
                     _ => None,
                 },
+                "fib" => ((data.be32(2), data.be32(3)) == (Some(3), Some(2))).then_some(Self::FibDestinationType),
                 "redir" => port(out.pop()).map(|port| Self::Redirect { port }),
                 "nat" => match out.pop() {
                     Some(Self::Load(v)) if data.be32(1) == Some(0) => address(&v).map(Self::SourceNat),
@@ -520,6 +528,7 @@ mod tests {
             Expr::RejectPortUnreachable,
             Expr::SocketMark,
             Expr::SocketTransparent,
+            Expr::FibDestinationType,
             Expr::Redirect { port: 15006 },
             Expr::SourceNat(IpAddr::from([169, 254, 7, 127])),
             Expr::Verdict(Verdict::Jump("elsewhere".into())),

@@ -13,7 +13,7 @@ use crate::routing::{LocalRoute, PolicyRule};
 use crate::rule::{
     End, accept, ct_marked, for_socket_marked, from_interface, in_set, inbound_exclusions, marked, not_marked, not_syn,
     not_tcp, outbound_exclusions, redirect, reset, rule, set_ct_mark, set_mark, sets, syn, tcp, tcp_dport, to_lo,
-    udp_dport, udp_sport, unreachable,
+    to_loopback, udp_dport, udp_sport, unreachable,
 };
 
 const DNS: u16 = 53;
@@ -76,6 +76,8 @@ const GUARD: &str = "guard";
 ///   chain guard {
 ///     type filter hook output priority filter; policy accept;
 ///     oifname "lo" accept
+///     ip daddr 127.0.0.0/8 accept                                               (what has been redirected)
+///     ip6 daddr ::1 accept
 ///     meta mark & 0xfff == 0x539 accept
 ///     udp dport 53 counter reject with icmpx port-unreachable                   (with DNS)
 ///     meta l4proto != tcp accept
@@ -148,7 +150,13 @@ fn outbound(plan: &Plan) -> Vec<Rule> {
 }
 
 fn guard(plan: &Plan) -> Vec<Rule> {
-    let mut rules = vec![vec![to_lo(), accept()], vec![marked(plan.mark), accept()]];
+    // A redirected packet is routed again, but within this hook it still has the interface that it would have left by.
+    let mut rules = vec![
+        vec![to_lo(), accept()],
+        vec![to_loopback(false), accept()],
+        vec![to_loopback(true), accept()],
+        vec![marked(plan.mark), accept()],
+    ];
     if plan.dns {
         rules.push(vec![udp_dport(DNS), vec![Expr::Counter], unreachable()]);
     }

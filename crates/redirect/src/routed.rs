@@ -13,9 +13,9 @@ use nft::{Chain, ChainKind, Expr, Hook, Payload, Rule, Table};
 use crate::plan::{Plan, RETURN_MARK};
 use crate::routing::{LocalRoute, PolicyRule, Transport};
 use crate::rule::{
-    End, accept, count_and_drop, ct_marked, for_transparent_socket, from_interface, in_set, inbound_exclusions, marked,
-    not_syn, not_tcp, octets, outbound_exclusions, port_is, reset, rst, rule, set_ct_mark, set_mark, sets, syn, tcp,
-    tcp_dport, to_lo, to_loopback, tproxy, udp_dport, unreachable,
+    End, accept, count_and_drop, ct_marked, for_elsewhere, for_transparent_socket, from_interface, in_set,
+    inbound_exclusions, marked, not_syn, not_tcp, octets, outbound_exclusions, port_is, reset, rst, rule, set_ct_mark,
+    set_mark, sets, syn, tcp, tcp_dport, to_lo, to_loopback, tproxy, udp_dport, unreachable,
 };
 
 const CAPTURE: &str = "capture";
@@ -55,6 +55,7 @@ pub const PREF_CAPTURE: u32 = 32764;
 ///     iifname IF meta l4proto tcp reject with tcp reset                         (for each rerouted interface)
 ///     ip saddr @probe4 accept
 ///     ip6 saddr @probe6 accept
+///     fib daddr type != local meta l4proto tcp reject with tcp reset
 ///     tcp dport 15008 accept
 ///     tcp dport PORT ct mark set 0x539 accept                                   (for each inbound exclusion)
 ///     meta l4proto tcp ct mark set 0x539 accept                                 (inbound bypassed; else the next two)
@@ -144,6 +145,8 @@ fn capture(plan: &Plan) -> Vec<Rule> {
     }
     rules.push(vec![in_set(false, End::Source, "probe4"), accept()]);
     rules.push(vec![in_set(true, End::Source, "probe6"), accept()]);
+    // What the pod would forward: captured, its later segments would still be forwarded.
+    rules.push(vec![for_elsewhere(), tcp(), reset()]);
     rules.push(vec![tcp_dport(ports.hbone), accept()]);
     for excluded in inbound_exclusions(plan) {
         rules.push(vec![excluded, set_ct_mark(plan.mark), accept()]);

@@ -105,6 +105,12 @@ pub(crate) fn for_socket_marked(mark: Mark) -> Vec<Expr> {
     ]
 }
 
+/// `fib daddr type != local`: the packet is not for an address of this namespace, it would be forwarded.
+pub(crate) fn for_elsewhere() -> Vec<Expr> {
+    const RTN_LOCAL: u32 = 2; // linux/rtnetlink.h
+    vec![Expr::FibDestinationType, Expr::Cmp(Cmp::Neq, RTN_LOCAL.to_ne_bytes().to_vec())]
+}
+
 /// `socket transparent 1`: the packet is for a connection that was captured.
 pub(crate) fn for_transparent_socket() -> Vec<Expr> {
     vec![Expr::SocketTransparent, Expr::Cmp(Cmp::Eq, vec![1])]

@@ -161,7 +161,13 @@ fn nat_out(plan: &Plan, v6: bool) -> Vec<String> {
 }
 
 fn guard(plan: &Plan, v6: bool) -> Vec<String> {
-    let mut rules = vec!["-o lo -j RETURN".to_owned(), format!("-m mark {} -j RETURN", proxy_mark(plan))];
+    // What has been redirected: within this hook it still has the interface that it would have left by.
+    let loopback = if v6 { "::1/128" } else { "127.0.0.0/8" };
+    let mut rules = vec![
+        "-o lo -j RETURN".to_owned(),
+        format!("-d {loopback} -j RETURN"),
+        format!("-m mark {} -j RETURN", proxy_mark(plan)),
+    ];
     if plan.dns {
         let why = if v6 { "icmp6-port-unreachable" } else { "icmp-port-unreachable" };
         rules.push(format!("-p udp -m udp --dport 53 -j REJECT --reject-with {why}"));
