@@ -1,5 +1,6 @@
 //! ADD: a pod starts in the mesh, or does not start.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub(crate) fn run(input: &[u8]) -> Result<String, Failure> {
         attachment: Attachment { container_id: environment.container_id, ifname: environment.ifname },
         pod,
         addresses: prev_result.addresses().to_vec(),
+        annotations: annotations(config.runtime_config.pod_annotations),
         netns_path: environment.netns,
         traceparent: crate::variable("TRACEPARENT"),
         deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
@@ -51,6 +53,13 @@ pub(crate) fn run(input: &[u8]) -> Result<String, Failure> {
         }
         other => Err(refusal(other)),
     }
+}
+
+/// Those that a plan looks at. One that is longer than any sensible value is cut, and the agent refuses it.
+fn annotations(of_pod: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let longest = |text: String| text.chars().take(redirect::LONGEST_ANNOTATION + 1).collect();
+    let known = of_pod.into_iter().filter(|(key, _)| redirect::ANNOTATIONS.contains(&key.as_str()));
+    known.map(|(key, value)| (key, longest(value))).collect()
 }
 
 /// Installs the plan and waits until the proxy serves the pod.

@@ -8,6 +8,7 @@ use http::StatusCode;
 use serde::Serialize;
 
 use crate::agent::Agent;
+use crate::capture_choice::Choice;
 use crate::verification::VerificationStatus;
 
 #[derive(Serialize)]
@@ -15,6 +16,7 @@ use crate::verification::VerificationStatus;
 struct Status<'a> {
     node: &'a str,
     version: &'static str,
+    capture: &'a Choice,
     proxies: Vec<crate::proxies::ProxyStatus>,
     pods: Vec<PodStatus>,
 }
@@ -51,7 +53,7 @@ fn status(agent: &Agent) -> Status<'_> {
         namespace: p.record.pod.namespace.clone(),
         name: p.record.pod.name.clone(),
         uid: Some(p.record.uid.clone()),
-        state: "enrolled",
+        state: if p.record.leaving { "leaving" } else { "enrolled" },
         reason: p.record.reason.clone(),
         ips: p.record.plan.addresses.clone(),
         exempted_connections: p.record.exempted,
@@ -63,13 +65,14 @@ fn status(agent: &Agent) -> Status<'_> {
         uid: p.pod.uid.clone(),
         state: "skipped",
         reason: p.reason.clone(),
-        ips: Vec::new(),
+        ips: p.addresses.clone(),
         exempted_connections: 0,
         verification: None,
     });
     Status {
         node: &agent.node,
         version: env!("CARGO_PKG_VERSION"),
+        capture: &agent.capture,
         proxies: agent.proxies.status(),
         pods: enrolled.chain(skipped).collect(),
     }

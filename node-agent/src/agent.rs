@@ -8,11 +8,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use handoff::Attachment;
 use mesh::Mesh;
-use netns::{NetNs, NetNsId};
+use netns::NetNsId;
+use tokio::sync::Notify;
 use zds::Request;
 
+use crate::capture_choice::Choice;
 use crate::metrics::{Metrics, Outcome, State};
-use crate::pods::{Enrolled, Pods, Record, Skipped};
+use crate::plan::PlanDefaults;
+use crate::pods::{Enrolled, Pods, Skipped, find_again};
 use crate::proxies::Proxies;
 use crate::refusal::Refusal;
 use crate::sandbox_check;
@@ -29,12 +32,23 @@ pub(crate) struct Agent {
     pub(crate) proxies: Proxies,
     pub(crate) metrics: Metrics,
     pub(crate) verifier: RefCell<Verifier>,
+    /// How this node captures.
+    pub(crate) capture: Choice,
+    pub(crate) plans: PlanDefaults,
+    /// Who belongs to the mesh may have changed.
+    pub(crate) membership: Notify,
     state: StateDir,
 }
 
 impl Agent {
     /// An agent that knows no pod yet.
-    pub(crate) fn new(node: String, state_dir: &Path, mesh: Mesh) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        node: String,
+        state_dir: &Path,
+        mesh: Mesh,
+        capture: Choice,
+        plans: PlanDefaults,
+    ) -> anyhow::Result<Self> {
         let state = StateDir::open(state_dir)
             .with_context(|| format!("{}: {}", error_code::agent::STATE, state_dir.display()))?;
         Ok(Self {
@@ -45,21 +59,28 @@ impl Agent {
             proxies: Proxies::default(),
             metrics: Metrics::new(),
             verifier: RefCell::default(),
+            capture,
+            plans,
+            membership: Notify::new(),
             state,
         })
     }
 
     /// Takes over the pods of an earlier agent.
     pub(crate) fn take_over(self: &Rc<Self>) {
-        for record in self.state.load() {
-            let netns = find_again(&record).map(Rc::new);
+        let (enrolled, outside) = self.state.load();
+        for record in enrolled {
+            let netns = find_again(record.netns_path.as_ref(), record.netns_inode).map(Rc::new);
             if netns.is_none() {
                 tracing::warn!(uid = record.uid, "the pod's namespace is not found; proxies that have it keep it");
             }
-            let uid = record.uid.clone();
+            let (uid, leaving) = (record.uid.clone(), record.leaving);
             self.pods.borrow_mut().enrol(Enrolled { record, netns });
-            verifier::look_after(self, &uid);
+            if !leaving {
+                verifier::look_after(self, &uid);
+            }
         }
+        outside.into_iter().for_each(|pod| self.pods.borrow_mut().skip(pod));
         self.count_pods();
     }
 
@@ -73,10 +94,11 @@ impl Agent {
         self.mesh.borrow().clone()
     }
 
-    /// A new mesh file: it decides about pods that start from now on.
+    /// A new mesh file: it decides about pods that start from now on, and about those that run.
     pub(crate) fn mesh_changed(&self, mesh: Mesh) {
         tracing::info!(workloads = mesh.workloads().count(), "the mesh file has changed");
         *self.mesh.borrow_mut() = Arc::new(mesh);
+        self.membership.notify_one();
     }
 
     /// A pod joins: remembered on disk before anybody relies on it.
@@ -90,9 +112,10 @@ impl Agent {
         saved.map_err(Refusal::State)
     }
 
-    /// A pod stays outside.
-    pub(crate) fn skip(&self, attachment: Attachment, skipped: Skipped) {
-        self.pods.borrow_mut().skip(attachment, skipped);
+    /// A pod is outside.
+    pub(crate) fn skip(&self, skipped: Skipped) {
+        self.pods.borrow_mut().skip(skipped);
+        self.save_or_tell();
         self.count_pods();
     }
 
@@ -102,11 +125,16 @@ impl Agent {
         if let Some(pod) = removed {
             self.verifier.borrow_mut().forget(&pod.record.uid);
             self.proxies.ask_all(&Request::Del { uid: pod.record.uid }, None);
-            if let Err(e) = self.save() {
-                tracing::error!("{}: {e}", error_code::agent::STATE);
-            }
         }
+        self.save_or_tell();
         self.count_pods();
+    }
+
+    /// Where nobody waits who could be told that the state is not on disk.
+    fn save_or_tell(&self) {
+        if let Err(e) = self.save() {
+            tracing::error!("{}: {e}", error_code::agent::STATE);
+        }
     }
 
     /// Drops exceptions of connections that have closed.
@@ -134,7 +162,8 @@ impl Agent {
     }
 
     fn save(&self) -> std::io::Result<()> {
-        self.state.save(self.pods.borrow().enrolled().map(|p| p.record.clone()).collect())
+        let pods = self.pods.borrow();
+        self.state.save(pods.enrolled().map(|p| p.record.clone()).collect(), pods.skipped().cloned().collect())
     }
 
     pub(crate) fn count_pods(&self) {
@@ -145,16 +174,11 @@ impl Agent {
         let in_state = |state: &str| {
             pods.enrolled().filter(|p| verifier.of(&p.record.uid).is_some_and(|v| v.state() == state)).count()
         };
-        set("enrolled", pods.enrolled().count());
+        set("enrolled", pods.enrolled().filter(|p| !p.record.leaving).count());
+        set("leaving", pods.enrolled().filter(|p| p.record.leaving).count());
         for state in ["verified", "drifted", "unverified"] {
             set(state, in_state(state));
         }
         set("skipped", pods.skipped().count());
     }
-}
-
-/// The namespace of a pod that was enrolled before this agent started, if its path still leads there.
-fn find_again(record: &Record) -> Option<NetNs> {
-    let netns = NetNs::open(record.netns_path.as_ref()?).ok()?;
-    (netns.id().ino == record.netns_inode).then_some(netns)
 }

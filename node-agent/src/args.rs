@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
+use crate::capture_choice::Asked;
 use crate::install::Folders;
 
 /// Decides which pods belong to the mesh, and hands them to the proxies of this node.
@@ -59,6 +60,13 @@ pub(crate) struct RunArgs {
     /// Status, metrics and readiness.
     #[arg(long, env = "UNDERPASS_AGENT_ADMIN", default_value = "127.0.0.1:15014")]
     pub(crate) admin_addr: SocketAddr,
+    /// How packets reach the proxy. `auto` tries in a scratch network namespace, and takes the first that works.
+    #[arg(long, env = "UNDERPASS_CAPTURE", value_enum, default_value = "auto")]
+    pub(crate) capture: Asked,
+    /// Capture the DNS queries of pods that do not say by annotation.
+    #[arg(long, env = "AMBIENT_DNS_CAPTURE", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) dns_capture: bool,
     /// Install the plugin in the runtime's folders, and keep it there.
     #[arg(long, env = "UNDERPASS_INSTALL_CNI")]
     pub(crate) install_cni: bool,

@@ -1,5 +1,6 @@
 //! The conversation with one plugin: a pod joins, stays outside, or is refused; or it goes away.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
+use crate::plan::plan_for;
 use crate::pods::{Enrolled, Record, Skipped};
 use crate::proxies::Taken;
 use crate::refusal::Refusal;
@@ -30,10 +32,25 @@ struct Presented {
     attachment: Attachment,
     pod: PodRef,
     addresses: Vec<IpAddr>,
+    annotations: BTreeMap<String, String>,
     netns: Rc<NetNs>,
     netns_path: Option<PathBuf>,
     started: Instant,
     deadline: Instant,
+}
+
+impl Presented {
+    fn outside(&self, reason: String) -> Skipped {
+        Skipped {
+            attachment: self.attachment.clone(),
+            pod: self.pod.clone(),
+            reason,
+            addresses: self.addresses.clone(),
+            annotations: self.annotations.clone(),
+            netns_inode: self.netns.id().ino,
+            netns_path: self.netns_path.clone(),
+        }
+    }
 }
 
 /// Accepts plugins for as long as the agent lives.
@@ -79,13 +96,14 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut packet: Packet) -
         (version == ours).then_some(()).ok_or_else(why)
     };
     match parse(&packet)? {
-        FromPlugin::Add { version, attachment, pod, addresses, netns_path, deadline_ms, .. } => {
+        FromPlugin::Add { version, attachment, pod, addresses, annotations, netns_path, deadline_ms, .. } => {
             same(version)?;
             let fd = packet.fds.pop().ok_or_else(|| Refusal::NetNs("no descriptor came with the pod".to_owned()))?;
             let netns = Rc::new(NetNs::from_fd(fd).map_err(|e| Refusal::NetNs(e.to_string()))?);
             let limit = Duration::from_millis(deadline_ms).saturating_sub(MARGIN);
             let deadline = started + limit.min(Duration::from_secs(600));
-            add(agent, socket, Presented { attachment, pod, addresses, netns, netns_path, started, deadline }).await
+            let presented = Presented { attachment, pod, addresses, annotations, netns, netns_path, started, deadline };
+            add(agent, socket, presented).await
         }
         FromPlugin::Del { version, attachment, .. } => {
             same(version)?;
@@ -120,8 +138,7 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
         Enrolment::Skip => {
             tracing::info!(namespace, name, "stays outside the mesh: {}", decision.reason);
             agent.count_enrolment("skipped");
-            let skipped = Skipped { pod: presented.pod.clone(), reason: decision.reason.clone() };
-            agent.skip(presented.attachment.clone(), skipped);
+            agent.skip(presented.outside(decision.reason.clone()));
             return send(socket, &FromAgent::Skip { reason: decision.reason }).await;
         }
         Enrolment::Unknown => return Err(Refusal::UnknownPod(decision.reason)),
@@ -131,7 +148,7 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
     if !presented.addresses.iter().all(|a| workload.workload_ips.contains(a)) {
         return Err(Refusal::Address { pod: presented.addresses, mesh: workload.workload_ips.clone() });
     }
-    let plan = Plan::for_pod(presented.addresses.iter().copied());
+    let plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, &presented.annotations)?;
     let enrolled = enrol(agent, socket, &presented, &workload, plan, decision.reason).await;
     if let Err(refusal) = &enrolled {
         tracing::debug!("undoing the enrolment of {namespace}/{name}: {refusal}");
@@ -198,6 +215,8 @@ async fn enrol(
         plan,
         exempted: observed.exempted(),
         reason,
+        annotations: presented.annotations.clone(),
+        leaving: false,
     };
     let uid = record.uid.clone();
     let pod = Enrolled { record, netns: Some(presented.netns.clone()) };

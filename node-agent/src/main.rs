@@ -5,10 +5,13 @@
 mod admin;
 mod agent;
 mod args;
+mod capture_choice;
 mod exceptions;
 mod handover;
 mod install;
+mod membership;
 mod metrics;
+mod plan;
 mod pods;
 mod proxies;
 mod refusal;
@@ -30,6 +33,7 @@ use tracing_subscriber::EnvFilter;
 
 use agent::Agent;
 use args::{Args, RunArgs, Verb};
+use plan::PlanDefaults;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -65,12 +69,19 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mesh = mesh_file::watch(&mesh_file, move |loaded| {
         let _ = changed.send(loaded); // nobody listens only when the process ends
     })?;
-    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, mesh)?);
+    let capture = capture_choice::choose(args.capture).with_context(|| {
+        let code = error_code::agent::CAPTURE;
+        format!("{code}: {}", code.next_step)
+    })?;
+    tracing::info!(capture = %capture.kind, "{}", capture.why);
+    let plans = PlanDefaults { capture: capture.kind, dns: args.dns_capture };
+    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, mesh, capture, plans)?);
     agent.take_over();
 
     tokio::task::spawn_local(proxies::serve(agent.clone(), proxies));
     tokio::task::spawn_local(handover::serve(agent.clone(), plugins));
     tokio::task::spawn_local(exceptions::release(agent.clone()));
+    tokio::task::spawn_local(membership::keep(agent.clone()));
     tokio::task::spawn_local(admin_http::serve(admin, {
         let agent = agent.clone();
         move |asked| admin::answer(&agent, &asked)

@@ -1,6 +1,7 @@
 //! The pods of this node: what the agent wants to be true.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -35,13 +36,48 @@ pub(crate) struct Record {
     pub(crate) exempted: usize,
     /// Why it belongs to the mesh.
     pub(crate) reason: String,
+    /// What the runtime said of its annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// It does not belong to the mesh any more; connections that were captured go on until they close.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) leaving: bool,
 }
 
-/// A pod that was seen and stays outside the mesh.
-#[derive(Debug, Clone)]
+/// A pod outside the mesh: enough to find it when it is to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Skipped {
+    pub(crate) attachment: Attachment,
     pub(crate) pod: PodRef,
+    /// Why it is outside.
     pub(crate) reason: String,
+    pub(crate) addresses: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) netns_inode: u64,
+    pub(crate) netns_path: Option<PathBuf>,
+}
+
+impl Record {
+    /// The same pod, outside the mesh.
+    pub(crate) fn outside(&self, reason: String) -> Skipped {
+        Skipped {
+            attachment: self.attachment.clone(),
+            pod: self.pod.clone(),
+            reason,
+            addresses: self.plan.addresses.clone(),
+            annotations: self.annotations.clone(),
+            netns_inode: self.netns_inode,
+            netns_path: self.netns_path.clone(),
+        }
+    }
+}
+
+/// The namespace that a path led to when a pod started, if it still leads there.
+pub(crate) fn find_again(path: Option<&PathBuf>, inode: u64) -> Option<NetNs> {
+    let netns = NetNs::open(path?).ok()?;
+    (netns.id().ino == inode).then_some(netns)
 }
 
 /// All pods that a runtime has told this agent of.
@@ -59,10 +95,10 @@ impl Pods {
         self.enrolled.insert(pod.record.attachment.clone(), pod);
     }
 
-    /// A pod stays outside.
-    pub(crate) fn skip(&mut self, attachment: Attachment, skipped: Skipped) {
-        self.enrolled.remove(&attachment);
-        self.skipped.insert(attachment, skipped);
+    /// A pod is outside.
+    pub(crate) fn skip(&mut self, skipped: Skipped) {
+        self.enrolled.remove(&skipped.attachment);
+        self.skipped.insert(skipped.attachment.clone(), skipped);
     }
 
     /// An attachment goes away; returns the pod that proxies must forget.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use error_code::{ErrorCode, agent as codes};
 use handoff::FromAgent;
-use redirect::RedirectError;
+use redirect::{AnnotationError, RedirectError};
 
 /// Why a pod is not enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,8 @@ pub(crate) enum Refusal {
     NotAsPlanned(String),
     #[error("the rules cannot be read back: {code}: {0}", code = .0.code())]
     ReadBack(#[from] RedirectError),
+    #[error("{code}: {0}", code = .0.code())]
+    Redirect(RedirectError),
     #[error("no proxy connected within {0} ms")]
     ProxyAbsent(u128),
     #[error("no proxy answered within {0} ms")]
@@ -29,6 +31,8 @@ pub(crate) enum Refusal {
     ProxyRefused(String),
     #[error("the agent's state cannot be written: {0}")]
     State(#[source] std::io::Error),
+    #[error(transparent)]
+    Annotation(#[from] AnnotationError),
     #[error("{0}")]
     Names(String),
     #[error("no proxy is connected")]
@@ -47,19 +51,23 @@ impl Refusal {
             Self::NetNs(_) => &codes::NETNS,
             Self::UnknownPod(_) => &codes::UNKNOWN_POD,
             Self::Address { .. } => &codes::ADDRESS,
-            Self::NotAsPlanned(_) | Self::ReadBack(_) => &codes::NOT_AS_PLANNED,
+            Self::NotAsPlanned(_) | Self::ReadBack(_) | Self::Redirect(_) => &codes::NOT_AS_PLANNED,
             Self::ProxyAbsent(_) | Self::NoProxy => &codes::PROXY_ABSENT,
             Self::NotEnrolled(_) => &codes::NOT_VERIFIED,
             Self::ProxySilent(_) => &codes::PROXY_SILENT,
             Self::ProxyRefused(_) => &codes::PROXY_REFUSED,
             Self::State(_) => &codes::STATE,
+            Self::Annotation(_) => &codes::ANNOTATION,
             Self::Names(_) => &codes::NAMES,
         }
     }
 
     /// Whether trying again later can help without anybody correcting something.
     fn retry(&self) -> bool {
-        !matches!(self, Self::Protocol(_) | Self::NetNs(_) | Self::Address { .. } | Self::Names(_))
+        !matches!(
+            self,
+            Self::Protocol(_) | Self::NetNs(_) | Self::Address { .. } | Self::Annotation(_) | Self::Names(_)
+        )
     }
 
     /// The answer to the plugin.
@@ -71,6 +79,12 @@ impl Refusal {
             next_step: code.next_step.to_owned(),
             retry: self.retry(),
         }
+    }
+
+    /// As a line of the log and of the status.
+    pub(crate) fn explained(&self) -> String {
+        let code = self.code();
+        format!("{code}: {self}. Next step: {}", code.next_step)
     }
 
     /// What metrics count it under.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::pods::Record;
+use crate::pods::{Record, Skipped};
 
 const FILE: &str = "pods.json";
 
@@ -17,6 +17,9 @@ struct State {
     /// After a reboot every namespace is gone, and inode numbers mean something else.
     boot_id: String,
     pods: Vec<Record>,
+    /// Pods outside the mesh, which may be told to join.
+    #[serde(default)]
+    outside: Vec<Skipped>,
 }
 
 /// The folder that holds the state.
@@ -31,21 +34,21 @@ impl StateDir {
     }
 
     /// The pods of this boot. What cannot be read is told and kept aside, never silently thrown away.
-    pub(crate) fn load(&self) -> Vec<Record> {
+    pub(crate) fn load(&self) -> (Vec<Record>, Vec<Skipped>) {
         let path = self.0.join(FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Default::default(),
             Err(e) => {
                 tracing::error!("{}: {}: {e}", error_code::agent::STATE, path.display());
-                return Vec::new();
+                return Default::default();
             }
         };
         match serde_json::from_slice::<State>(&bytes) {
-            Ok(state) if state.boot_id == boot_id() => state.pods,
+            Ok(state) if state.boot_id == boot_id() => (state.pods, state.outside),
             Ok(_) => {
                 tracing::info!("the node has been rebooted; pods come back through the plugin");
-                Vec::new()
+                Default::default()
             }
             Err(e) => {
                 let aside = self.0.join("pods.damaged.json");
@@ -56,14 +59,14 @@ impl StateDir {
                     aside.display()
                 );
                 let _ = fs::rename(&path, aside);
-                Vec::new()
+                Default::default()
             }
         }
     }
 
     /// Writes all pods: a new file, flushed, that takes the old one's place.
-    pub(crate) fn save(&self, pods: Vec<Record>) -> io::Result<()> {
-        let state = State { version: 1, boot_id: boot_id(), pods };
+    pub(crate) fn save(&self, pods: Vec<Record>, outside: Vec<Skipped>) -> io::Result<()> {
+        let state = State { version: 1, boot_id: boot_id(), pods, outside };
         let staged = self.0.join("pods.json.new");
         let mut file = File::create(&staged)?;
         file.write_all(&serde_json::to_vec_pretty(&state)?)?;

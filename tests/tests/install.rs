@@ -89,7 +89,9 @@ fn installing_chains_the_plugin_and_uninstalling_restores_the_list() {
     for _ in 0..2 {
         runtime.install();
         let list = runtime.read("10-cluster.conflist");
-        assert_eq!(list["plugins"][1], json!({ "type": "underpass-cni", "agentSocket": "/s" }));
+        let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
+        let entry = json!({ "type": "underpass-cni", "agentSocket": "/s", "capabilities": capabilities });
+        assert_eq!(list["plugins"][1], entry);
         assert_eq!(runtime.chain("10-cluster.conflist"), ["bridge", "underpass-cni"]);
         assert_eq!(list["cniVersion"], "1.0.0", "it is not ours to change");
     }

@@ -443,6 +443,9 @@ fn leaving(s: &Scene) {
     let (mut served, _) = accept(&app).unwrap();
     let leave = || s.wire.pod.run(|| redirect::leave(&s.plan())).unwrap().unwrap();
     assert!(leave() >= 2, "the application's two connections with the proxy");
+    let left = s.wire.pod.run(redirect::read_back).unwrap().unwrap();
+    assert!(leave() >= 2);
+    assert_eq!(s.wire.pod.run(redirect::read_back).unwrap().unwrap(), left, "leaving again changes nothing");
     for (a, b) in [(&mut out, &mut captured_out.stream), (&mut inside, &mut captured_in.stream)] {
         carries(a, b).unwrap();
     }
@@ -454,9 +457,7 @@ fn leaving(s: &Scene) {
         netns::sockopt::reset_on_close(stream).unwrap();
     }
     drop((out, captured_out, inside, captured_in, to_app, served));
-    until("what is left goes with the last of them", || {
-        (s.wire.pod.run(|| redirect::finish_leaving(&s.plan())).unwrap().unwrap() == 0).then_some(())
-    });
+    until("what is left goes with the last of them", || (leave() == 0).then_some(()));
     assert!(s.wire.pod.run(redirect::read_back).unwrap().unwrap().is_empty());
 }
 

@@ -1,6 +1,9 @@
 //! The plugin's entry of the conflist, as it arrives on standard input.
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{IMPLIED_VERSION, SUPPORTED_VERSIONS};
@@ -24,6 +27,10 @@ pub struct Config {
     /// Ours: namespaces whose pods are never in the mesh.
     #[serde(default)]
     pub exclude_namespaces: Vec<String>,
+    /// What the runtime says because the conflist asks for it by `capabilities`. Other keys, and values of another type, are
+    /// the business of other plugins.
+    #[serde(default, deserialize_with = "leniently")]
+    pub runtime_config: RuntimeConfig,
     /// Ours: how long an ADD may take in all, in milliseconds.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
@@ -33,6 +40,19 @@ pub struct Config {
     /// The same under the name that libcni 1.1 used at first.
     #[serde(default, rename = "cni.dev/attachments")]
     pub attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// What a runtime says of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+pub struct RuntimeConfig {
+    /// The pod's annotations: containerd since 1.6, and CRI-O.
+    #[serde(default, rename = "io.kubernetes.cri.pod-annotations", deserialize_with = "leniently")]
+    pub pod_annotations: BTreeMap<String, String>,
+}
+
+fn leniently<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(input: D) -> Result<T, D::Error> {
+    let value = serde_json::Value::deserialize(input)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
 /// An attachment that is still in use.
@@ -97,6 +117,25 @@ mod tests {
             r#"{"cniVersion":"1.1.0","name":"n","type":"x","runtimeConfig":{"a":[1]},"cni.dev/x":null,"args":{}}"#;
         let config = Config::parse(text.as_bytes()).unwrap();
         assert_eq!((config.name.as_str(), config.prev_result.is_none()), ("n", true));
+    }
+
+    #[test]
+    fn annotations_are_found_where_the_runtime_gives_them() {
+        let with = |runtime: &str| {
+            let text = format!(r#"{{"cniVersion":"1.0.0","name":"n","runtimeConfig":{runtime}}}"#);
+            Config::parse(text.as_bytes()).unwrap().runtime_config.pod_annotations
+        };
+        let found = with(r#"{"portMappings":[],"io.kubernetes.cri.pod-annotations":{"a/b":"c"}}"#);
+        assert_eq!(found, [("a/b".to_owned(), "c".to_owned())].into());
+        for other in [
+            "null",
+            "{}",
+            r#"{"io.kubernetes.cri.pod-annotations":null}"#,
+            "3",
+            r#"{"io.kubernetes.cri.pod-annotations":[1]}"#,
+        ] {
+            assert_eq!(with(other), BTreeMap::new(), "{other}");
+        }
     }
 
     #[test]

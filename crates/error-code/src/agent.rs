@@ -71,4 +71,19 @@ codes! {
         cause: "Another process, perhaps another agent, has it on this node, or the folder is not writable.",
         next_step: "End the other process, or choose another place with --agent-socket, --zds-socket or --admin-addr.",
     }
+    ANNOTATION = "UP-AGENT-015" {
+        what: "An annotation of the pod cannot be followed.",
+        cause: "A typo in its value; the message names the annotation and the entry.",
+        next_step: "Correct the annotation on the pod or its template; docs/redirection.md lists what each may say.",
+    }
+    CAPTURE = "UP-AGENT-016" {
+        what: "No capture that was asked for works on this node.",
+        cause: "The kernel lacks nf_tables or a module of it, the agent lacks CAP_NET_ADMIN or CAP_SYS_ADMIN, or iptables is not installed.",
+        next_step: "See the reason of each in the message; --capture auto takes the first that works.",
+    }
+    FOREIGN = "UP-AGENT-017" {
+        what: "The pod has redirection of istio-cni.",
+        cause: "istio-cni is chained beside Underpass on this node, or was, when the pod joined.",
+        next_step: "Take istio-cni out of this node; or start the agent with --adopt-istio, which replaces such rules.",
+    }
 }

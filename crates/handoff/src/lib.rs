@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -40,6 +41,9 @@ pub enum FromPlugin {
         pod: PodRef,
         /// The addresses in prevResult, without prefix lengths.
         addresses: Vec<IpAddr>,
+        /// Annotations of the pod that a plan looks at, if the runtime passes them on.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        annotations: BTreeMap<String, String>,
         /// CNI_NETNS: where the namespace can be found again after a restart of the agent. Never trusted by itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         netns_path: Option<PathBuf>,

@@ -111,7 +111,10 @@ fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
     let first = first && !applied_before(&observed)?;
     let exceptions: Vec<PolicyRule> = match (plan.capture, plan.existing_connections) {
         (CaptureKind::Routed, ExistingConnections::Keep) if first => {
-            connections(&plan.addresses)?.into_iter().map(PolicyRule::exception_for).collect()
+            // A pod that had left and joins again may have some that are captured still.
+            let captured = captured(plan)?;
+            let open = connections(&plan.addresses)?.into_iter().filter(|c| !captured.contains(c));
+            open.map(PolicyRule::exception_for).collect()
         }
         _ => Vec::new(),
     };
@@ -192,7 +195,7 @@ pub fn remove() -> Result<Removed, RedirectError> {
 }
 
 /// Takes a pod out of the mesh while its applications run: nothing new is captured, and what is captured goes on until it
-/// closes. Call [`finish_leaving`] until it says 0.
+/// closes. Returns how many such connections there are; call it again until there are none, then nothing of ours is left.
 ///
 /// # Errors
 /// [`RedirectError`].
@@ -216,28 +219,22 @@ pub fn leave(plan: &Plan) -> Result<usize, RedirectError> {
     }
     match plan.capture {
         CaptureKind::Routed => remove_table()?,
-        CaptureKind::Nat => replace_table(&nat::leaving_table(plan))?,
+        CaptureKind::Nat => {
+            let table = nat::leaving_table(plan);
+            if nft::dump_table(&Socket::open()?, TABLE_NAME)?.as_ref() != Some(&table) {
+                replace_table(&table)?;
+            }
+        }
         CaptureKind::NatIptablesNft | CaptureKind::NatIptablesLegacy => {
-            let mut tables = xtables::leaving_tables(plan);
-            let present = xtables_here()?;
-            // A table that is not named would stay as it is.
-            tables.retain(|t| present.iter().any(|p| p.v6 == t.v6 && p.table == t.table));
-            write_xtables(plan.capture, &tables, &present)?;
+            let (mut tables, present) = (xtables::leaving_tables(plan), xtables_here()?);
+            // One that is not there has been left already.
+            tables.retain(|t| present.iter().any(|p| p.v6 == t.v6 && p.table == t.table && p != t));
+            if !tables.is_empty() {
+                write_xtables(plan.capture, &tables, &present)?;
+            }
         }
     }
     Ok(captured.len())
-}
-
-/// Removes what [`leave`] has left, once the last captured connection has closed; returns how many are open.
-///
-/// # Errors
-/// [`RedirectError`].
-pub fn finish_leaving(plan: &Plan) -> Result<usize, RedirectError> {
-    let captured = captured(plan)?.len();
-    if captured == 0 {
-        remove()?;
-    }
-    Ok(captured)
 }
 
 fn captured(plan: &Plan) -> Result<Vec<Connection>, RedirectError> {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod annotation;
 mod capture;
 mod iptables_program;
 mod nat;
@@ -13,9 +14,10 @@ mod rule;
 mod sockets;
 mod xtables;
 
+pub use annotation::{ANNOTATIONS, AnnotationError, LONGEST_ANNOTATION};
 pub use capture::{
-    Applied, RedirectError, Removed, apply, finish_leaving, leave, listening_ports, read_back,
-    release_closed_exceptions, remove, repair,
+    Applied, RedirectError, Removed, apply, leave, listening_ports, read_back, release_closed_exceptions, remove,
+    repair,
 };
 pub use observed::{Difference, How, Observed, diff};
 pub use plan::{

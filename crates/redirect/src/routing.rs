@@ -112,7 +112,7 @@ impl PolicyRule {
 
     /// Whether this is an exception for one open connection.
     pub(crate) fn is_connection_exception(&self) -> bool {
-        self.priority == PREF_EXCEPTION && self.source_port.is_some()
+        self.priority == PREF_EXCEPTION && self.source_port.is_some() && self.table == TABLE_MAIN
     }
 
     fn blank(v6: bool, priority: u32, table: u32) -> Self {

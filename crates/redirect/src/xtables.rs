@@ -190,5 +190,5 @@ fn probes(plan: &Plan, v6: bool) -> impl Iterator<Item = String> + '_ {
 }
 
 fn nets(of: &std::collections::BTreeSet<IpNet>, v6: bool) -> impl Iterator<Item = String> + '_ {
-    of.iter().filter(move |n| n.addr().is_ipv6() == v6 && n.prefix_len() > 0).map(|n| n.trunc().to_string())
+    of.iter().filter(move |n| n.addr().is_ipv6() == v6).map(|n| n.trunc().to_string())
 }

@@ -40,7 +40,9 @@ pub(crate) fn install(folders: &Folders, agent_socket: &Path) -> anyhow::Result<
     if copied.with_context(|| format!("{code}: {} to {}", plugin.display(), folders.bin_dir.display()))? {
         tracing::info!("installed the plugin in {}", folders.bin_dir.display());
     }
-    let entry = json!({ "type": chain::PLUGIN, "agentSocket": agent_socket });
+    // The runtime then tells the plugin the pod's annotations.
+    let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
+    let entry = json!({ "type": chain::PLUGIN, "agentSocket": agent_socket, "capabilities": capabilities });
     let done = files::install_chain(&folders.conf_dir, &entry)
         .with_context(|| format!("{code}: {}", folders.conf_dir.display()))?;
     match &done {
@@ -59,7 +61,7 @@ pub(crate) fn uninstall(folders: &Folders, state_dir: &Path) -> anyhow::Result<(
         .with_context(|| format!("{}: {}", codes::INSTALL, folders.conf_dir.display()))?;
     let mut pods = 0;
     let state = StateDir::open(state_dir)?;
-    for record in state.load() {
+    for record in state.load().0 {
         let netns = record.netns_path.as_ref().and_then(|p| NetNs::open(p).ok());
         let Some(netns) = netns.filter(|n| n.id().ino == record.netns_inode) else { continue };
         match netns.run(redirect::remove) {
@@ -68,7 +70,7 @@ pub(crate) fn uninstall(folders: &Folders, state_dir: &Path) -> anyhow::Result<(
             Err(e) => tracing::error!(uid = record.uid, "{e}"),
         }
     }
-    state.save(Vec::new())?;
+    state.save(Vec::new(), Vec::new())?;
     println!("taken out of {chains} chains and {pods} pods");
     Ok(())
 }

@@ -1,0 +1,237 @@
+//! Pods that run already: they join and leave the mesh when what is known about them changes, without losing a connection.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use handoff::PodRef;
+use mesh::Workload;
+use mesh::enrol::{Enrolment, decide};
+use netns::NetNs;
+use redirect::{Plan, RedirectError};
+use tokio::time::timeout;
+use zds::Request;
+
+use crate::agent::Agent;
+use crate::plan::plan_for;
+use crate::pods::{Enrolled, Record, Skipped, find_again};
+use crate::refusal::Refusal;
+use crate::{sandbox_check, verifier};
+
+/// How long a proxy may take to serve a pod.
+const PROXY_DEADLINE: Duration = Duration::from_secs(5);
+/// A pod that could not join, or has not left yet, is looked at again this soon.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Makes every pod a member or not, for as long as the agent lives.
+pub(crate) async fn keep(agent: Rc<Agent>) {
+    loop {
+        let pending = look_at_all(&agent).await;
+        tokio::select! {
+            () = agent.membership.notified() => {}
+            () = tokio::time::sleep(AGAIN), if pending => {}
+        }
+    }
+}
+
+/// Looks at every pod; returns whether one is to be looked at again soon.
+async fn look_at_all(agent: &Rc<Agent>) -> bool {
+    let (enrolled, outside): (Vec<Enrolled>, Vec<Skipped>) = {
+        let pods = agent.pods.borrow();
+        (pods.enrolled().cloned().collect(), pods.skipped().cloned().collect())
+    };
+    let mut pending = false;
+    for pod in outside {
+        let decision = decide(&agent.mesh(), &agent.node, &pod.pod.namespace, &pod.pod.name);
+        if let Enrolment::Enrol(workload) = decision.outcome {
+            pending |= !join(agent, &pod, &workload, decision.reason).await;
+        }
+    }
+    for pod in enrolled {
+        let PodRef { namespace, name, .. } = &pod.record.pod;
+        let decision = decide(&agent.mesh(), &agent.node, namespace, name);
+        let done = match (decision.outcome, pod.record.leaving) {
+            (Enrolment::Skip, _) | (Enrolment::Unknown, true) => leave(agent, pod, decision.reason).await,
+            (Enrolment::Enrol(workload), leaving) => follow(agent, pod, &workload, leaving).await,
+            (Enrolment::Unknown, false) => true,
+        };
+        pending |= !done;
+    }
+    pending
+}
+
+/// A running pod joins: a proxy serves it before its packets are captured. Returns whether that is done.
+async fn join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: String) -> bool {
+    let PodRef { namespace, name, .. } = &pod.pod;
+    match try_to_join(agent, pod, workload, reason).await {
+        Ok(()) => {
+            tracing::info!(namespace, name, "joined the mesh while running");
+            agent.count_enrolment("enrolled");
+            true
+        }
+        Err(refusal) => {
+            let why = format!("cannot join yet: {}", refusal.explained());
+            let known = agent.pods.borrow().skipped().find(|p| p.attachment == pod.attachment).cloned();
+            if let Some(known) = known.filter(|k| k.reason != why) {
+                tracing::warn!(namespace, name, "{why}");
+                agent.count_enrolment(refusal.outcome());
+                agent.skip(Skipped { reason: why, ..known });
+            }
+            false
+        }
+    }
+}
+
+async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: String) -> Result<(), Refusal> {
+    let netns = find_again(pod.netns_path.as_ref(), pod.netns_inode)
+        .map(Rc::new)
+        .ok_or_else(|| Refusal::NetNs("its namespace is not found any more".to_owned()))?;
+    sandbox_check::check(&netns, &agent.node_namespaces, &pod.addresses)?;
+    if !pod.addresses.iter().all(|a: &IpAddr| workload.workload_ips.contains(a)) {
+        return Err(Refusal::Address { pod: pod.addresses.clone(), mesh: workload.workload_ips.clone() });
+    }
+    let plan = plan_for(&agent.plans, &pod.addresses, &workload.annotations, &pod.annotations)?;
+    let record = Record {
+        attachment: pod.attachment.clone(),
+        pod: pod.pod.clone(),
+        uid: pod.pod.uid.clone().unwrap_or_else(|| workload.uid.clone()),
+        service_account: workload.service_account.clone(),
+        netns_inode: pod.netns_inode,
+        netns_path: pod.netns_path.clone(),
+        plan,
+        exempted: 0,
+        reason,
+        annotations: pod.annotations.clone(),
+        leaving: false,
+    };
+    let uid = record.uid.clone();
+    let mut enrolled = Enrolled { record, netns: Some(netns.clone()) };
+    let undo = |refusal| {
+        agent.proxies.ask_all(&Request::Del { uid: uid.clone() }, None);
+        refusal
+    };
+    served(agent, &enrolled, &netns).await.map_err(undo)?;
+    let plan = enrolled.record.plan.clone();
+    enrolled.record.exempted = inside(&netns, move || redirect::apply(&plan)).await.map_err(undo)?.exempted;
+    let still_there = agent.pods.borrow().skipped().any(|p| p.attachment == pod.attachment);
+    let remembered = if still_there { agent.enrol(enrolled) } else { Err(Refusal::PluginGone) };
+    if let Err(refusal) = remembered {
+        let _ = inside(&netns, redirect::remove).await; // the refusal is what is told
+        return Err(undo(refusal));
+    }
+    verifier::look_after(agent, &uid);
+    Ok(())
+}
+
+/// Waits until one proxy serves the pod.
+async fn served(agent: &Agent, pod: &Enrolled, netns: &Rc<NetNs>) -> Result<(), Refusal> {
+    if agent.proxies.count() == 0 {
+        return Err(Refusal::NoProxy);
+    }
+    let request = pod.request();
+    if !request.fits() {
+        return Err(Refusal::Names(format!("uid {:?} and the names of the pod are too long", pod.record.uid)));
+    }
+    let mut answers = agent.proxies.await_answers(&pod.record.uid);
+    agent.proxies.ask_all(&request, Some(netns));
+    let answered = timeout(PROXY_DEADLINE, answers.recv()).await;
+    agent.proxies.stop_waiting(&pod.record.uid);
+    match answered {
+        Ok(Some(Ok(()))) => Ok(()),
+        Ok(Some(Err(why))) => Err(Refusal::ProxyRefused(why)),
+        Ok(None) | Err(_) => Err(Refusal::ProxySilent(PROXY_DEADLINE.as_millis())),
+    }
+}
+
+/// An enrolled pod's plan is what its annotations say now; one that was leaving stays.
+async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leaving: bool) -> bool {
+    let Some(netns) = pod.netns.clone() else { return true };
+    let record = &mut pod.record;
+    let nothing = BTreeMap::new();
+    let of_runtime = if record.annotations.is_empty() { &nothing } else { &record.annotations };
+    let plan = match plan_for(&agent.plans, &record.plan.addresses, &workload.annotations, of_runtime) {
+        // The capture stays for as long as the sandbox does: connections hang on it.
+        Ok(plan) => Plan { capture: record.plan.capture, ..plan },
+        Err(e) => {
+            tracing::warn!(uid = record.uid, "the plan stays as it was: {e}");
+            record.plan.clone()
+        }
+    };
+    if plan == record.plan && !leaving {
+        return true;
+    }
+    let uid = record.uid.clone();
+    let new = plan.clone();
+    let applied = inside(&netns, move || {
+        // What was opened while it was leaving was never captured, and goes on.
+        if leaving { redirect::apply(&new).map(|a| a.exempted) } else { redirect::repair(&new).map(|()| 0) }
+    });
+    let exempted = match applied.await {
+        Ok(exempted) => exempted,
+        Err(refusal) => {
+            tracing::warn!(uid, "the pod's plan could not be changed: {}", refusal.explained());
+            return false;
+        }
+    };
+    record.plan = plan;
+    record.leaving = false;
+    record.exempted += exempted;
+    tracing::info!(uid, "the pod's plan has changed");
+    match agent.enrol(pod) {
+        Ok(()) => verifier::look_after(agent, &uid),
+        Err(refusal) => tracing::warn!(uid, "{}", refusal.explained()),
+    }
+    true
+}
+
+/// A running pod leaves: from now on nothing new is captured. Returns whether it is out.
+async fn leave(agent: &Rc<Agent>, mut pod: Enrolled, reason: String) -> bool {
+    let uid = pod.record.uid.clone();
+    // It would put the rules back.
+    agent.verifier.borrow_mut().forget(&uid);
+    let open = match &pod.netns {
+        Some(netns) => {
+            let plan = pod.record.plan.clone();
+            inside(netns, move || redirect::leave(&plan)).await
+        }
+        None => Ok(0),
+    };
+    match open {
+        Ok(0) => {
+            is_out(agent, &pod, reason);
+            return true;
+        }
+        Ok(open) if !pod.record.leaving => {
+            tracing::info!(uid, open, "leaves the mesh; captured connections go on until they close");
+            pod.record.leaving = true;
+            if let Err(refusal) = agent.enrol(pod) {
+                tracing::warn!(uid, "{}", refusal.explained());
+            }
+        }
+        Ok(_) => {}
+        Err(refusal) => tracing::warn!(uid, "its rules could not be taken back: {}", refusal.explained()),
+    }
+    false
+}
+
+/// The last captured connection has closed.
+fn is_out(agent: &Agent, pod: &Enrolled, reason: String) {
+    let there = agent.pods.borrow().enrolled().any(|p| p.record.attachment == pod.record.attachment);
+    if there {
+        tracing::info!(uid = pod.record.uid, "left the mesh: {reason}");
+        agent.proxies.ask_all(&Request::Del { uid: pod.record.uid.clone() }, None);
+        agent.skip(pod.record.outside(reason));
+    }
+}
+
+/// Works in a pod's namespace, beside the agent's own thread: a fresh IPv6 address may have to be waited for.
+async fn inside<T: Send + 'static>(
+    netns: &NetNs,
+    work: impl FnOnce() -> Result<T, RedirectError> + Send + 'static,
+) -> Result<T, Refusal> {
+    let netns = netns.try_clone().map_err(|e| Refusal::NetNs(e.to_string()))?;
+    let entered = tokio::task::spawn_blocking(move || netns.run(work)).await;
+    let done = entered.map_err(|e| Refusal::NetNs(e.to_string()))?.map_err(|e| Refusal::NetNs(e.to_string()))?;
+    done.map_err(Refusal::Redirect)
+}

@@ -1,0 +1,224 @@
+//! Pods that run join and leave when the mesh file says so, without losing a connection; and what their annotations say.
+#![allow(clippy::unwrap_used, clippy::disallowed_types)]
+
+use std::net::{SocketAddr, TcpStream};
+
+use redirect::{CaptureKind, Plan};
+use serde_json::{Value, json};
+use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::listener::{accept, connect, plain};
+use underpass_tests::node::Node;
+use underpass_tests::places::carries;
+use underpass_tests::sandbox::until;
+use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
+
+/// The mesh of the tests, with the pod's namespace and the pod itself as told.
+fn mesh(labels: &str, annotations: &str) -> String {
+    format!(
+        r#"
+namespaces: [{{ name: default, labels: {{ {labels} }} }}, {{ name: outside }}]
+workloads:
+  - {{ name: client, namespace: default, serviceAccount: client, node: node, workloadIps: [10.78.0.1, "fd78::1"], annotations: {{ {annotations} }} }}
+  - {{ name: peer, namespace: outside, workloadIps: [10.78.0.2, "fd78::2"] }}
+"#
+    )
+}
+
+const IN: &str = "istio.io/dataplane-mode: ambient";
+
+fn write_mesh(node: &Node, text: &str) {
+    let staged = node.file("mesh.new");
+    std::fs::write(&staged, text).unwrap();
+    std::fs::rename(staged, node.file("mesh.yaml")).unwrap();
+}
+
+fn add(node: &Node, wire: &Wire, change: impl FnOnce(&mut Value)) -> std::process::Output {
+    let mut config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
+    change(&mut config);
+    Call::new("ADD", &path_of(&wire.pod), &config).run()
+}
+
+fn pod(node: &Node) -> Value {
+    let status = node.get("127.0.0.1:15014", "/status").unwrap().1;
+    serde_json::from_str::<Value>(&status).unwrap()["pods"][0].clone()
+}
+
+fn await_pod(node: &Node, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    until(what, || Some(pod(node)).filter(&holds))
+}
+
+fn in_place(wire: &Wire) -> bool {
+    !wire.pod.run(redirect::read_back).unwrap().unwrap().is_empty()
+}
+
+fn differs(wire: &Wire, plan: &Plan) -> Vec<redirect::Difference> {
+    redirect::diff(plan, &wire.pod.run(redirect::read_back).unwrap().unwrap())
+}
+
+/// A connection of each family and direction, and who serves it.
+fn open(wire: &Wire, port: u16) -> Vec<(TcpStream, TcpStream)> {
+    let pair = |from, to, address| {
+        let at = SocketAddr::new(address, port);
+        let server = plain(to, at);
+        let client = connect(from, at).unwrap();
+        (client, accept(&server).unwrap().0)
+    };
+    let (pod, peer) = (&wire.pod, &wire.peer);
+    vec![pair(pod, peer, PEER4), pair(pod, peer, PEER6), pair(peer, pod, POD4), pair(peer, pod, POD6)]
+}
+
+fn all_carry(connections: &mut [(TcpStream, TcpStream)]) {
+    for (a, b) in connections {
+        carries(a, b).unwrap();
+    }
+}
+
+fn joins_and_leaves(capture: &str) {
+    let (mut node, wire) = (Node::new(&format!("members-{capture}"), &mesh("", "")), Wire::new());
+    node.start_agent_with(&["--capture".as_ref(), capture.as_ref()]);
+    node.start_ready_proxy();
+    assert!(add(&node, &wire, |_| {}).status.success());
+    assert_eq!(pod(&node)["state"], "skipped");
+    assert!(!in_place(&wire));
+
+    let mut before = open(&wire, 8001);
+    write_mesh(&node, &mesh(IN, ""));
+    let joined = await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
+    assert_eq!(joined["reason"], "label istio.io/dataplane-mode=ambient on the namespace");
+    all_carry(&mut before);
+    let mut captured = open(&wire, 8002);
+    all_carry(&mut captured);
+    let seen = captured.iter().map(|(_, served)| served.peer_addr().unwrap().ip().to_canonical());
+    assert_eq!(seen.collect::<Vec<_>>(), [POD4, POD6, PEER4, PEER6], "addresses are preserved");
+
+    write_mesh(&node, &mesh("", ""));
+    await_pod(&node, "the pod leaves", |p| p["state"] == "leaving");
+    all_carry(&mut before);
+    all_carry(&mut captured);
+    let mut after = open(&wire, 8003);
+    assert!(node.log("agent").contains("open=4"), "those that were captured are known");
+    drop(captured);
+    await_pod(&node, "the pod is outside", |p| p["state"] == "skipped");
+    assert!(!in_place(&wire), "nothing of ours is left");
+    all_carry(&mut before);
+    all_carry(&mut after);
+    until("the proxy's listeners are closed", || {
+        let ports = wire.pod.run(redirect::listening_ports).unwrap().unwrap();
+        ports.is_disjoint(&[15001, 15006, 15008].into()).then_some(())
+    });
+}
+
+#[test]
+fn a_running_pod_joins_and_leaves_without_losing_a_connection() {
+    joins_and_leaves("routed");
+}
+
+#[test]
+fn the_same_under_nat() {
+    joins_and_leaves("nat");
+}
+
+#[test]
+fn the_same_under_nat_by_iptables() {
+    joins_and_leaves("nat-iptables-nft");
+}
+
+#[test]
+fn a_pod_that_leaves_may_change_its_mind() {
+    let (mut node, wire) = (Node::new("mind", &mesh(IN, "")), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    assert!(add(&node, &wire, |_| {}).status.success());
+    let mut captured = open(&wire, 8001);
+    write_mesh(&node, &mesh("", ""));
+    await_pod(&node, "the pod leaves", |p| p["state"] == "leaving");
+    let mut outside = open(&wire, 8002);
+    // And the agent is killed meanwhile.
+    node.kill_all();
+    node.start_agent();
+    node.start_ready_proxy();
+    assert_eq!(pod(&node)["state"], "leaving");
+    write_mesh(&node, &mesh(IN, ""));
+    await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
+    all_carry(&mut outside);
+    drop(captured.drain(..)); // their proxy was killed
+    assert_eq!(differs(&wire, &Plan::for_pod([POD4, POD6])), []);
+}
+
+#[test]
+fn without_a_proxy_a_running_pod_goes_on_as_it_was() {
+    let (mut node, wire) = (Node::new("no-proxy-yet", &mesh("", "")), Wire::new());
+    node.start_agent();
+    assert!(add(&node, &wire, |_| {}).status.success());
+    write_mesh(&node, &mesh(IN, ""));
+    let waits = await_pod(&node, "it is told why", |p| p["reason"].as_str().unwrap().contains("UP-AGENT-006"));
+    assert_eq!(waits["state"], "skipped");
+    all_carry(&mut open(&wire, 8001));
+    // The next agent knows the pod, too.
+    node.kill_all();
+    node.start_agent();
+    node.start_ready_proxy();
+    await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
+}
+
+#[test]
+fn annotations_shape_the_plan_of_a_new_pod_and_of_one_that_runs() {
+    let (mut node, wire) = (Node::new("annotated", &mesh(IN, "")), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    // From the runtime, as containerd tells them.
+    let annotations = json!({ "underpass.io/exclude-outbound-ports": "8001", "other/annotation": "x" });
+    let runtime = json!({ "io.kubernetes.cri.pod-annotations": annotations, "other": 3 });
+    assert!(add(&node, &wire, |c| c["runtimeConfig"] = runtime).status.success());
+    let mut plan = Plan::for_pod([POD4, POD6]);
+    plan.exclude.outbound_ports = [8001].into();
+    assert_eq!(differs(&wire, &plan), []);
+    // From the mesh, while the pod runs; what the runtime said stays.
+    write_mesh(&node, &mesh(IN, r#""underpass.io/exclude-inbound-cidrs": "10.78.0.2""#));
+    plan.exclude.inbound_cidrs = ["10.78.0.2/32".parse().unwrap()].into();
+    until("the plan has changed", || differs(&wire, &plan).is_empty().then_some(()));
+    // A typo changes nothing, and is told.
+    write_mesh(&node, &mesh(IN, r#""underpass.io/exclude-inbound-cidrs": "10.78.0.2/77""#));
+    until("the typo is told", || node.log("agent").contains("10.78.0.2/77").then_some(()));
+    assert_eq!(differs(&wire, &plan), []);
+}
+
+#[test]
+fn an_annotation_that_cannot_be_followed_fails_the_add_by_name() {
+    let (mut node, wire) = (Node::new("bad-annotation", &mesh(IN, "")), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    for (name, value) in [
+        ("istio.io/reroute-virtual-interfaces", "eth0 -j ACCEPT".to_owned()),
+        ("underpass.io/exclude-inbound-ports", "1-9".to_owned()),
+        ("underpass.io/exclude-outbound-cidrs", "10.1.1.1,".repeat(1000)),
+    ] {
+        let runtime = json!({ "io.kubernetes.cri.pod-annotations": { name: value } });
+        let failed = add(&node, &wire, |c| c["runtimeConfig"] = runtime);
+        let text = String::from_utf8(failed.stdout).unwrap();
+        assert!(!failed.status.success() && text.contains("UP-AGENT-015") && text.contains(name), "{text}");
+        assert!(!in_place(&wire));
+    }
+    // Istio's booleans are ignored where they are none, as istio-cni does.
+    let runtime = json!({ "io.kubernetes.cri.pod-annotations": { "ambient.istio.io/bypass-inbound-capture": "yes" } });
+    assert!(add(&node, &wire, |c| c["runtimeConfig"] = runtime).status.success());
+    assert_eq!(differs(&wire, &Plan::for_pod([POD4, POD6])), []);
+}
+
+#[test]
+fn the_agent_says_which_capture_it_chose_and_why() {
+    let mut node = Node::new("capture", &mesh(IN, ""));
+    node.start_agent();
+    let status: Value = serde_json::from_str(&node.get("127.0.0.1:15014", "/status").unwrap().1).unwrap();
+    assert_eq!(status["capture"]["kind"], "routed");
+    assert!(status["capture"]["why"].as_str().unwrap().contains("scratch namespace"));
+    for kind in CaptureKind::ALL {
+        let (mut node, wire) = (Node::new(&format!("capture-{kind}"), &mesh(IN, "")), Wire::new());
+        node.start_agent_with(&["--capture".as_ref(), kind.name().as_ref(), "--dns-capture".as_ref(), "true".as_ref()]);
+        node.start_ready_proxy();
+        assert!(add(&node, &wire, |_| {}).status.success(), "{kind}");
+        let plan = Plan { capture: kind, dns: true, ..Plan::for_pod([POD4, POD6]) };
+        assert_eq!(differs(&wire, &plan), []);
+        all_carry(&mut open(&wire, 8001));
+    }
+}
