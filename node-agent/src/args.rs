@@ -67,6 +67,9 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "AMBIENT_DNS_CAPTURE", default_value_t = false, action = clap::ArgAction::Set,
         num_args = 0..=1, default_missing_value = "true")]
     pub(crate) dns_capture: bool,
+    /// Replace redirection of istio-cni in pods that are to join. Without this, such a pod is refused.
+    #[arg(long, env = "UNDERPASS_ADOPT_ISTIO")]
+    pub(crate) adopt_istio: bool,
     /// Install the plugin in the runtime's folders, and keep it there.
     #[arg(long, env = "UNDERPASS_INSTALL_CNI")]
     pub(crate) install_cni: bool,

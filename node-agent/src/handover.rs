@@ -16,7 +16,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
-use crate::plan::plan_for;
+use crate::plan::{look_for_istio, plan_for};
 use crate::pods::{Enrolled, Record, Skipped};
 use crate::proxies::Taken;
 use crate::refusal::Refusal;
@@ -148,7 +148,8 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
     if !presented.addresses.iter().all(|a| workload.workload_ips.contains(a)) {
         return Err(Refusal::Address { pod: presented.addresses, mesh: workload.workload_ips.clone() });
     }
-    let plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, &presented.annotations)?;
+    let mut plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, &presented.annotations)?;
+    look_for_istio(&mut plan, &presented.netns)?;
     let enrolled = enrol(agent, socket, &presented, &workload, plan, decision.reason).await;
     if let Err(refusal) = &enrolled {
         tracing::debug!("undoing the enrolment of {namespace}/{name}: {refusal}");

@@ -74,7 +74,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         format!("{code}: {}", code.next_step)
     })?;
     tracing::info!(capture = %capture.kind, "{}", capture.why);
-    let plans = PlanDefaults { capture: capture.kind, dns: args.dns_capture };
+    let plans = PlanDefaults { capture: capture.kind, dns: args.dns_capture, adopt_istio: args.adopt_istio };
     let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, mesh, capture, plans)?);
     agent.take_over();
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use zds::Request;
 
 use crate::agent::Agent;
-use crate::plan::plan_for;
+use crate::plan::{look_for_istio, plan_for};
 use crate::pods::{Enrolled, Record, Skipped, find_again};
 use crate::refusal::Refusal;
 use crate::{sandbox_check, verifier};
@@ -91,7 +91,8 @@ async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reas
     if !pod.addresses.iter().all(|a: &IpAddr| workload.workload_ips.contains(a)) {
         return Err(Refusal::Address { pod: pod.addresses.clone(), mesh: workload.workload_ips.clone() });
     }
-    let plan = plan_for(&agent.plans, &pod.addresses, &workload.annotations, &pod.annotations)?;
+    let mut plan = plan_for(&agent.plans, &pod.addresses, &workload.annotations, &pod.annotations)?;
+    look_for_istio(&mut plan, &netns)?;
     let record = Record {
         attachment: pod.attachment.clone(),
         pod: pod.pod.clone(),

@@ -31,6 +31,8 @@ pub(crate) enum Refusal {
     ProxyRefused(String),
     #[error("the agent's state cannot be written: {0}")]
     State(#[source] std::io::Error),
+    #[error("{0}")]
+    Foreign(String),
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
     #[error("{0}")]
@@ -57,6 +59,7 @@ impl Refusal {
             Self::ProxySilent(_) => &codes::PROXY_SILENT,
             Self::ProxyRefused(_) => &codes::PROXY_REFUSED,
             Self::State(_) => &codes::STATE,
+            Self::Foreign(_) => &codes::FOREIGN,
             Self::Annotation(_) => &codes::ANNOTATION,
             Self::Names(_) => &codes::NAMES,
         }

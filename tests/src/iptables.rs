@@ -25,6 +25,67 @@ pub fn install_istio_rules(netns: &NetNs) {
     }
 }
 
+/// How istio-cni writes its rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Istio {
+    /// By iptables-nft.
+    IptablesNft,
+    /// By iptables-legacy.
+    IptablesLegacy,
+    /// By the nft program, as tables of its own.
+    Nft,
+}
+
+/// What istio-cni installs in a pod, without DNS, by one of its backends.
+pub fn install_istio_rules_by(netns: &NetNs, backend: Istio) {
+    for (family, any) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
+        match backend {
+            Istio::IptablesNft => {
+                restore(netns, if family == "-6" { "ip6tables-nft-restore" } else { "iptables-nft-restore" })
+            }
+            Istio::IptablesLegacy => {
+                restore(netns, if family == "-6" { "ip6tables-legacy-restore" } else { "iptables-legacy-restore" });
+            }
+            Istio::Nft => {}
+        }
+        run(netns, "ip", &format!("{family} rule add fwmark 0x111/0xfff pref 32764 lookup 100"), "");
+        run(netns, "ip", &format!("{family} route add local {any} dev lo table 100"), "");
+    }
+    if backend == Istio::Nft {
+        run(netns, "nft", "-f -", ISTIO_TABLES);
+    }
+}
+
+const ISTIO_TABLES: &str = "
+table inet istio-ambient-nat {
+  chain prerouting { type nat hook prerouting priority -100; jump istio-prerouting
+  }
+  chain output { type nat hook output priority -100; jump istio-output
+  }
+  chain istio-prerouting {
+    ip daddr != 127.0.0.1/32 tcp dport != 15008 mark and 0xfff != 0x539 counter redirect to :15006
+    ip6 daddr != ::1/128 tcp dport != 15008 mark and 0xfff != 0x539 counter redirect to :15006
+  }
+  chain istio-output {
+    meta l4proto tcp mark and 0xfff == 0x111 counter accept
+    oifname lo ip daddr != 127.0.0.1/32 counter accept
+    oifname lo ip6 daddr != ::1/128 counter accept
+    meta l4proto tcp ip daddr != 127.0.0.1/32 mark and 0xfff != 0x539 counter redirect to :15001
+    meta l4proto tcp ip6 daddr != ::1/128 mark and 0xfff != 0x539 counter redirect to :15001
+  }
+}
+table inet istio-ambient-mangle {
+  chain prerouting { type filter hook prerouting priority -150; jump istio-prerouting
+  }
+  chain output { type route hook output priority -150; jump istio-output
+  }
+  chain istio-prerouting { meta mark & 0xfff == 0x539 counter ct mark set ct mark & 0xfffff000 | 0x111
+  }
+  chain istio-output { ct mark and 0xfff == 0x111 counter meta mark set ct mark
+  }
+}
+";
+
 /// The rules of one family, by one of the restore programs.
 pub fn restore(netns: &NetNs, program: &str) {
     let loopback = if program.starts_with("ip6") { "::1/128" } else { "127.0.0.1/32" };

@@ -4,19 +4,20 @@ use std::net::IpAddr;
 
 use crate::attr::Writer;
 use crate::expr::Expr;
-use crate::object::{Chain, Rule, Set};
+use crate::object::{Chain, ChainName, Family, Jump, Rule, Set};
 use crate::socket::{NLMSG_ERROR, NftError, Socket, messages};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFPROTO_UNSPEC: u8 = 0;
-pub(crate) const NFPROTO_INET: u8 = 1;
 
 const NEWTABLE: u16 = 0;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
+const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
+const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
 
@@ -26,7 +27,7 @@ const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 
-/// Changes to one table of the inet family, to be applied together.
+/// Changes to one table of the inet family, and what of other tables goes with them, to be applied together.
 #[derive(Debug)]
 pub struct Batch {
     table: String,
@@ -59,6 +60,35 @@ impl Batch {
         let table = self.table.clone();
         self.message(DELTABLE, 0, format!("the deletion of table inet {table}"), |w| {
             w.text(1, &table);
+        })
+    }
+
+    /// Deletes another table and everything in it.
+    pub fn delete_other_table(&mut self, family: Family, table: &str) -> &mut Self {
+        self.message_to(family, DELTABLE, 0, format!("the deletion of table {table}"), |w| {
+            w.text(1, table);
+        })
+    }
+
+    /// Deletes a rule that jumps.
+    pub fn delete_jump(&mut self, jump: &Jump) -> &mut Self {
+        let ChainName { family, table, chain } = &jump.from;
+        self.message_to(*family, DELRULE, 0, format!("the deletion of the jump from {chain} to {}", jump.to), |w| {
+            w.text(1, table).text(2, chain).bytes(3, &jump.handle.to_be_bytes()); // TABLE, CHAIN, HANDLE
+        })
+    }
+
+    /// Deletes all rules of a chain.
+    pub fn flush_chain(&mut self, of: &ChainName) -> &mut Self {
+        self.message_to(of.family, DELRULE, 0, format!("the deletion of what is in chain {}", of.chain), |w| {
+            w.text(1, &of.table).text(2, &of.chain); // TABLE, CHAIN
+        })
+    }
+
+    /// Deletes a chain that is empty, and that nothing jumps to.
+    pub fn delete_chain(&mut self, of: &ChainName) -> &mut Self {
+        self.message_to(of.family, DELCHAIN, 0, format!("the deletion of chain {}", of.chain), |w| {
+            w.text(1, &of.table).text(3, &of.chain); // TABLE, NAME
         })
     }
 
@@ -148,10 +178,21 @@ impl Batch {
     }
 
     fn message(&mut self, kind: u16, flags: u16, what: String, fill: impl FnOnce(&mut Writer)) -> &mut Self {
+        self.message_to(Family::Inet, kind, flags, what, fill)
+    }
+
+    fn message_to(
+        &mut self,
+        family: Family,
+        kind: u16,
+        flags: u16,
+        what: String,
+        fill: impl FnOnce(&mut Writer),
+    ) -> &mut Self {
         let mut w = Writer::default();
         fill(&mut w);
         let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
-        self.push(kind, NLM_F_REQUEST | NLM_F_ACK | flags, NFPROTO_INET, 0, what, &w.0);
+        self.push(kind, NLM_F_REQUEST | NLM_F_ACK | flags, family.number(), 0, what, &w.0);
         self
     }
 

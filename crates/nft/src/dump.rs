@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use crate::attr::{Reader, Writer};
 use crate::batch::{NFNL_SUBSYS_NFTABLES, push_message};
-use crate::expr::Expr;
-use crate::object::{Chain, ChainKind, Family, Hook, Rule, Set, SetKey};
+use crate::expr::{Expr, Verdict};
+use crate::object::{Chain, ChainKind, ChainName, Family, Hook, Jump, Rule, Set, SetKey};
 use crate::socket::{NLMSG_DONE, NLMSG_ERROR, NftError, Socket, messages};
 
 const GETCHAIN: u16 = 4;
@@ -13,6 +13,9 @@ const GETRULE: u16 = 7;
 const GETSET: u16 = 10;
 const GETSETELEM: u16 = 13;
 const GETGEN: u16 = 16;
+
+/// Every family, in a dump request.
+const UNSPECIFIED: u8 = 0;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
@@ -78,13 +81,38 @@ pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftErro
     Ok((out != Table::default()).then_some(out))
 }
 
-/// The chains of every table of a family, as `(table, chain)`.
+/// The chains of every table of the families inet, ip and ip6.
 ///
 /// # Errors
 /// [`NftError`] when the kernel does not answer as it should.
-pub fn chain_names(socket: &Socket, family: Family) -> Result<Vec<(String, String)>, NftError> {
-    let chains = dump_family(socket, GETCHAIN, family, |_| {})?;
-    Ok(chains.iter().filter_map(|m| Some((Reader(m).text(1)?, Reader(m).text(3)?))).collect())
+pub fn chain_names(socket: &Socket) -> Result<Vec<ChainName>, NftError> {
+    let chains = dump_family(socket, GETCHAIN, UNSPECIFIED, |_| {})?;
+    let name = |(family, m): &(u8, Vec<u8>)| {
+        let (family, r) = (Family::from_number(*family)?, Reader(m));
+        Some(ChainName { family, table: r.text(1)?, chain: r.text(3)? })
+    };
+    Ok(chains.iter().filter_map(name).collect())
+}
+
+/// The rules of a table that send packets to another chain.
+///
+/// # Errors
+/// [`NftError`] when the kernel does not answer as it should.
+pub fn jumps(socket: &Socket, family: Family, table: &str) -> Result<Vec<Jump>, NftError> {
+    let rules = dump_family(socket, GETRULE, family.number(), |w| {
+        w.text(1, table);
+    })?;
+    let jump = |(_, m): &(u8, Vec<u8>)| {
+        let r = Reader(m);
+        let from = ChainName { family, table: r.text(1).filter(|t| t == table)?, chain: r.text(2)? };
+        let handle = u64::from_be_bytes(r.find(3)?.try_into().ok()?);
+        let to = Expr::read_all(r.nested(4)?).into_iter().find_map(|e| match e {
+            Expr::Verdict(Verdict::Jump(to)) => Some(to),
+            _ => None,
+        })?;
+        Some(Jump { from, to, handle })
+    };
+    Ok(rules.iter().filter_map(jump).collect())
 }
 
 /// The generation id of the namespace's rule set; it moves with every change by anybody.
@@ -121,20 +149,21 @@ fn elements(socket: &Socket, table: &str, set: &str) -> Result<Vec<IpAddr>, NftE
 
 /// Sends a dump request and collects the attribute part of every answer.
 fn dump(socket: &Socket, kind: u16, fill: impl FnOnce(&mut Writer)) -> Result<Vec<Vec<u8>>, NftError> {
-    dump_family(socket, kind, Family::Inet, fill)
+    Ok(dump_family(socket, kind, Family::Inet.number(), fill)?.into_iter().map(|(_, m)| m).collect())
 }
 
+/// The same for one family, or all of them, with the family of each.
 fn dump_family(
     socket: &Socket,
     kind: u16,
-    family: Family,
+    family: u8,
     fill: impl FnOnce(&mut Writer),
-) -> Result<Vec<Vec<u8>>, NftError> {
+) -> Result<Vec<(u8, Vec<u8>)>, NftError> {
     let mut w = Writer::default();
     fill(&mut w);
     let mut request = Vec::new();
     let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
-    push_message(&mut request, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, family.number(), 0, &w.0);
+    push_message(&mut request, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, family, 0, &w.0);
     socket.send(&request)?;
     let mut out = Vec::new();
     loop {
@@ -149,7 +178,8 @@ fn dump_family(
                         return Err(NftError::Refused { what: "a dump request".into(), source });
                     }
                 },
-                _ => out.extend(m.body.get(4..).map(<[u8]>::to_vec)),
+                // nfgenmsg: family, version, resource.
+                _ => out.extend(m.body.split_at_checked(4).map(|(head, attributes)| (head[0], attributes.to_vec()))),
             }
         }
     }

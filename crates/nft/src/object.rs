@@ -24,6 +24,32 @@ impl Family {
             Self::Ipv6 => 10,
         }
     }
+
+    pub(crate) fn from_number(n: u8) -> Option<Self> {
+        [Self::Inet, Self::Ipv4, Self::Ipv6].into_iter().find(|f| f.number() == n)
+    }
+}
+
+/// A chain in a table of anybody's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChainName {
+    /// Family of its table.
+    pub family: Family,
+    /// Its table.
+    pub table: String,
+    /// Its name within the table.
+    pub chain: String,
+}
+
+/// A rule of anybody's that sends packets to another chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Jump {
+    /// The chain that it is in.
+    pub from: ChainName,
+    /// The chain that it sends packets to.
+    pub to: String,
+    /// The kernel's number for the rule.
+    pub handle: u64,
 }
 
 /// A base chain with policy accept.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use error_code::{ErrorCode, redirect as codes};
-use nft::{Batch, NftError, Socket, Table};
+use nft::{Batch, ChainName, NftError, Socket, Table};
 
 use crate::iptables_program::Variant;
 use crate::observed::{Observed, Rendered};
@@ -17,8 +17,8 @@ use crate::plan::{CaptureKind, ExistingConnections, Plan, TABLE};
 use crate::routing::{LocalRoute, PolicyRule, Routing};
 use crate::rule::TABLE_NAME;
 use crate::sockets::{Connection, captured_connections, cut_open_connections, open_connections};
-use crate::xtables::XtablesRules;
-use crate::{nat, routed, xtables};
+use crate::xtables::{PREFIX, XtablesRules};
+use crate::{foreign, nat, routed, xtables};
 
 /// How long to wait for a fresh IPv6 address: one probe a second by default (dad_transmits), and a random start.
 const DUPLICATE_ADDRESS_DETECTION: Duration = Duration::from_millis(2500);
@@ -112,7 +112,7 @@ fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
     let exceptions: Vec<PolicyRule> = match (plan.capture, plan.existing_connections) {
         (CaptureKind::Routed, ExistingConnections::Keep) if first => {
             // A pod that had left and joins again may have some that are captured still.
-            let captured = captured(plan)?;
+            let captured = captured_here(plan)?;
             let open = connections(&plan.addresses)?.into_iter().filter(|c| !captured.contains(c));
             open.map(PolicyRule::exception_for).collect()
         }
@@ -124,10 +124,14 @@ fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
 
     // From the guard on, nothing leaves unmarked; so the rules of netfilter come first and the capturing rule last.
     match &rendered.table {
+        Some(table) if plan.adopt => replace_table_and_istios(table)?,
         Some(table) => replace_table(table)?,
         None => remove_table()?,
     }
     replace_xtables(plan.capture, &rendered)?;
+    if plan.adopt {
+        remove_istios(rendered.table.is_some())?;
+    }
     routing.raise_loopback().map_err(failed("cannot bring the loopback interface up"))?;
     for route in &rendered.routes {
         add_route(&routing, *route).map_err(failed(&format!("cannot add {route}")))?;
@@ -164,8 +168,9 @@ pub fn remove() -> Result<Removed, RedirectError> {
         }
         Err(e) => errors.push(e.into()),
     }
+    let chains = chain_names();
     for variant in Variant::ALL {
-        match variant.remove() {
+        match variant.remove(PREFIX, &chains) {
             Ok(some) => anything |= some,
             Err(source) => errors.push(RedirectError::Iptables { source }),
         }
@@ -200,7 +205,7 @@ pub fn remove() -> Result<Removed, RedirectError> {
 /// # Errors
 /// [`RedirectError`].
 pub fn leave(plan: &Plan) -> Result<usize, RedirectError> {
-    let captured = captured(plan)?;
+    let captured = captured_here(plan)?;
     if captured.is_empty() {
         remove()?;
         return Ok(0);
@@ -226,7 +231,7 @@ pub fn leave(plan: &Plan) -> Result<usize, RedirectError> {
             }
         }
         CaptureKind::NatIptablesNft | CaptureKind::NatIptablesLegacy => {
-            let (mut tables, present) = (xtables::leaving_tables(plan), xtables_here()?);
+            let (mut tables, present) = (xtables::leaving_tables(plan), xtables_among(&chain_names())?);
             // One that is not there has been left already.
             tables.retain(|t| present.iter().any(|p| p.v6 == t.v6 && p.table == t.table && p != t));
             if !tables.is_empty() {
@@ -237,7 +242,15 @@ pub fn leave(plan: &Plan) -> Result<usize, RedirectError> {
     Ok(captured.len())
 }
 
-fn captured(plan: &Plan) -> Result<Vec<Connection>, RedirectError> {
+/// How many connections of the pod with a proxy are open, whoever captured them.
+///
+/// # Errors
+/// [`RedirectError`] when the kernel does not answer.
+pub fn captured(plan: &Plan) -> Result<usize, RedirectError> {
+    captured_here(plan).map(|c| c.len())
+}
+
+fn captured_here(plan: &Plan) -> Result<Vec<Connection>, RedirectError> {
     captured_connections(&plan.addresses, plan.mark).map_err(failed("cannot list the captured connections"))
 }
 
@@ -248,9 +261,11 @@ fn captured(plan: &Plan) -> Result<Vec<Connection>, RedirectError> {
 pub fn read_back() -> Result<Observed, RedirectError> {
     let socket = Socket::open()?;
     let routing = routing()?;
+    let chains = nft::chain_names(&socket)?;
     Ok(Observed {
         table: nft::dump_table(&socket, TABLE_NAME)?,
-        xtables: xtables_here()?,
+        foreign: foreign::among(&chains)?,
+        xtables: xtables_among(&chains)?,
         rules: rules(&routing)?,
         routes: routing.local_routes(TABLE).map_err(failed("cannot list the routes"))?,
     })
@@ -293,31 +308,57 @@ fn applied_before(rules: &[PolicyRule]) -> Result<bool, RedirectError> {
 /// Writes the table in one transaction. Only when there is one already is it deleted in the same transaction: a
 /// deletion makes the socket's close wait for the kernel, which a starting pod should not.
 fn replace_table(table: &Table) -> Result<(), RedirectError> {
-    let fill = |batch: &mut Batch| {
-        batch.create_table();
-        table.sets.iter().for_each(|s| {
-            batch.set(s);
-        });
-        table.chains.iter().for_each(|c| {
-            batch.chain(c);
-        });
-        table.rules.iter().for_each(|r| {
-            batch.rule(r);
-        });
-    };
     let socket = Socket::open()?;
     let mut batch = Batch::new(TABLE_NAME);
-    fill(&mut batch);
+    fill(&mut batch, table);
     match batch.commit(&socket) {
         Err(e) if e.errno() == Some(libc::EEXIST) => {}
         done => return Ok(done?),
     }
     let mut batch = Batch::new(TABLE_NAME);
     batch.delete_table();
-    fill(&mut batch);
+    fill(&mut batch, table);
     batch.commit(&socket)?;
     close_elsewhere(socket);
     Ok(())
+}
+
+/// The same, and in the same transaction Istio's nf_tables rules go.
+fn replace_table_and_istios(table: &Table) -> Result<(), RedirectError> {
+    let socket = Socket::open()?;
+    let mut batch = Batch::new(TABLE_NAME);
+    foreign::remove_with(&mut batch, &socket)?;
+    if nft::dump_table(&socket, TABLE_NAME)?.is_some() {
+        batch.delete_table();
+    }
+    fill(&mut batch, table);
+    batch.commit(&socket)?;
+    close_elsewhere(socket);
+    Ok(())
+}
+
+/// What could not go in the transaction: Istio's rules by iptables-legacy, or by nf_tables where we have no table there.
+fn remove_istios(in_transaction: bool) -> Result<(), RedirectError> {
+    if !in_transaction && let Ok(socket) = Socket::open() {
+        let mut batch = Batch::new(TABLE_NAME);
+        foreign::remove_with(&mut batch, &socket)?;
+        batch.commit(&socket)?;
+        close_elsewhere(socket);
+    }
+    foreign::remove_legacy()
+}
+
+fn fill(batch: &mut Batch, table: &Table) {
+    batch.create_table();
+    table.sets.iter().for_each(|s| {
+        batch.set(s);
+    });
+    table.chains.iter().for_each(|c| {
+        batch.chain(c);
+    });
+    table.rules.iter().for_each(|r| {
+        batch.rule(r);
+    });
 }
 
 /// Deletes the table; one that is gone already is fine, and so is a kernel without nf_tables.
@@ -336,13 +377,14 @@ fn remove_table() -> Result<(), RedirectError> {
 
 /// Makes the iptables rules those of the plan, and takes out those of another iptables.
 fn replace_xtables(kind: CaptureKind, rendered: &Rendered) -> Result<(), RedirectError> {
+    let chains = chain_names();
     for other in Variant::ALL.into_iter().filter(|v| Variant::of(kind) != Some(*v)) {
-        other.remove().map_err(|source| RedirectError::Iptables { source })?;
+        other.remove(PREFIX, &chains).map_err(|source| RedirectError::Iptables { source })?;
     }
     if rendered.xtables.is_empty() {
         return Ok(());
     }
-    write_xtables(kind, &rendered.xtables, &xtables_here()?)
+    write_xtables(kind, &rendered.xtables, &xtables_among(&chains)?)
 }
 
 fn write_xtables(kind: CaptureKind, tables: &[XtablesRules], present: &[XtablesRules]) -> Result<(), RedirectError> {
@@ -350,10 +392,16 @@ fn write_xtables(kind: CaptureKind, tables: &[XtablesRules], present: &[XtablesR
     variant.restore(tables, present).map_err(|source| RedirectError::Iptables { source })
 }
 
-fn xtables_here() -> Result<Vec<XtablesRules>, RedirectError> {
+/// The chains of everybody in nf_tables; none on a kernel without.
+fn chain_names() -> Vec<ChainName> {
+    Socket::open().and_then(|s| nft::chain_names(&s)).unwrap_or_default()
+}
+
+fn xtables_among(chains: &[ChainName]) -> Result<Vec<XtablesRules>, RedirectError> {
     let mut out = Vec::new();
     for variant in Variant::ALL {
-        out.extend(variant.list().map_err(|source| RedirectError::Iptables { source })?);
+        let listed = variant.list(PREFIX, chains).map_err(|source| RedirectError::Iptables { source })?;
+        out.extend(listed);
     }
     out.sort();
     Ok(out)

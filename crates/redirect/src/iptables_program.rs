@@ -9,9 +9,10 @@ use std::process::{Command, Stdio};
 use std::sync::{LazyLock, Mutex};
 
 use iptables::IPTables;
+use nft::{ChainName, Family};
 
 use crate::plan::CaptureKind;
-use crate::xtables::{PREFIX, TABLES, XtablesRules};
+use crate::xtables::{TABLES, XtablesRules};
 
 /// Which of the two iptables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,18 +60,18 @@ impl Variant {
         Ok(())
     }
 
-    /// What is ours in the tables.
-    pub(crate) fn list(self) -> io::Result<Vec<XtablesRules>> {
+    /// What of the chains called by a prefix is in the tables; `chains` are those of nf_tables.
+    pub(crate) fn list(self, prefix: &str, chains: &[ChainName]) -> io::Result<Vec<XtablesRules>> {
         let mut out = Vec::new();
         for v6 in [false, true] {
-            let tables = self.existing_tables(v6)?;
+            let tables = self.existing_tables(v6, prefix, chains);
             if tables.is_empty() {
                 continue;
             }
             let program = self.handle(v6)?;
             for table in tables {
                 let lines = program.list_table(table).map_err(|e| io::Error::other(e.to_string()))?;
-                let found = XtablesRules::from_listing(v6, table, &lines);
+                let found = XtablesRules::from_listing(v6, table, prefix, &lines);
                 if !found.is_empty() {
                     out.push(found);
                 }
@@ -79,9 +80,9 @@ impl Variant {
         Ok(out)
     }
 
-    /// Takes out what is ours; goes on after an error and reports the last.
-    pub(crate) fn remove(self) -> io::Result<bool> {
-        let present = self.list()?;
+    /// Takes out the chains called by a prefix, and the jumps to them; goes on after an error and reports the last.
+    pub(crate) fn remove(self, prefix: &str, chains: &[ChainName]) -> io::Result<bool> {
+        let present = self.list(prefix, chains)?;
         let mut result = Ok(!present.is_empty());
         for table in &present {
             let program = self.handle(table.v6)?;
@@ -96,16 +97,15 @@ impl Variant {
                 }
             }
             let chains = program.list_chains(&table.table).unwrap_or_default();
-            for chain in chains.iter().filter(|c| c.starts_with(PREFIX)) {
-                note(program.flush_chain(&table.table, chain));
-                note(program.delete_chain(&table.table, chain));
-            }
+            let ours = || chains.iter().filter(|c| c.starts_with(prefix));
+            ours().for_each(|chain| note(program.flush_chain(&table.table, chain)));
+            ours().for_each(|chain| note(program.delete_chain(&table.table, chain)));
         }
         result
     }
 
-    /// The tables that exist: asking for another would make it, and load modules.
-    fn existing_tables(self, v6: bool) -> io::Result<Vec<&'static str>> {
+    /// The tables that exist and may have such chains: asking for another would make it, and load modules.
+    fn existing_tables(self, v6: bool, prefix: &str, chains: &[ChainName]) -> Vec<&'static str> {
         let there: Vec<String> = match self {
             Self::Legacy => {
                 let names = if v6 { "ip6_tables_names" } else { "ip_tables_names" };
@@ -113,13 +113,12 @@ impl Variant {
                 names.lines().map(str::to_owned).collect()
             }
             Self::Nft => {
-                let socket = nft::Socket::open().map_err(io::Error::other)?;
-                let family = if v6 { nft::Family::Ipv6 } else { nft::Family::Ipv4 };
-                let chains = nft::chain_names(&socket, family).map_err(io::Error::other)?;
-                chains.into_iter().filter(|(_, chain)| chain.starts_with(PREFIX)).map(|(table, _)| table).collect()
+                let family = if v6 { Family::Ipv6 } else { Family::Ipv4 };
+                let with_such = chains.iter().filter(|c| c.family == family && c.chain.starts_with(prefix));
+                with_such.map(|c| c.table.clone()).collect()
             }
         };
-        Ok(TABLES.into_iter().filter(|t| there.iter().any(|name| name == t)).collect())
+        TABLES.into_iter().filter(|t| there.iter().any(|name| name == t)).collect()
     }
 
     fn handle(self, v6: bool) -> io::Result<IPTables> {

@@ -4,6 +4,7 @@
 
 mod annotation;
 mod capture;
+mod foreign;
 mod iptables_program;
 mod nat;
 mod observed;
@@ -16,9 +17,10 @@ mod xtables;
 
 pub use annotation::{ANNOTATIONS, AnnotationError, LONGEST_ANNOTATION};
 pub use capture::{
-    Applied, RedirectError, Removed, apply, leave, listening_ports, read_back, release_closed_exceptions, remove,
-    repair,
+    Applied, RedirectError, Removed, apply, captured, leave, listening_ports, read_back, release_closed_exceptions,
+    remove, repair,
 };
+pub use foreign::{Foreign, foreign};
 pub use observed::{Difference, How, Observed, diff};
 pub use plan::{
     CaptureKind, Exclusions, ExistingConnections, ISTIO_PORTS, InterfaceName, InterfaceNameError, Mark,

@@ -5,6 +5,7 @@ use std::fmt;
 
 use nft::{Rule, Set, Table};
 
+use crate::foreign::Foreign;
 use crate::plan::{CaptureKind, Plan};
 use crate::routing::{LocalRoute, PolicyRule};
 use crate::rule::TABLE_NAME;
@@ -57,10 +58,12 @@ pub struct Observed {
     pub rules: Vec<PolicyRule>,
     /// Local default routes in our table.
     pub routes: Vec<LocalRoute>,
+    /// What istio-cni has in the same namespace.
+    pub foreign: Vec<Foreign>,
 }
 
 impl Observed {
-    /// Whether nothing of ours is there.
+    /// Whether nothing of ours is there, and nothing of istio-cni.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -104,6 +107,8 @@ pub enum Difference {
     PolicyRule(PolicyRule, How),
     /// A route is missing, or is one too many.
     Route(LocalRoute, How),
+    /// istio-cni has redirection in the same pod.
+    Foreign(Foreign),
 }
 
 /// How one thing differs from the plan.
@@ -141,6 +146,7 @@ impl fmt::Display for Difference {
             Self::Set(name) => write!(f, "set {name} does not hold the planned addresses"),
             Self::PolicyRule(rule, how) => write!(f, "{rule} {how}"),
             Self::Route(route, how) => write!(f, "{route} {how}"),
+            Self::Foreign(foreign) => write!(f, "{foreign} should not be there"),
         }
     }
 }
@@ -163,6 +169,7 @@ pub fn diff(plan: &Plan, observed: &Observed) -> Vec<Difference> {
     out.extend(rules.into_iter().map(|(r, how)| Difference::PolicyRule(r.clone(), how)));
     let routes = compare(planned.routes.iter(), observed.routes.iter());
     out.extend(routes.into_iter().map(|(r, how)| Difference::Route(*r, how)));
+    out.extend(observed.foreign.iter().cloned().map(Difference::Foreign));
     out
 }
 

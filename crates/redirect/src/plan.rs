@@ -40,6 +40,9 @@ pub struct Plan {
     /// Connections that are left alone.
     #[serde(default)]
     pub exclude: Exclusions,
+    /// Redirection of istio-cni that is found is replaced; otherwise it is only told of.
+    #[serde(default)]
+    pub adopt: bool,
 }
 
 /// TCP connections that are left alone, in whichever state the mesh is.
@@ -215,6 +218,7 @@ impl Plan {
             bypass_inbound: false,
             reroute_interfaces: BTreeSet::new(),
             exclude: Exclusions::default(),
+            adopt: false,
         }
     }
 }
@@ -238,7 +242,7 @@ mod tests {
     #[test]
     fn a_plan_of_an_earlier_version_is_understood() {
         let mut old = serde_json::to_value(Plan::for_pod([])).unwrap();
-        for added in ["dns", "bypassInbound", "rerouteInterfaces", "exclude"] {
+        for added in ["dns", "bypassInbound", "rerouteInterfaces", "exclude", "adopt"] {
             old.as_object_mut().unwrap().remove(added);
         }
         old["ports"].as_object_mut().unwrap().remove("dns");

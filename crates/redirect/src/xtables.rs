@@ -31,14 +31,14 @@ pub struct XtablesRules {
 }
 
 impl XtablesRules {
-    /// Picks what is ours from what `iptables -S` prints.
-    pub(crate) fn from_listing(v6: bool, table: &str, lines: &[String]) -> Self {
+    /// Picks the chains called by a prefix, and the jumps to them, from what `iptables -S` prints.
+    pub(crate) fn from_listing(v6: bool, table: &str, prefix: &str, lines: &[String]) -> Self {
         let mut found = Self { v6, table: table.to_owned(), jumps: Vec::new(), rules: Vec::new() };
         for line in lines {
             let line = line.trim_end();
             match line.strip_prefix("-A ") {
-                Some(rest) if rest.starts_with(PREFIX) => found.rules.push(line.to_owned()),
-                Some(rest) if rest.contains(PREFIX) => found.jumps.push(line.to_owned()),
+                Some(rest) if rest.starts_with(prefix) => found.rules.push(line.to_owned()),
+                Some(rest) if rest.contains(&format!("-j {prefix}")) => found.jumps.push(line.to_owned()),
                 _ => {}
             }
         }
