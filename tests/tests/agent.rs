@@ -152,17 +152,25 @@ fn a_port_that_is_taken_in_the_pod_fails_the_add_by_name() {
     let (mut node, wire) = (Node::new("port-taken", MESH), Wire::new());
     node.start_agent();
     node.start_ready_proxy();
-    for port in [15001, 15006, 15008] {
-        let taken = wire.pod.run(|| std::net::TcpListener::bind(("::", port))).unwrap().unwrap();
+    let refused = |port: &str| {
         let (_, text) = error(&add(&node, &wire).run());
-        let expected = ["UP-AGENT-008", "UP-PROXY-002", &format!("port {port}")];
+        let expected = ["UP-AGENT-008", "UP-PROXY-002", port];
         assert!(expected.iter().all(|e| text.contains(e)), "{text}");
         assert!(rules_are_gone(&wire));
+    };
+    for port in [15001, 15006, 15008, 15053] {
+        let taken = wire.pod.run(|| std::net::TcpListener::bind(("::", port))).unwrap().unwrap();
+        refused(&format!("port {port}:"));
+        drop(taken);
+    }
+    for any in ["0.0.0.0", "::"] {
+        let taken = wire.pod.run(|| std::net::UdpSocket::bind((any, 15053))).unwrap().unwrap();
+        refused("port 15053 (UDP):");
         drop(taken);
     }
     assert!(add(&node, &wire).run().status.success(), "and once it is free the pod joins");
     let listening = open_listeners(&wire);
-    assert_eq!(listening, [15001, 15006, 15008]);
+    assert_eq!(listening, [15001, 15006, 15008, 15053]);
     assert!(del(&node, &wire).run().status.success());
     until("the listeners are closed", || open_listeners(&wire).is_empty().then_some(()));
     assert!(rules_are_gone(&wire));

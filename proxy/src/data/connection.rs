@@ -15,11 +15,11 @@ use crate::inpod::Pod;
 use crate::telemetry::Side;
 
 /// A connection that has just been accepted in a pod.
-pub(super) struct Accepted {
-    pub(super) worker: Rc<Worker>,
-    pub(super) pod: Arc<Pod>,
-    pub(super) stream: TcpStream,
-    pub(super) peer: SocketAddr,
+pub(crate) struct Accepted {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
     pub(super) started: Instant,
 }
 
@@ -30,7 +30,7 @@ pub(super) fn is_own_port(port: u16) -> bool {
 }
 
 /// Completes when the pod has left or the proxy ends for good.
-pub(super) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
+pub(crate) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
     let mut gone = pod.gone.clone();
     let mut phase = worker.node.phase.clone();
     tokio::select! {
