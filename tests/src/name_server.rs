@@ -65,7 +65,7 @@ impl NameServer {
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let Some(query) = self.note(from, &buffer[..length]) else { continue };
             for answer in answers(&query) {
-                let answer = if query.queries[0].name().to_ascii() == LARGE { answer.truncate() } else { answer };
+                let answer = if answer.answers.len() > 100 { answer.truncate() } else { answer };
                 socket.send_to(&answer.to_vec().unwrap(), from).unwrap();
             }
         }
@@ -83,7 +83,7 @@ impl NameServer {
 }
 
 fn answers(query: &Message) -> Vec<Message> {
-    let asked = &query.queries[0];
+    let Some(asked) = query.queries.first() else { return vec![] };
     let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
     answer.metadata = Metadata::response_from_request(&query.metadata);
     answer.add_query(asked.clone());

@@ -333,7 +333,7 @@ fn a_repeated_add_leaves_one_pod_and_a_del_of_nothing_is_fine() {
     let again = add(&node, &wire).with("CNI_CONTAINERID", Some("another")).run();
     assert!(again.status.success());
     assert_eq!(status(&node)["pods"].as_array().unwrap().len(), 1);
-    assert_eq!(open_listeners(&wire), [15001, 15006, 15008]);
+    assert_eq!(open_listeners(&wire), [15001, 15006, 15008, 15053]);
     assert!(del(&node, &wire).run().status.success(), "the first container's DEL comes late");
     assert_eq!(status(&node)["pods"].as_array().unwrap().len(), 1, "and does not take the pod away");
 }
@@ -454,7 +454,7 @@ fn twenty_pods_join_at_once_and_the_next_agent_verifies_all_of_them() {
     node.start_ready_proxy();
     until("all are verified again", || (verified(&node) == 20).then_some(()));
     assert!(node.log("agent").contains("repaired"));
-    assert_eq!(open_listeners(&wires[19]), [15001, 15006, 15008]);
+    assert_eq!(open_listeners(&wires[19]), [15001, 15006, 15008, 15053]);
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub(super) fn response_code(answer: &[u8]) -> ResponseCode {
 }
 
 /// A header that says "format error" to these bytes, which are at least a header.
-fn refusal(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn refusal(bytes: &[u8]) -> Vec<u8> {
     let recursion_and_opcode = bytes[2] & 0x79;
     let format_error = 0x80 | ResponseCode::FormErr.low();
     let mut header = vec![bytes[0], bytes[1], RESPONSE | recursion_and_opcode, format_error];

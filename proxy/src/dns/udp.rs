@@ -16,7 +16,7 @@ use tokio::net::UdpSocket;
 
 use super::answer::{self, Asker, Outcome};
 use super::observe::{Asked, Protocol};
-use super::query::{Malformed, Query, encode, name_exists};
+use super::query::{Malformed, Query, encode, name_exists, refusal};
 use super::{Settings, forward};
 use crate::data::sockets::MARK;
 use crate::data::{Phase, Worker, cut_short};
@@ -117,7 +117,7 @@ impl Server {
         }
         let query = match Query::parse(bytes) {
             Ok(query) if !received.truncated => query,
-            Ok(query) => return self.answer(&received, &query.failure()),
+            Ok(_) => return self.answer(&received, &refusal(bytes)),
             Err(Malformed::Refused(refusal)) => return self.answer(&received, &refusal),
             Err(Malformed::Ignored) => return,
         };
