@@ -305,7 +305,9 @@ fn nobody_outside_the_pod_is_answered() {
             socket.set_read_timeout(Some(A_WHILE)).unwrap();
             socket.send(&query("web.", A).to_vec().unwrap()).unwrap();
             assert_eq!(socket.recv(&mut [0; 512]).unwrap_err().kind(), ErrorKind::WouldBlock, "over UDP to {port}");
-            assert!(ask_tcp(&setup.wire.peer, port, &query("web.", A)).is_err(), "over TCP to {port}");
+            let refused = ask_tcp(&setup.wire.peer, port, &query("web.", A)).unwrap_err();
+            let at_once = [ErrorKind::ConnectionReset, ErrorKind::ConnectionRefused, ErrorKind::BrokenPipe];
+            assert!(at_once.contains(&refused.kind()), "over TCP to {port}: {refused}");
         }
         assert_eq!(addresses(&ask_udp(setup.pod(), servers()[0], &query("web.", A)).unwrap()), ["10.96.0.10"]);
     });

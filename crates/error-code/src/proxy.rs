@@ -43,7 +43,7 @@ codes! {
     }
     SELF_CALL = "UP-PROXY-009" {
         what: "A connection to the proxy's own port was refused.",
-        cause: "An application connects to 15001, 15006 or 15008, which belong to the proxy.",
+        cause: "An application connects to 15001, 15006, 15008 or 15053, which belong to the proxy.",
         next_step: "Connect to the application's own port.",
     }
     DENIED = "UP-PROXY-010" {

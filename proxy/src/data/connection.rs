@@ -10,7 +10,7 @@ use mesh::{Identity, Mesh, Workload};
 use tokio::net::TcpStream;
 
 use super::error::ConnectionError;
-use super::worker::{Phase, Worker};
+use super::worker::{Node, Phase, Worker};
 use crate::inpod::Pod;
 use crate::telemetry::Side;
 
@@ -23,10 +23,10 @@ pub(crate) struct Accepted {
     pub(super) started: Instant,
 }
 
-/// The ports that the proxy has in every pod. It never connects to them itself.
-pub(super) fn is_own_port(port: u16) -> bool {
-    let redirect = crate::inpod::PORTS;
-    [redirect.outbound, redirect.inbound, redirect.hbone].contains(&port)
+/// Whether this is one of the ports that the proxy has in every pod. It never connects to them itself.
+pub(super) fn is_own_port(node: &Node, port: u16) -> bool {
+    let own = crate::inpod::PORTS;
+    [own.outbound, own.inbound, own.hbone].contains(&port) || node.dns.is_some() && port == own.dns
 }
 
 /// Completes when the pod has left or the proxy ends for good.
