@@ -164,6 +164,8 @@ async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leavi
     }
     let uid = record.uid.clone();
     let new = plan.clone();
+    // It would put the old plan back.
+    agent.verifier.borrow_mut().forget(&uid);
     let applied = inside(&netns, move || {
         // What was opened while it was leaving was never captured, and goes on.
         if leaving { redirect::apply(&new).map(|a| a.exempted) } else { redirect::repair(&new).map(|()| 0) }
@@ -172,6 +174,7 @@ async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leavi
         Ok(exempted) => exempted,
         Err(refusal) => {
             tracing::warn!(uid, "the pod's plan could not be changed: {}", refusal.explained());
+            verifier::look_after(agent, &uid);
             return false;
         }
     };

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::dns;
+
 /// Serves every enrolled pod of this node from within its network namespace.
 #[derive(Debug, Parser)]
 #[command(version, name = "underpass-proxy")]
@@ -41,6 +43,16 @@ pub(crate) struct Args {
     /// Whether to listen for IPv6 connections, too.
     #[arg(long, env = "IPV6_ENABLED", default_value = "true", action = clap::ArgAction::Set)]
     pub(crate) ipv6: bool,
+    /// Whether to answer DNS on port 15053 of every pod. It is asked there only where redirection captures DNS.
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", default_value = "true", action = clap::ArgAction::Set)]
+    dns_capture: bool,
+    /// The domain under which the services of the cluster have their names.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Name servers for what is not in the mesh, where redirection does not tell whom the pod asked (DNS over UDP under NAT
+    /// rules), such as 10.96.0.10 or [fd96::10]:53. The default is what this process uses itself, by /etc/resolv.conf.
+    #[arg(long, env = "UNDERPASS_DNS_UPSTREAM", value_delimiter = ',', value_parser = dns::name_server)]
+    dns_upstream: Vec<SocketAddr>,
     /// Admin interface.
     #[arg(long, env = "UNDERPASS_PROXY_ADMIN", default_value = "127.0.0.1:15000")]
     pub(crate) admin_addr: SocketAddr,
@@ -78,6 +90,11 @@ impl WorkerThreads {
 }
 
 impl Args {
+    /// How names are answered, if they are.
+    pub(crate) fn dns_settings(&self) -> Option<dns::Settings> {
+        self.dns_capture.then(|| dns::Settings::new(&self.cluster_domain, self.dns_upstream.clone()))
+    }
+
     /// How many data threads on a machine with so many cores.
     pub(crate) fn worker_count(&self, cores: usize) -> usize {
         match self.workers {

@@ -5,6 +5,7 @@
 mod admin;
 mod args;
 mod data;
+mod dns;
 mod hbone;
 mod identity;
 mod inpod;
@@ -56,6 +57,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         mesh: ArcSwap::from_pointee(mesh),
         metrics: Arc::new(telemetry::Metrics::new()),
         phase,
+        dns: args.dns_settings(),
         connections: Default::default(),
     });
     let admin = listen(args.admin_addr).await?;

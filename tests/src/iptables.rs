@@ -1,4 +1,4 @@
-//! Istio's redirection, by the programs that Istio runs.
+//! Redirection that others install, by the programs that they run.
 
 #![allow(clippy::disallowed_types)] // these programs are the point
 
@@ -85,6 +85,28 @@ table inet istio-ambient-mangle {
   }
 }
 ";
+
+/// What istio-cni installs for DNS, besides [`install_istio_rules`].
+pub fn install_istio_dns_rules(netns: &NetNs) {
+    for (program, loopback) in [("iptables-restore", "127.0.0.1/32"), ("ip6tables-restore", "::1/128")] {
+        let rules = format!(
+            "* nat
+-I ISTIO_OUTPUT 1 ! -o lo -p udp -m mark ! --mark 0x539/0xfff -m udp --dport 53 -j REDIRECT --to-port 15053
+-I ISTIO_OUTPUT 2 ! -d {loopback} -p tcp --dport 53 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15053
+COMMIT
+* raw
+-N ISTIO_OUTPUT
+-N ISTIO_PRERT
+-A PREROUTING -j ISTIO_PRERT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_OUTPUT -p udp -m mark --mark 0x539/0xfff -m udp --dport 53 -j CT --zone 1
+-A ISTIO_PRERT -p udp -m mark ! --mark 0x539/0xfff -m udp --sport 53 -j CT --zone 1
+COMMIT
+"
+        );
+        run(netns, program, "--noflush", &rules);
+    }
+}
 
 /// The rules of one family, by one of the restore programs.
 pub fn restore(netns: &NetNs, program: &str) {

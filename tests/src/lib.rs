@@ -6,8 +6,10 @@
 pub mod binaries;
 pub mod cni;
 pub mod folder;
+pub mod foreign_agent;
 pub mod iptables;
 pub mod listener;
+pub mod name_server;
 pub mod node;
 pub mod places;
 pub mod sandbox;

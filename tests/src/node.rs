@@ -64,17 +64,27 @@ impl Node {
 
     /// Starts the proxy; returns its process id.
     pub fn start_proxy(&mut self) -> u32 {
+        self.start_proxy_with(&[])
+    }
+
+    /// The same with more environment.
+    pub fn start_proxy_with(&mut self, environment: &[(&str, &str)]) -> u32 {
         let mut command = Command::new(binary("underpass-proxy"));
         command.arg("proxy").env("NODE_NAME", "node").env("LOCAL_XDS_PATH", self.file("mesh.yaml"));
         command.env("INPOD_UDS", self.zds_socket()).env("PROXY_MODE", "shared").env("CLUSTER_ID", "Kubernetes");
         command.env("NETWORK", "").env("IPV6_ENABLED", "true").env("ZTUNNEL_WORKER_THREADS", "2");
-        command.arg("--ca-dir").arg(self.file("ca"));
+        command.arg("--ca-dir").arg(self.file("ca")).envs(environment.iter().copied());
         self.spawn(command, "proxy.log")
     }
 
     /// Starts the proxy and waits until it has the agent's snapshot.
     pub fn start_ready_proxy(&mut self) -> u32 {
-        let pid = self.start_proxy();
+        self.start_ready_proxy_with(&[])
+    }
+
+    /// The same with more environment.
+    pub fn start_ready_proxy_with(&mut self, environment: &[(&str, &str)]) -> u32 {
+        let pid = self.start_proxy_with(environment);
         until("the proxy is ready", || {
             self.get("127.0.0.1:15021", "/healthz/ready").ok().filter(|(status, _)| *status == 200)
         });

@@ -152,17 +152,25 @@ fn a_port_that_is_taken_in_the_pod_fails_the_add_by_name() {
     let (mut node, wire) = (Node::new("port-taken", MESH), Wire::new());
     node.start_agent();
     node.start_ready_proxy();
-    for port in [15001, 15006, 15008] {
-        let taken = wire.pod.run(|| std::net::TcpListener::bind(("::", port))).unwrap().unwrap();
+    let refused = |port: &str| {
         let (_, text) = error(&add(&node, &wire).run());
-        let expected = ["UP-AGENT-008", "UP-PROXY-002", &format!("port {port}")];
+        let expected = ["UP-AGENT-008", "UP-PROXY-002", port];
         assert!(expected.iter().all(|e| text.contains(e)), "{text}");
         assert!(rules_are_gone(&wire));
+    };
+    for port in [15001, 15006, 15008, 15053] {
+        let taken = wire.pod.run(|| std::net::TcpListener::bind(("::", port))).unwrap().unwrap();
+        refused(&format!("port {port}:"));
+        drop(taken);
+    }
+    for any in ["0.0.0.0", "::"] {
+        let taken = wire.pod.run(|| std::net::UdpSocket::bind((any, 15053))).unwrap().unwrap();
+        refused("port 15053 (UDP):");
         drop(taken);
     }
     assert!(add(&node, &wire).run().status.success(), "and once it is free the pod joins");
     let listening = open_listeners(&wire);
-    assert_eq!(listening, [15001, 15006, 15008]);
+    assert_eq!(listening, [15001, 15006, 15008, 15053]);
     assert!(del(&node, &wire).run().status.success());
     until("the listeners are closed", || open_listeners(&wire).is_empty().then_some(()));
     assert!(rules_are_gone(&wire));
@@ -325,7 +333,7 @@ fn a_repeated_add_leaves_one_pod_and_a_del_of_nothing_is_fine() {
     let again = add(&node, &wire).with("CNI_CONTAINERID", Some("another")).run();
     assert!(again.status.success());
     assert_eq!(status(&node)["pods"].as_array().unwrap().len(), 1);
-    assert_eq!(open_listeners(&wire), [15001, 15006, 15008]);
+    assert_eq!(open_listeners(&wire), [15001, 15006, 15008, 15053]);
     assert!(del(&node, &wire).run().status.success(), "the first container's DEL comes late");
     assert_eq!(status(&node)["pods"].as_array().unwrap().len(), 1, "and does not take the pod away");
 }
@@ -446,7 +454,7 @@ fn twenty_pods_join_at_once_and_the_next_agent_verifies_all_of_them() {
     node.start_ready_proxy();
     until("all are verified again", || (verified(&node) == 20).then_some(()));
     assert!(node.log("agent").contains("repaired"));
-    assert_eq!(open_listeners(&wires[19]), [15001, 15006, 15008]);
+    assert_eq!(open_listeners(&wires[19]), [15001, 15006, 15008, 15053]);
 }
 
 #[test]

@@ -5,10 +5,11 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use netns::NetNs;
-use netns::seqpacket::{SeqPacket, SeqPacketListener};
+use underpass_tests::foreign_agent::{
+    DONE, ForeignAgent, add_workload, ask, del_workload, field, keep_workload, snapshot_sent,
+};
 use underpass_tests::iptables::install_istio_rules;
 use underpass_tests::node::Node;
 use underpass_tests::sandbox::{connect, read_line, serve_echo, until};
@@ -20,65 +21,10 @@ workloads:
   - { name: b, namespace: default, serviceAccount: b, protocol: HBONE, node: node, workloadIps: [10.78.0.2, "fd78::2"] }
 "#;
 
-/// A field of a protobuf message that holds bytes.
-fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-    [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()
-}
-
-fn add_workload(uid: &str, name: &str) -> Vec<u8> {
-    let info = [field(1, name.as_bytes()), field(2, b"default"), field(3, name.as_bytes())].concat();
-    field(1, &[field(1, uid.as_bytes()), field(2, &info)].concat())
-}
-
-fn keep_workload(uid: &str) -> Vec<u8> {
-    field(5, &field(1, uid.as_bytes()))
-}
-
-fn del_workload(uid: &str) -> Vec<u8> {
-    field(2, &field(2, uid.as_bytes()))
-}
-
-fn snapshot_sent() -> Vec<u8> {
-    field(3, &[])
-}
-
-const DONE: [u8; 2] = [0x0a, 0x00];
-
-/// The server side of ZDS, as Istio's agent is.
-struct Server {
-    listener: SeqPacketListener,
-}
-
-impl Server {
-    fn listen(node: &Node) -> Self {
-        Self { listener: SeqPacketListener::bind(node.zds_socket()).unwrap() }
-    }
-
-    /// The proxy's next connection, after its hello.
-    fn accept(&self) -> SeqPacket {
-        let deadline = Instant::now() + Duration::from_secs(8);
-        let socket = loop {
-            match self.listener.accept() {
-                Ok(socket) => break socket,
-                Err(_) => assert!(Instant::now() < deadline, "the proxy does not connect"),
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        socket.set_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(socket.recv().unwrap().unwrap().data, [8, 1], "ZdsHello, version 1");
-        socket
-    }
-}
-
-fn ask(socket: &SeqPacket, request: &[u8], netns: Option<&NetNs>) -> Vec<u8> {
-    socket.send(request, netns.map(|n| n.as_fd())).unwrap();
-    socket.recv().unwrap().unwrap().data
-}
-
 #[test]
 fn the_proxy_works_under_a_foreign_agent_and_istios_iptables_rules() {
     let (mut node, wire) = (Node::new("foreign", MESH), Wire::new());
-    let server = Server::listen(&node);
+    let server = ForeignAgent::listen(&node);
     node.start_proxy();
     let agent = server.accept();
     for (netns, uid, name) in [(&wire.pod, "uid-a", "a"), (&wire.peer, "uid-b", "b")] {
@@ -109,7 +55,7 @@ fn the_proxy_works_under_a_foreign_agent_and_istios_iptables_rules() {
 #[test]
 fn a_reconnect_keeps_what_the_snapshot_names_and_drops_the_rest() {
     let (mut node, wire) = (Node::new("reconnect", MESH), Wire::new());
-    let server = Server::listen(&node);
+    let server = ForeignAgent::listen(&node);
     node.start_proxy();
     let agent = server.accept();
     assert_eq!(ask(&agent, &add_workload("uid-a", "a"), Some(&wire.pod)), DONE);
@@ -131,7 +77,7 @@ fn a_reconnect_keeps_what_the_snapshot_names_and_drops_the_rest() {
 #[test]
 fn requests_that_make_no_sense_are_refused_and_the_proxy_goes_on() {
     let (mut node, wire) = (Node::new("nonsense", MESH), Wire::new());
-    let server = Server::listen(&node);
+    let server = ForeignAgent::listen(&node);
     node.start_proxy();
     let agent = server.accept();
     let refused = |request: &[u8], netns: Option<&NetNs>| {
@@ -159,7 +105,7 @@ fn requests_that_make_no_sense_are_refused_and_the_proxy_goes_on() {
 #[test]
 fn a_pod_that_is_made_again_does_not_get_the_tunnels_of_the_first() {
     let (mut node, first, second) = (Node::new("again", MESH), Wire::new(), Wire::new());
-    let server = Server::listen(&node);
+    let server = ForeignAgent::listen(&node);
     node.start_proxy();
     let agent = server.accept();
     // Both wires have the same addresses; only what answers at their ends tells them apart.

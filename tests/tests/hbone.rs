@@ -141,6 +141,7 @@ async fn each_request_gets_the_status_that_the_interface_says() {
             (connect_to(&at(9)), 503),
             (connect_to(&at(15001)), 503),
             (connect_to(&at(15008)), 503),
+            (connect_to(&at(15053)), 503),
         ];
         for (request, expected) in cases {
             let what = format!("{} {}", request.method(), request.uri());

@@ -251,6 +251,8 @@ fn the_proxys_own_ports_are_not_proxied_to() {
         for ip in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()].into_iter().chain(sandbox.ips("client")) {
             fails(&client, SocketAddr::new(ip, port));
         }
+    }
+    for port in [15001, 15006, 15053] {
         for ip in sandbox.ips("server") {
             fails(&client, SocketAddr::new(ip, port));
             fails(&sandbox.pod("outsider"), SocketAddr::new(ip, port));

@@ -39,7 +39,7 @@ codes! {
     PROXY_REFUSED = "UP-AGENT-008" {
         what: "The proxy could not serve the pod.",
         cause: "A port of the proxy is taken in the pod, or the proxy lacks capabilities; its reason stands in the message.",
-        next_step: "Free the ports 15001, 15006 and 15008 in the pod, or see the proxy's log on this node.",
+        next_step: "Free the ports 15001, 15006, 15008 and 15053 in the pod, or see the proxy's log on this node.",
     }
     STATE = "UP-AGENT-009" {
         what: "The agent's state on disk cannot be written or read.",

@@ -8,7 +8,7 @@ codes! {
     }
     LISTEN = "UP-PROXY-002" {
         what: "The proxy could not listen in a pod.",
-        cause: "Something in the pod has one of the ports 15001, 15006 and 15008, or the proxy lacks CAP_NET_ADMIN or CAP_SYS_ADMIN.",
+        cause: "Something in the pod has one of the ports 15001, 15006, 15008 and 15053, or the proxy lacks CAP_NET_ADMIN, CAP_NET_RAW or CAP_SYS_ADMIN.",
         next_step: "Free the port in the pod, or give the proxy these capabilities.",
     }
     CONNECT = "UP-PROXY-003" {
@@ -43,7 +43,7 @@ codes! {
     }
     SELF_CALL = "UP-PROXY-009" {
         what: "A connection to the proxy's own port was refused.",
-        cause: "An application connects to 15001, 15006 or 15008, which belong to the proxy.",
+        cause: "An application connects to 15001, 15006, 15008 or 15053, which belong to the proxy.",
         next_step: "Connect to the application's own port.",
     }
     DENIED = "UP-PROXY-010" {

@@ -18,6 +18,7 @@ pub struct Mesh {
     workload_by_ip: HashMap<(String, IpAddr), Arc<Workload>>,
     workload_by_name: HashMap<(String, String), Arc<Workload>>,
     service_by_vip: HashMap<(String, IpAddr), Arc<Service>>,
+    services_by_hostname: HashMap<String, Vec<Arc<Service>>>,
     endpoints: HashMap<String, Vec<Endpoint>>,
     global_policies: Vec<Arc<Policy>>,
     namespace_policies: HashMap<String, Vec<Arc<Policy>>>,
@@ -73,6 +74,8 @@ impl Mesh {
             }
         }
         for service in mesh.services.values() {
+            let hostname = service.hostname.to_ascii_lowercase();
+            mesh.services_by_hostname.entry(hostname).or_default().push(service.clone());
             for vip in &service.vips {
                 mesh.service_by_vip.insert((vip.network.clone(), vip.address), service.clone());
             }
@@ -102,6 +105,13 @@ impl Mesh {
     /// The service that has this virtual address in this network.
     pub fn service_by_vip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Service>> {
         self.service_by_vip.get(&(network.to_owned(), ip))
+    }
+
+    /// The service of this host name, which is in lower case and without a dot at its end. Of several, the one in
+    /// `namespace`, else the first by key.
+    pub fn service_by_hostname(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let services = self.services_by_hostname.get(hostname)?;
+        services.iter().find(|s| s.namespace == namespace).or(services.first())
     }
 
     /// The first service that a workload belongs to, for telemetry of inbound connections.

@@ -10,27 +10,27 @@ use mesh::{Identity, Mesh, Workload};
 use tokio::net::TcpStream;
 
 use super::error::ConnectionError;
-use super::worker::{Phase, Worker};
+use super::worker::{Node, Phase, Worker};
 use crate::inpod::Pod;
 use crate::telemetry::Side;
 
 /// A connection that has just been accepted in a pod.
-pub(super) struct Accepted {
-    pub(super) worker: Rc<Worker>,
-    pub(super) pod: Arc<Pod>,
-    pub(super) stream: TcpStream,
-    pub(super) peer: SocketAddr,
+pub(crate) struct Accepted {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
     pub(super) started: Instant,
 }
 
-/// The ports that the proxy has in every pod. It never connects to them itself.
-pub(super) fn is_own_port(port: u16) -> bool {
-    let redirect = crate::inpod::PORTS;
-    [redirect.outbound, redirect.inbound, redirect.hbone].contains(&port)
+/// Whether this is one of the ports that the proxy has in every pod. It never connects to them itself.
+pub(super) fn is_own_port(node: &Node, port: u16) -> bool {
+    let own = crate::inpod::PORTS;
+    [own.outbound, own.inbound, own.hbone].contains(&port) || node.dns.is_some() && port == own.dns
 }
 
 /// Completes when the pod has left or the proxy ends for good.
-pub(super) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
+pub(crate) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
     let mut gone = pod.gone.clone();
     let mut phase = worker.node.phase.clone();
     tokio::select! {

@@ -147,7 +147,7 @@ fn destination(peer: &Peer, incoming: &Incoming, mesh: &mesh::Mesh) -> Result<Po
         }
     };
     let destination = SocketAddr::new(own, port);
-    if is_own_port(port) {
+    if is_own_port(&peer.worker.node, port) {
         return Err((StatusCode::SERVICE_UNAVAILABLE, ConnectionError::SelfCall(destination)));
     }
     Ok(PodAddr(destination))

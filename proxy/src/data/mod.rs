@@ -10,5 +10,6 @@ mod relay;
 pub(crate) mod sockets;
 mod worker;
 
+pub(crate) use connection::{Accepted, cut_short};
 pub(crate) use error::ConnectionError;
-pub(crate) use worker::{Listener, Node, Phase, Workers};
+pub(crate) use worker::{Listener, Node, Phase, Worker, Workers};

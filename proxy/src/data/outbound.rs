@@ -45,8 +45,8 @@ pub(super) async fn serve(accepted: Accepted) {
         destination: Side::default(),
         service: None,
     };
-    let to_ourselves =
-        is_own_port(orig_dst.port()) && (orig_dst.ip().is_loopback() || source.workload_ips.contains(&orig_dst.ip()));
+    let to_ourselves = is_own_port(&worker.node, orig_dst.port())
+        && (orig_dst.ip().is_loopback() || source.workload_ips.contains(&orig_dst.ip()));
     if to_ourselves {
         let event = Event::opened(&worker.node.metrics, facts, started);
         let _ = netns::sockopt::reset_on_close(&stream);

@@ -30,7 +30,7 @@ pub(super) async fn serve(accepted: Accepted) {
     let event = Event::opened(&worker.node.metrics, facts, started);
     let connection = Connection { client, identity: None, destination: PodAddr(orig_dst.0) };
     let mut registration = worker.policed.register(pod.clone(), connection.clone());
-    let allowed = match is_own_port(orig_dst.port()) {
+    let allowed = match is_own_port(&worker.node, orig_dst.port()) {
         true => Err(ConnectionError::SelfCall(orig_dst.0)),
         false => policed::check(&mesh, &pod, &connection),
     };

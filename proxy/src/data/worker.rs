@@ -19,6 +19,7 @@ use super::connection::Accepted;
 use super::error::ConnectionError;
 use super::policed::Policed;
 use super::{inbound, outbound, passthrough, sockets};
+use crate::dns;
 use crate::hbone::Pool;
 use crate::inpod::Pod;
 use crate::telemetry::Metrics;
@@ -44,6 +45,8 @@ pub(crate) struct Node {
     pub(crate) mesh: ArcSwap<Mesh>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) phase: watch::Receiver<Phase>,
+    /// How names are answered; `None` leaves DNS alone.
+    pub(crate) dns: Option<dns::Settings>,
     /// Connections that are open now, and streams of tunnels.
     pub(crate) connections: AtomicUsize,
 }
@@ -57,12 +60,16 @@ pub(crate) enum Listener {
     Inbound,
     /// Tunnels to the pod.
     Hbone,
+    /// What the pod asks of name servers over TCP.
+    Dns,
 }
 
 /// What a worker is told.
 pub(crate) enum Job {
     /// Accept connections on this socket, and share them out.
     Listen(Arc<Pod>, Listener, std::net::TcpListener),
+    /// Answer what is asked of name servers on this socket.
+    Resolve(Arc<Pod>, dns::UdpListener),
     /// Serve this connection.
     Serve(Arc<Pod>, Listener, std::net::TcpStream, SocketAddr, Instant),
     /// The mesh has changed.
@@ -101,11 +108,19 @@ impl Workers {
     }
 
     /// Begins to serve a pod; its sockets are listening already.
-    pub(crate) fn serve(&mut self, pod: &Arc<Pod>, listeners: Vec<(Listener, std::net::TcpListener)>) {
+    pub(crate) fn serve(
+        &mut self,
+        pod: &Arc<Pod>,
+        listeners: Vec<(Listener, std::net::TcpListener)>,
+        datagrams: Vec<dns::UdpListener>,
+    ) {
         let home = &self.jobs[self.next_home % self.jobs.len()];
         self.next_home += 1;
         for (kind, socket) in listeners {
             let _ = home.send(Job::Listen(pod.clone(), kind, socket)); // a worker ends with the process only
+        }
+        for socket in datagrams {
+            let _ = home.send(Job::Resolve(pod.clone(), socket)); // a worker ends with the process only
         }
     }
 
@@ -129,7 +144,7 @@ impl Workers {
 
 /// One worker.
 pub(crate) struct Worker {
-    pub(super) node: Arc<Node>,
+    pub(crate) node: Arc<Node>,
     index: usize,
     all: Vec<UnboundedSender<Job>>,
     next: std::cell::Cell<usize>,
@@ -155,6 +170,9 @@ impl Worker {
         match job {
             Job::Listen(pod, kind, socket) => {
                 tokio::task::spawn_local(self.accept(pod, kind, socket));
+            }
+            Job::Resolve(pod, socket) => {
+                tokio::task::spawn_local(dns::serve_udp(self, pod, socket));
             }
             Job::Serve(pod, kind, stream, peer, started) => match TcpStream::from_std(stream) {
                 Ok(stream) => self.serve(kind, pod, stream, peer, started),
@@ -220,11 +238,12 @@ impl Worker {
             Listener::Outbound => self.track(outbound::serve(accepted)),
             Listener::Inbound => self.track(passthrough::serve(accepted)),
             Listener::Hbone => self.track(inbound::serve(accepted)),
+            Listener::Dns => self.track(dns::serve_tcp(accepted)),
         }
     }
 
     /// Runs a connection, counted as open until it ends.
-    pub(super) fn track(self: Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+    pub(crate) fn track(self: Rc<Self>, connection: impl Future<Output = ()> + 'static) {
         struct Open(Arc<Node>);
         impl Drop for Open {
             fn drop(&mut self) {

@@ -10,6 +10,7 @@ use netns::NetNs;
 use tokio::sync::watch;
 use zds::WorkloadInfo;
 
+use crate::dns;
 use crate::identity::Credentials;
 
 /// Where the proxy listens in a pod.
@@ -20,10 +21,12 @@ pub(crate) struct Ports {
     pub(crate) inbound: u16,
     /// Tunnels to the pod.
     pub(crate) hbone: u16,
+    /// What the pod asks of name servers, over UDP and TCP.
+    pub(crate) dns: u16,
 }
 
 /// Istio's ports.
-pub(crate) const PORTS: Ports = Ports { outbound: 15001, inbound: 15006, hbone: 15008 };
+pub(crate) const PORTS: Ports = Ports { outbound: 15001, inbound: 15006, hbone: 15008, dns: 15053 };
 
 /// One pod that is served.
 pub(crate) struct Pod {
@@ -32,6 +35,8 @@ pub(crate) struct Pod {
     pub(crate) netns: NetNs,
     /// Replaced when they are renewed.
     pub(crate) credentials: ArcSwap<Credentials>,
+    /// What may be asked at once.
+    pub(crate) dns: dns::Limits,
     /// True when the pod has left.
     pub(crate) gone: watch::Receiver<bool>,
 }

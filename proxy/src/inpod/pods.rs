@@ -14,6 +14,7 @@ use zds::WorkloadInfo;
 
 use super::pod::{PORTS, Pod};
 use crate::data::{Listener, Node, Workers, sockets};
+use crate::dns;
 use crate::identity::{Credentials, CredentialsError, LocalCa};
 
 /// Why a pod cannot be served, as the agent is told.
@@ -21,6 +22,8 @@ use crate::identity::{Credentials, CredentialsError, LocalCa};
 pub(crate) enum StartError {
     #[error("{code}: port {port}: {source}", code = error_code::proxy::LISTEN)]
     Listen { port: u16, source: std::io::Error },
+    #[error("{code}: port {port} (UDP): {source}", code = error_code::proxy::LISTEN)]
+    ListenUdp { port: u16, source: std::io::Error },
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
 }
@@ -65,17 +68,23 @@ impl Pods {
             let socket = sockets::listen(&netns, port, self.ipv6);
             socket.map(|s| (kind, s)).map_err(|source| StartError::Listen { port, source })
         };
-        let listeners = vec![
+        let mut listeners = vec![
             listen(Listener::Outbound, PORTS.outbound)?,
             listen(Listener::Inbound, PORTS.inbound)?,
             listen(Listener::Hbone, PORTS.hbone)?,
         ];
+        let mut datagrams = Vec::new();
+        if self.node.dns.is_some() {
+            listeners.push(listen(Listener::Dns, PORTS.dns)?);
+            let socket = dns::listen(&netns, PORTS.dns, self.ipv6);
+            datagrams = socket.map_err(|source| StartError::ListenUdp { port: PORTS.dns, source })?;
+        }
         let identity = Pod::identity(&info, &self.node.mesh.load());
         let credentials = ArcSwap::from_pointee(Credentials::issue(&self.ca, identity)?);
         let (leave, gone) = watch::channel(false);
         tracing::info!(uid, namespace = info.namespace, name = info.name, netns = %netns.id(), "serving a pod");
-        let pod = Arc::new(Pod { uid: uid.to_owned(), info, netns, credentials, gone });
-        self.workers.borrow_mut().serve(&pod, listeners);
+        let pod = Arc::new(Pod { uid: uid.to_owned(), info, netns, credentials, dns: Default::default(), gone });
+        self.workers.borrow_mut().serve(&pod, listeners, datagrams);
         self.served.borrow_mut().insert(uid.to_owned(), Served { pod, leave });
         self.node.metrics.pods_started.inc();
         self.node.metrics.active_pods.inc();

@@ -4,8 +4,9 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 /// Who counts: the client's proxy or the server's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -47,6 +48,18 @@ pub(crate) struct TrafficLabels {
     pub(crate) destination_zone: String,
 }
 
+/// The labels of every DNS metric, in Istio's words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct DnsLabels {
+    pub(crate) request_query_type: &'static str,
+    pub(crate) request_protocol: &'static str,
+    pub(crate) source_canonical_service: String,
+    pub(crate) source_canonical_revision: String,
+}
+
+/// Upper bounds of the buckets of istio_dns_upstream_request_duration_seconds, as ztunnel's.
+const DNS_SECONDS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
+
 /// All metrics of the proxy.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -55,6 +68,10 @@ pub(crate) struct Metrics {
     pub(crate) closed: Family<TrafficLabels, Counter>,
     pub(crate) received: Family<TrafficLabels, Counter>,
     pub(crate) sent: Family<TrafficLabels, Counter>,
+    pub(crate) dns_requests: Family<DnsLabels, Counter>,
+    pub(crate) dns_upstream_requests: Family<DnsLabels, Counter>,
+    pub(crate) dns_upstream_failures: Family<DnsLabels, Counter>,
+    pub(crate) dns_upstream_seconds: Family<DnsLabels, Histogram>,
     pub(crate) active_pods: Gauge,
     pub(crate) pods_started: Counter,
     pub(crate) pods_stopped: Counter,
@@ -68,6 +85,10 @@ impl Metrics {
             closed: Family::default(),
             received: Family::default(),
             sent: Family::default(),
+            dns_requests: Family::default(),
+            dns_upstream_requests: Family::default(),
+            dns_upstream_failures: Family::default(),
+            dns_upstream_seconds: Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
             active_pods: Gauge::default(),
             pods_started: Counter::default(),
             pods_stopped: Counter::default(),
@@ -79,6 +100,18 @@ impl Metrics {
         r.register("istio_tcp_received_bytes", received, metrics.received.clone());
         let sent = "Bytes sent to the side that opened the connection";
         r.register("istio_tcp_sent_bytes", sent, metrics.sent.clone());
+        r.register("istio_dns_requests", "DNS requests of pods", metrics.dns_requests.clone());
+        let forwarded = "DNS requests that were forwarded to a name server";
+        r.register("istio_dns_upstream_requests", forwarded, metrics.dns_upstream_requests.clone());
+        let failed = "DNS requests that no name server answered";
+        r.register("istio_dns_upstream_failures", failed, metrics.dns_upstream_failures.clone());
+        let took = "How long name servers took to answer";
+        r.register_with_unit(
+            "istio_dns_upstream_request_duration",
+            took,
+            Unit::Seconds,
+            metrics.dns_upstream_seconds.clone(),
+        );
         r.register("workload_manager_active_proxy_count", "Pods that are served", metrics.active_pods.clone());
         r.register(
             "workload_manager_proxies_started",

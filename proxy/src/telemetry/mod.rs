@@ -6,4 +6,4 @@ mod metrics;
 
 pub(crate) use event::{Direction, Event, Facts, Side};
 pub(crate) use log_format::init as init_logs;
-pub(crate) use metrics::Metrics;
+pub(crate) use metrics::{DnsLabels, Metrics};
