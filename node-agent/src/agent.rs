@@ -11,6 +11,7 @@ use mesh::Mesh;
 use netns::{NetNs, NetNsId};
 use zds::Request;
 
+use crate::joining::Joining;
 use crate::metrics::{Metrics, Outcome, State};
 use crate::pods::{Enrolled, Pods, Record, Skipped};
 use crate::proxies::Proxies;
@@ -27,6 +28,7 @@ pub(crate) struct Agent {
     mesh: RefCell<Arc<Mesh>>,
     pub(crate) pods: RefCell<Pods>,
     pub(crate) proxies: Proxies,
+    pub(crate) joining: Joining,
     pub(crate) metrics: Metrics,
     pub(crate) verifier: RefCell<Verifier>,
     state: StateDir,
@@ -43,6 +45,7 @@ impl Agent {
             mesh: RefCell::new(Arc::new(mesh)),
             pods: RefCell::default(),
             proxies: Proxies::default(),
+            joining: Joining::default(),
             metrics: Metrics::new(),
             verifier: RefCell::default(),
             state,
@@ -57,7 +60,7 @@ impl Agent {
                 tracing::warn!(uid = record.uid, "the pod's namespace is not found; proxies that have it keep it");
             }
             let uid = record.uid.clone();
-            self.pods.borrow_mut().enrol(Enrolled { record, netns });
+            self.pods.borrow_mut().enrol(Enrolled { record, netns, joined: true });
             verifier::look_after(self, &uid);
         }
         self.count_pods();
@@ -79,15 +82,23 @@ impl Agent {
         *self.mesh.borrow_mut() = Arc::new(mesh);
     }
 
-    /// A pod joins: remembered on disk before anybody relies on it.
-    pub(crate) fn enrol(&self, pod: Enrolled) -> Result<(), Refusal> {
-        let attachment = pod.record.attachment.clone();
+    /// A pod is about to join: every proxy is told of it. What had its attachment before has gone.
+    pub(crate) fn joins(&self, pod: Enrolled) {
+        let attachment = &pod.record.attachment;
+        let another =
+            self.pods.borrow().enrolled().any(|p| p.record.attachment == *attachment && p.record.uid != pod.record.uid);
+        if another {
+            self.remove(attachment);
+        }
         self.pods.borrow_mut().enrol(pod);
-        let saved = self.save().inspect_err(|_| {
-            self.pods.borrow_mut().remove(&attachment);
-        });
         self.count_pods();
-        saved.map_err(Refusal::State)
+    }
+
+    /// A pod has joined: remembered on disk before anybody relies on it.
+    pub(crate) fn enrol(&self, pod: Enrolled) -> Result<(), Refusal> {
+        self.pods.borrow_mut().enrol(pod);
+        self.count_pods();
+        self.save().map_err(Refusal::State)
     }
 
     /// A pod stays outside.
@@ -96,9 +107,10 @@ impl Agent {
         self.count_pods();
     }
 
-    /// An attachment goes away, and the proxies forget the pod.
-    pub(crate) fn remove(&self, attachment: &Attachment) {
+    /// An attachment goes away, and the proxies forget the pod. Returns its namespace, if it is still there.
+    pub(crate) fn remove(&self, attachment: &Attachment) -> Option<Rc<NetNs>> {
         let removed = self.pods.borrow_mut().remove(attachment);
+        let netns = removed.as_ref().and_then(|p| p.netns.clone());
         if let Some(pod) = removed {
             self.verifier.borrow_mut().forget(&pod.record.uid);
             self.proxies.ask_all(&Request::Del { uid: pod.record.uid }, None);
@@ -107,6 +119,7 @@ impl Agent {
             }
         }
         self.count_pods();
+        netns
     }
 
     /// Drops exceptions of connections that have closed.
@@ -134,7 +147,7 @@ impl Agent {
     }
 
     fn save(&self) -> std::io::Result<()> {
-        self.state.save(self.pods.borrow().enrolled().map(|p| p.record.clone()).collect())
+        self.state.save(self.pods.borrow().enrolled().filter(|p| p.joined).map(|p| p.record.clone()).collect())
     }
 
     pub(crate) fn count_pods(&self) {

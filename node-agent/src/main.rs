@@ -8,6 +8,7 @@ mod args;
 mod exceptions;
 mod handover;
 mod install;
+mod joining;
 mod metrics;
 mod pods;
 mod proxies;

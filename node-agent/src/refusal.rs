@@ -33,6 +33,8 @@ pub(crate) enum Refusal {
     Names(String),
     #[error("no proxy is connected")]
     NoProxy,
+    #[error("another ADD of this pod, container or namespace is under way")]
+    Busy,
     #[error("{0}")]
     NotEnrolled(String),
     /// The plugin has gone; nobody is there to be told.
@@ -54,6 +56,7 @@ impl Refusal {
             Self::ProxyRefused(_) => &codes::PROXY_REFUSED,
             Self::State(_) => &codes::STATE,
             Self::Names(_) => &codes::NAMES,
+            Self::Busy => &codes::BUSY,
         }
     }
 

@@ -10,6 +10,7 @@ pub mod iptables;
 pub mod listener;
 pub mod node;
 pub mod places;
+pub mod players;
 pub mod sandbox;
 pub mod scene;
 pub mod sniffer;

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use netns::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rtnetlink::LinkUnspec;
+use serde_json::Value;
 
 use crate::binaries::binary;
 use crate::sandbox::until;
@@ -51,7 +54,21 @@ impl Node {
 
     /// The same with more arguments.
     pub fn start_agent_with(&mut self, arguments: &[&std::ffi::OsStr]) -> u32 {
-        let mut command = Command::new(binary("underpass-agent"));
+        let command = Command::new(binary("underpass-agent"));
+        self.start_agent_by(command, arguments)
+    }
+
+    /// The same with a disk of this many KiB for its state, which is seen by the agent alone and ends with it.
+    pub fn start_agent_on_small_disk(&mut self, kib: usize) -> u32 {
+        let state = self.file("state");
+        fs::create_dir_all(&state).unwrap();
+        let script = format!("mount -t tmpfs -o size={kib}k none '{}' && exec \"$0\" \"$@\"", state.display());
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]).arg(script).arg(binary("underpass-agent"));
+        self.start_agent_by(command, &[])
+    }
+
+    fn start_agent_by(&mut self, mut command: Command, arguments: &[&std::ffi::OsStr]) -> u32 {
         command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml"));
         command.arg("--agent-socket").arg(self.agent_socket()).arg("--zds-socket").arg(self.zds_socket());
         command.arg("--state-dir").arg(self.file("state")).args(arguments);
@@ -97,6 +114,26 @@ impl Node {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Kills one of the node's processes, as SIGKILL does.
+    pub fn kill(&mut self, pid: u32) {
+        let index = self.children.iter().position(|c| c.id() == pid).expect("a process of this node");
+        let mut child = self.children.remove(index);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    /// Stops one of the node's processes in the middle of whatever it does, or lets it go on.
+    pub fn freeze(&self, pid: u32, frozen: bool) {
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+    }
+
+    /// What the agent says of its pods.
+    pub fn pods(&self) -> Vec<Value> {
+        let status = self.get("127.0.0.1:15014", "/status").unwrap().1;
+        serde_json::from_str::<Value>(&status).unwrap()["pods"].as_array().unwrap().clone()
     }
 
     /// A file in the node's folder.

@@ -71,4 +71,9 @@ codes! {
         cause: "Another process, perhaps another agent, has it on this node, or the folder is not writable.",
         next_step: "End the other process, or choose another place with --agent-socket, --zds-socket or --admin-addr.",
     }
+    BUSY = "UP-AGENT-020" {
+        what: "Another ADD of this pod has not ended yet.",
+        cause: "The runtime called again before the first call had returned.",
+        next_step: "None; the runtime tries again by itself.",
+    }
 }
