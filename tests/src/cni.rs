@@ -4,6 +4,7 @@
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -67,8 +68,26 @@ impl Call {
         child.wait_with_output().unwrap()
     }
 
+    /// Runs the plugin as another user, from a copy that this user can reach.
+    pub fn run_as(&self, uid: u32, copy: &Path) -> Output {
+        std::fs::copy(binary("underpass-cni"), copy).unwrap();
+        let mut child = self.prepared(Command::new(copy)).uid(uid).spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs the plugin under strace, which writes every start of a program to `log`.
+    pub fn run_traced(&self, log: &Path) -> Output {
+        let mut child = self.prepared(crate::node::traced(log, "underpass-cni")).spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        child.wait_with_output().unwrap()
+    }
+
     fn prepare(&self) -> Command {
-        let mut command = Command::new(binary("underpass-cni"));
+        self.prepared(Command::new(binary("underpass-cni")))
+    }
+
+    fn prepared(&self, mut command: Command) -> Command {
         command.env_clear().envs(self.env.iter().map(|(n, v)| (*n, v)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         netns::process::die_with_parent(&mut command);

@@ -68,6 +68,18 @@ impl Node {
         self.start_agent_by(command, &[])
     }
 
+    /// The same with strace, which writes every start of a program to `log`.
+    pub fn start_agent_traced(&mut self, log: &Path) -> u32 {
+        self.start_agent_by(traced(log, "underpass-agent"), &[])
+    }
+
+    /// The same where only this many files may be open, unless the agent asks for more.
+    pub fn start_agent_with_few_files(&mut self, files: usize) -> u32 {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -S -n {files} && exec \"$0\" \"$@\"")).arg(binary("underpass-agent"));
+        self.start_agent_by(command, &[])
+    }
+
     fn start_agent_by(&mut self, mut command: Command, arguments: &[&std::ffi::OsStr]) -> u32 {
         command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml"));
         command.arg("--agent-socket").arg(self.agent_socket()).arg("--zds-socket").arg(self.zds_socket());
@@ -180,6 +192,14 @@ impl Drop for Node {
     }
 }
 
+/// A command that runs a built program under strace. The program is the child itself, and strace a child of its own, so
+/// that both end when the program is killed.
+pub fn traced(log: &Path, program: &str) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-s", "4096", "-e", "trace=execve,execveat", "-o"]).arg(log).arg(binary(program));
+    command
+}
+
 /// How many files a process has open, and how many network namespaces and sockets are among them.
 pub fn open_files(pid: u32) -> (usize, usize, usize) {
     let links: Vec<String> = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"))
@@ -190,4 +210,13 @@ pub fn open_files(pid: u32) -> (usize, usize, usize) {
         .collect();
     let of = |prefix: &str| links.iter().filter(|l| l.starts_with(prefix)).count();
     (links.len(), of("net:"), of("socket:"))
+}
+
+/// What a process has open when nothing closes any more.
+pub fn settled(pid: u32) -> (usize, usize, usize) {
+    let mut last = (0, 0, 0);
+    until("the process is quiet", || {
+        let now = open_files(pid);
+        (std::mem::replace(&mut last, now) == now).then_some(now)
+    })
 }

@@ -7,7 +7,7 @@ use std::process::Output;
 use handoff::{FromAgent, FromPlugin};
 use serde_json::{Value, json};
 use underpass_tests::cni::{Call, FakeAgent, config, path_of};
-use underpass_tests::node::{MESH, Node, open_files};
+use underpass_tests::node::{MESH, Node, open_files, settled};
 use underpass_tests::players::{FakeProxy, PlayedPlugin, Relay, ended, hello};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::Wire;
@@ -164,15 +164,6 @@ fn a_proxy_killed_at_any_step_of_an_add_is_followed_by_the_next_one() {
     nothing_is_left(&node, &wire);
     node.start_ready_proxy();
     fine(&call("ADD", &node, &wire).run());
-}
-
-/// What a process has open when nothing closes any more.
-fn settled(pid: u32) -> (usize, usize, usize) {
-    let mut last = (0, 0, 0);
-    until("the process is quiet", || {
-        let now = open_files(pid);
-        (std::mem::replace(&mut last, now) == now).then_some(now)
-    })
 }
 
 #[test]
