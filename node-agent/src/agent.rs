@@ -8,11 +8,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use handoff::Attachment;
 use mesh::Mesh;
-use netns::NetNsId;
+use netns::{NetNs, NetNsId};
 use tokio::sync::Notify;
 use zds::Request;
 
 use crate::capture_choice::Choice;
+use crate::joining::Joining;
 use crate::metrics::{Metrics, Outcome, State};
 use crate::plan::PlanDefaults;
 use crate::pods::{Enrolled, Pods, Skipped, find_again};
@@ -30,6 +31,7 @@ pub(crate) struct Agent {
     mesh: RefCell<Arc<Mesh>>,
     pub(crate) pods: RefCell<Pods>,
     pub(crate) proxies: Proxies,
+    pub(crate) joining: Joining,
     pub(crate) metrics: Metrics,
     pub(crate) verifier: RefCell<Verifier>,
     /// How this node captures.
@@ -57,6 +59,7 @@ impl Agent {
             mesh: RefCell::new(Arc::new(mesh)),
             pods: RefCell::default(),
             proxies: Proxies::default(),
+            joining: Joining::default(),
             metrics: Metrics::new(),
             verifier: RefCell::default(),
             capture,
@@ -75,7 +78,7 @@ impl Agent {
                 tracing::warn!(uid = record.uid, "the pod's namespace is not found; proxies that have it keep it");
             }
             let (uid, leaving) = (record.uid.clone(), record.leaving);
-            self.pods.borrow_mut().enrol(Enrolled { record, netns });
+            self.pods.borrow_mut().enrol(Enrolled { record, netns, joined: true });
             if !leaving {
                 verifier::look_after(self, &uid);
             }
@@ -101,15 +104,23 @@ impl Agent {
         self.membership.notify_one();
     }
 
-    /// A pod joins: remembered on disk before anybody relies on it.
-    pub(crate) fn enrol(&self, pod: Enrolled) -> Result<(), Refusal> {
-        let attachment = pod.record.attachment.clone();
+    /// A pod is about to join: every proxy is told of it. What had its attachment before has gone.
+    pub(crate) fn joins(&self, pod: Enrolled) {
+        let attachment = &pod.record.attachment;
+        let another =
+            self.pods.borrow().enrolled().any(|p| p.record.attachment == *attachment && p.record.uid != pod.record.uid);
+        if another {
+            self.remove(attachment);
+        }
         self.pods.borrow_mut().enrol(pod);
-        let saved = self.save().inspect_err(|_| {
-            self.pods.borrow_mut().remove(&attachment);
-        });
         self.count_pods();
-        saved.map_err(Refusal::State)
+    }
+
+    /// A pod has joined: remembered on disk before anybody relies on it.
+    pub(crate) fn enrol(&self, pod: Enrolled) -> Result<(), Refusal> {
+        self.pods.borrow_mut().enrol(pod);
+        self.count_pods();
+        self.save().map_err(Refusal::State)
     }
 
     /// A pod is outside.
@@ -119,15 +130,17 @@ impl Agent {
         self.count_pods();
     }
 
-    /// An attachment goes away, and the proxies forget the pod.
-    pub(crate) fn remove(&self, attachment: &Attachment) {
+    /// An attachment goes away, and the proxies forget the pod. Returns its namespace, if it is still there.
+    pub(crate) fn remove(&self, attachment: &Attachment) -> Option<Rc<NetNs>> {
         let removed = self.pods.borrow_mut().remove(attachment);
+        let netns = removed.as_ref().and_then(|p| p.netns.clone());
         if let Some(pod) = removed {
             self.verifier.borrow_mut().forget(&pod.record.uid);
             self.proxies.ask_all(&Request::Del { uid: pod.record.uid }, None);
         }
         self.save_or_tell();
         self.count_pods();
+        netns
     }
 
     /// Where nobody waits who could be told that the state is not on disk.
@@ -163,7 +176,8 @@ impl Agent {
 
     fn save(&self) -> std::io::Result<()> {
         let pods = self.pods.borrow();
-        self.state.save(pods.enrolled().map(|p| p.record.clone()).collect(), pods.skipped().cloned().collect())
+        let joined = pods.enrolled().filter(|p| p.joined).map(|p| p.record.clone());
+        self.state.save(joined.collect(), pods.skipped().cloned().collect())
     }
 
     pub(crate) fn count_pods(&self) {

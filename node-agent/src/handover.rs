@@ -16,6 +16,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
+use crate::joining::Subject;
 use crate::plan::{look_for_istio, plan_for};
 use crate::pods::{Enrolled, Record, Skipped};
 use crate::proxies::Taken;
@@ -83,12 +84,15 @@ async fn attend(agent: Rc<Agent>, socket: AsyncSeqPacket) {
             }
         }
         Ok(Ok(None)) => {}
-        Ok(Err(e)) => tracing::warn!("a plugin's message could not be received: {e}"),
+        Ok(Err(e)) => {
+            tracing::warn!("a plugin's message could not be received: {e}");
+            let _ = send(&socket, &Refusal::Protocol(e.to_string()).message()).await; // a plugin that has gone cannot be told
+        }
         Err(_) => tracing::warn!("a plugin connected and said nothing"),
     }
 }
 
-async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut packet: Packet) -> Result<(), Refusal> {
+async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, packet: Packet) -> Result<(), Refusal> {
     let started = Instant::now();
     let same = |version: u32| {
         let ours = handoff::VERSION;
@@ -98,7 +102,8 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut packet: Packet) -
     match parse(&packet)? {
         FromPlugin::Add { version, attachment, pod, addresses, annotations, netns_path, deadline_ms, .. } => {
             same(version)?;
-            let fd = packet.fds.pop().ok_or_else(|| Refusal::NetNs("no descriptor came with the pod".to_owned()))?;
+            let one = |fds: Vec<_>| Refusal::NetNs(format!("{} descriptors came with the pod, not one", fds.len()));
+            let [fd] = <[_; 1]>::try_from(packet.fds).map_err(one)?;
             let netns = Rc::new(NetNs::from_fd(fd).map_err(|e| Refusal::NetNs(e.to_string()))?);
             let limit = Duration::from_millis(deadline_ms).saturating_sub(MARGIN);
             let deadline = started + limit.min(Duration::from_secs(600));
@@ -107,7 +112,7 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut packet: Packet) -
         }
         FromPlugin::Del { version, attachment, .. } => {
             same(version)?;
-            agent.remove(&attachment);
+            leave(agent, &attachment);
             send(socket, &FromAgent::Gone).await
         }
         FromPlugin::Check { version, attachment, pod } => {
@@ -150,6 +155,9 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
     }
     let mut plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, &presented.annotations)?;
     look_for_istio(&mut plan, &presented.netns)?;
+    let uid = presented.pod.uid.clone().unwrap_or_else(|| workload.uid.clone());
+    let subject = Subject { attachment: presented.attachment.clone(), uid, netns: presented.netns.id() };
+    let _turn = agent.joining.begin(subject).ok_or(Refusal::Busy)?;
     let enrolled = enrol(agent, socket, &presented, &workload, plan, decision.reason).await;
     if let Err(refusal) = &enrolled {
         tracing::debug!("undoing the enrolment of {namespace}/{name}: {refusal}");
@@ -180,15 +188,19 @@ async fn check(agent: &Agent, attachment: &Attachment, pod: &PodRef) -> Result<F
 /// Forgets every attachment that the runtime does not name, and takes its rules back where its namespace is still there.
 fn collect_garbage(agent: &Agent, valid: &[Attachment]) {
     let stale: Vec<Enrolled> =
-        agent.pods.borrow().enrolled().filter(|p| !valid.contains(&p.record.attachment)).cloned().collect();
+        agent.pods.borrow().enrolled().filter(|p| p.joined && !valid.contains(&p.record.attachment)).cloned().collect();
     for pod in stale {
         tracing::info!(uid = pod.record.uid, "the runtime does not know this pod any more");
-        agent.remove(&pod.record.attachment);
-        if let Some(netns) = &pod.netns {
-            undo(netns);
-        }
+        leave(agent, &pod.record.attachment);
     }
     agent.pods.borrow_mut().forget_skipped(valid);
+}
+
+/// Forgets an attachment, and takes its rules back where its namespace is still there.
+fn leave(agent: &Agent, attachment: &Attachment) {
+    if let Some(netns) = agent.remove(attachment) {
+        undo(&netns);
+    }
 }
 
 /// From the plan to Ready; the caller undoes everything when this fails.
@@ -220,20 +232,21 @@ async fn enrol(
         leaving: false,
     };
     let uid = record.uid.clone();
-    let pod = Enrolled { record, netns: Some(presented.netns.clone()) };
+    let pod = Enrolled { record, netns: Some(presented.netns.clone()), joined: false };
     let request = pod.request();
     if !request.fits() {
         return Err(Refusal::Names(format!("uid {uid:?} and the names of the pod are too long")));
     }
     let mut answers = agent.proxies.await_answers(&uid);
     let served = async {
-        agent.enrol(pod)?;
+        agent.joins(pod.clone());
         agent.proxies.ask_all(&request, Some(&presented.netns));
         served(agent, socket, &mut answers, presented).await
     };
     let served = served.await;
     agent.proxies.stop_waiting(&uid);
     served?;
+    agent.enrol(Enrolled { joined: true, ..pod })?;
     send(socket, &FromAgent::Ready).await?;
     verifier::look_after(agent, &uid);
     let took = presented.started.elapsed();

@@ -9,6 +9,7 @@ mod capture_choice;
 mod exceptions;
 mod handover;
 mod install;
+mod joining;
 mod membership;
 mod metrics;
 mod plan;

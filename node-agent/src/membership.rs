@@ -39,7 +39,7 @@ pub(crate) async fn keep(agent: Rc<Agent>) {
 async fn look_at_all(agent: &Rc<Agent>) -> bool {
     let (enrolled, outside): (Vec<Enrolled>, Vec<Skipped>) = {
         let pods = agent.pods.borrow();
-        (pods.enrolled().cloned().collect(), pods.skipped().cloned().collect())
+        (pods.enrolled().filter(|p| p.joined).cloned().collect(), pods.skipped().cloned().collect())
     };
     let mut pending = false;
     for pod in outside {
@@ -107,7 +107,7 @@ async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reas
         leaving: false,
     };
     let uid = record.uid.clone();
-    let mut enrolled = Enrolled { record, netns: Some(netns.clone()) };
+    let mut enrolled = Enrolled { record, netns: Some(netns.clone()), joined: true };
     let undo = |refusal| {
         agent.proxies.ask_all(&Request::Del { uid: uid.clone() }, None);
         refusal

@@ -17,6 +17,9 @@ pub(crate) struct Enrolled {
     pub(crate) record: Record,
     /// Its namespace; none when it could not be found again after a restart.
     pub(crate) netns: Option<Rc<NetNs>>,
+    /// Whether its ADD has come to its end. Until then it is not remembered on disk: should the agent die, the ADD has
+    /// failed, and the next agent must not take the pod for one of its own.
+    pub(crate) joined: bool,
 }
 
 /// What is remembered about an enrolled pod across restarts.

@@ -39,6 +39,8 @@ pub(crate) enum Refusal {
     Names(String),
     #[error("no proxy is connected")]
     NoProxy,
+    #[error("another ADD of this pod, container or namespace is under way")]
+    Busy,
     #[error("{0}")]
     NotEnrolled(String),
     /// The plugin has gone; nobody is there to be told.
@@ -62,6 +64,7 @@ impl Refusal {
             Self::Foreign(_) => &codes::FOREIGN,
             Self::Annotation(_) => &codes::ANNOTATION,
             Self::Names(_) => &codes::NAMES,
+            Self::Busy => &codes::BUSY,
         }
     }
 

@@ -4,13 +4,14 @@
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use handoff::{FromAgent, FromPlugin};
 use netns::NetNs;
-use netns::seqpacket::{SeqPacket, SeqPacketListener};
+use netns::seqpacket::{Packet, SeqPacket, SeqPacketListener};
 use serde_json::{Value, json};
 
 use crate::binaries::binary;
@@ -49,12 +50,48 @@ impl Call {
 
     /// Starts the plugin and gives it its input.
     pub fn start(&self) -> Child {
-        let mut command = Command::new(binary("underpass-cni"));
-        command.env_clear().envs(self.env.iter().map(|(n, v)| (*n, v)));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = netns::process::die_with_parent(&mut command).spawn().unwrap();
+        let mut child = self.start_without_input();
         let _ = child.stdin.take().unwrap().write_all(&self.stdin);
         child
+    }
+
+    /// Starts the plugin, which reads its input before it does anything else.
+    pub fn start_without_input(&self) -> Child {
+        self.prepare().spawn().unwrap()
+    }
+
+    /// Starts the plugin in a namespace that is the node's own.
+    pub fn run_in(&self, node: &NetNs) -> Output {
+        let mut command = self.prepare();
+        let mut child = netns::process::in_netns(&mut command, node).unwrap().spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs the plugin as another user, from a copy that this user can reach.
+    pub fn run_as(&self, uid: u32, copy: &Path) -> Output {
+        std::fs::copy(binary("underpass-cni"), copy).unwrap();
+        let mut child = self.prepared(Command::new(copy)).uid(uid).spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs the plugin under strace, which writes every start of a program to `log`.
+    pub fn run_traced(&self, log: &Path) -> Output {
+        let mut child = self.prepared(crate::node::traced(log, "underpass-cni")).spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        child.wait_with_output().unwrap()
+    }
+
+    fn prepare(&self) -> Command {
+        self.prepared(Command::new(binary("underpass-cni")))
+    }
+
+    fn prepared(&self, mut command: Command) -> Command {
+        command.env_clear().envs(self.env.iter().map(|(n, v)| (*n, v)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        netns::process::die_with_parent(&mut command);
+        command
     }
 
     /// Runs the plugin to its end.
@@ -122,20 +159,30 @@ impl Drop for FakeAgent {
 pub struct Plugin(SeqPacket);
 
 impl Plugin {
+    /// The next message as it is; `None` when the plugin has gone.
+    pub fn packet(&self) -> Option<Packet> {
+        self.0.recv().unwrap()
+    }
+
     /// The next message, and the namespace that came with it; `None` when the plugin has gone.
     pub fn receive(&self) -> Option<(FromPlugin, Option<NetNs>)> {
-        let mut packet = self.0.recv().unwrap()?;
+        let mut packet = self.packet()?;
         let netns = packet.fds.pop().map(|fd| NetNs::from_fd(fd).unwrap());
         Some((serde_json::from_slice(&packet.data).unwrap(), netns))
     }
 
     /// Answers.
     pub fn send(&self, message: &FromAgent) {
-        self.0.send(&serde_json::to_vec(message).unwrap(), None).unwrap();
+        self.send_bytes(&serde_json::to_vec(message).unwrap());
+    }
+
+    /// Answers with bytes.
+    pub fn send_bytes(&self, bytes: &[u8]) {
+        self.0.send(bytes, None).unwrap();
     }
 
     /// Sends bytes that are no message.
     pub fn send_garbage(&self) {
-        self.0.send(b"\xff{", None).unwrap();
+        self.send_bytes(b"\xff{");
     }
 }

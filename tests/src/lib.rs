@@ -12,6 +12,7 @@ pub mod listener;
 pub mod name_server;
 pub mod node;
 pub mod places;
+pub mod players;
 pub mod sandbox;
 pub mod scene;
 pub mod sniffer;

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use netns::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rtnetlink::LinkUnspec;
+use serde_json::Value;
 
 use crate::binaries::binary;
 use crate::sandbox::until;
@@ -51,7 +54,33 @@ impl Node {
 
     /// The same with more arguments.
     pub fn start_agent_with(&mut self, arguments: &[&std::ffi::OsStr]) -> u32 {
-        let mut command = Command::new(binary("underpass-agent"));
+        let command = Command::new(binary("underpass-agent"));
+        self.start_agent_by(command, arguments)
+    }
+
+    /// The same with a disk of this many KiB for its state, which is seen by the agent alone and ends with it.
+    pub fn start_agent_on_small_disk(&mut self, kib: usize) -> u32 {
+        let state = self.file("state");
+        fs::create_dir_all(&state).unwrap();
+        let script = format!("mount -t tmpfs -o size={kib}k none '{}' && exec \"$0\" \"$@\"", state.display());
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]).arg(script).arg(binary("underpass-agent"));
+        self.start_agent_by(command, &[])
+    }
+
+    /// The same with strace, which writes every start of a program to `log`.
+    pub fn start_agent_traced(&mut self, log: &Path) -> u32 {
+        self.start_agent_by(traced(log, "underpass-agent"), &[])
+    }
+
+    /// The same where only this many files may be open, unless the agent asks for more.
+    pub fn start_agent_with_few_files(&mut self, files: usize) -> u32 {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -S -n {files} && exec \"$0\" \"$@\"")).arg(binary("underpass-agent"));
+        self.start_agent_by(command, &[])
+    }
+
+    fn start_agent_by(&mut self, mut command: Command, arguments: &[&std::ffi::OsStr]) -> u32 {
         command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml"));
         command.arg("--agent-socket").arg(self.agent_socket()).arg("--zds-socket").arg(self.zds_socket());
         command.arg("--state-dir").arg(self.file("state")).args(arguments);
@@ -109,6 +138,26 @@ impl Node {
         }
     }
 
+    /// Kills one of the node's processes, as SIGKILL does.
+    pub fn kill(&mut self, pid: u32) {
+        let index = self.children.iter().position(|c| c.id() == pid).expect("a process of this node");
+        let mut child = self.children.remove(index);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    /// Stops one of the node's processes in the middle of whatever it does, or lets it go on.
+    pub fn freeze(&self, pid: u32, frozen: bool) {
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+    }
+
+    /// What the agent says of its pods.
+    pub fn pods(&self) -> Vec<Value> {
+        let status = self.get("127.0.0.1:15014", "/status").unwrap().1;
+        serde_json::from_str::<Value>(&status).unwrap()["pods"].as_array().unwrap().clone()
+    }
+
     /// A file in the node's folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -153,6 +202,14 @@ impl Drop for Node {
     }
 }
 
+/// A command that runs a built program under strace. The program is the child itself, and strace a child of its own, so
+/// that both end when the program is killed.
+pub fn traced(log: &Path, program: &str) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-s", "4096", "-e", "trace=execve,execveat", "-o"]).arg(log).arg(binary(program));
+    command
+}
+
 /// How many files a process has open, and how many network namespaces and sockets are among them.
 pub fn open_files(pid: u32) -> (usize, usize, usize) {
     let links: Vec<String> = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"))
@@ -163,4 +220,13 @@ pub fn open_files(pid: u32) -> (usize, usize, usize) {
         .collect();
     let of = |prefix: &str| links.iter().filter(|l| l.starts_with(prefix)).count();
     (links.len(), of("net:"), of("socket:"))
+}
+
+/// What a process has open when nothing closes any more.
+pub fn settled(pid: u32) -> (usize, usize, usize) {
+    let mut last = (0, 0, 0);
+    until("the process is quiet", || {
+        let now = open_files(pid);
+        (std::mem::replace(&mut last, now) == now).then_some(now)
+    })
 }

@@ -11,10 +11,10 @@ use netns::seqpacket::SeqPacket;
 use serde_json::{Value, json};
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::node::{MESH, Node, open_files};
+use underpass_tests::players::FakeProxy;
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::Wire;
-use zds::message::{Payload, WorkloadRequest};
-use zds::{codec, proxy};
+use zds::message::Payload;
 
 const ADDRESSES: [&str; 2] = ["10.78.0.1/24", "fd78::1/64"];
 
@@ -39,29 +39,6 @@ fn rules_are_gone(wire: &Wire) -> bool {
 
 fn status(node: &Node) -> Value {
     serde_json::from_str(&node.get("127.0.0.1:15014", "/status").unwrap().1).unwrap()
-}
-
-/// A proxy that says what the test wants.
-struct FakeProxy(SeqPacket);
-
-impl FakeProxy {
-    fn connect(node: &Node) -> Self {
-        let socket = SeqPacket::connect(node.zds_socket()).unwrap();
-        socket.set_timeout(Duration::from_secs(5)).unwrap();
-        socket.send(&proxy::hello().unwrap(), None).unwrap();
-        Self(socket)
-    }
-
-    /// The next request, and whether a descriptor came with it.
-    fn next(&self) -> (Payload, usize) {
-        let packet = self.0.recv().unwrap().unwrap();
-        let request: WorkloadRequest = codec::decode(&packet.data, codec::MAX_REQUEST).unwrap();
-        (request.payload.unwrap(), packet.fds.len())
-    }
-
-    fn answer(&self, outcome: Result<(), &str>) {
-        self.0.send(&proxy::answer(outcome).unwrap(), None).unwrap();
-    }
 }
 
 #[test]

@@ -103,6 +103,7 @@ impl Environment {
         if !missing.is_empty() {
             return Err(EnvironmentError::Missing(missing));
         }
+        check_netns(&netns)?;
         check_container_id(&container_id)?;
         check_ifname(&ifname)?;
         let kubernetes = KubernetesArgs::parse(&get("CNI_ARGS").unwrap_or_default());
@@ -146,6 +147,15 @@ fn check_container_id(id: &str) -> Result<(), EnvironmentError> {
     Err(EnvironmentError::Invalid { variable: "CNI_CONTAINERID", value: id.to_owned(), expected })
 }
 
+/// The agent finds the namespace again by this path, from a folder of its own.
+fn check_netns(path: &str) -> Result<(), EnvironmentError> {
+    if path.starts_with('/') {
+        return Ok(());
+    }
+    let expected = "an absolute path";
+    Err(EnvironmentError::Invalid { variable: "CNI_NETNS", value: path.to_owned(), expected })
+}
+
 fn check_ifname(name: &str) -> Result<(), EnvironmentError> {
     let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
     if name.len() <= 15 && name != "." && name != ".." && !name.contains(forbidden) {
@@ -179,6 +189,7 @@ mod tests {
             assert!(check_ifname(bad).is_err(), "{bad:?}");
         }
         assert!(check_ifname("fifteen-bytes-x").is_ok());
+        assert!(check_netns("run/netns/x").is_err() && check_netns("/run/netns/x").is_ok());
     }
 
     #[test]

@@ -86,4 +86,9 @@ codes! {
         cause: "istio-cni is chained beside Underpass on this node, or was, when the pod joined.",
         next_step: "Take istio-cni out of this node; or start the agent with --adopt-istio, which replaces such rules.",
     }
+    BUSY = "UP-AGENT-020" {
+        what: "Another ADD of this pod has not ended yet.",
+        cause: "The runtime called again before the first call had returned.",
+        next_step: "None; the runtime tries again by itself.",
+    }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -71,7 +72,9 @@ impl NetNs {
     /// [`NetNsError::Open`], [`NetNsError::NotANamespace`] or [`NetNsError::NotNetwork`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, NetNsError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| NetNsError::Open { path: path.to_path_buf(), source })?;
+        // Without waiting: whoever names a FIFO gets an error, too.
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|source| NetNsError::Open { path: path.to_path_buf(), source })?;
         Self::checked(file.into(), || path.display().to_string())
     }
 

@@ -4,15 +4,15 @@
 //! no framing to get wrong, and a descriptor arrives with exactly the message it belongs to.
 
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
-    connect, getsockopt, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
+    listen, sendmsg, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -182,19 +182,7 @@ fn inode_of(path: &Path) -> io::Result<u64> {
 
 fn recv_packet(fd: &OwnedFd, limit: usize) -> io::Result<Option<Packet>> {
     let mut data = vec![0u8; limit];
-    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 4]);
-    let (len, truncated, fds) = {
-        let mut iov = [IoSliceMut::new(&mut data)];
-        let msg = recvmsg::<()>(fd.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let mut fds = Vec::new();
-        for c in msg.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = c {
-                // SAFETY: the kernel has just installed these descriptors for this message; each is taken once.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        (msg.bytes, msg.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC), fds)
-    };
+    let (len, truncated, fds) = recv_with_descriptors(fd, &mut data)?;
     if truncated {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was too large and was cut off"));
     }
@@ -203,6 +191,37 @@ fn recv_packet(fd: &OwnedFd, limit: usize) -> io::Result<Option<Packet>> {
     }
     data.truncate(len);
     Ok(Some(Packet { data, fds }))
+}
+
+/// One recvmsg(2): how many bytes, whether anything was cut off, and every descriptor that has been installed here. nix's
+/// own call hides the descriptors of a message that was cut off, which then stay open for ever.
+fn recv_with_descriptors(fd: &OwnedFd, data: &mut [u8]) -> io::Result<(usize, bool, Vec<OwnedFd>)> {
+    const ROOM: usize = 4; // descriptors; what does not fit is never installed
+    let mut control = nix::cmsg_space!([RawFd; ROOM]);
+    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    // SAFETY: msghdr is plain data, for which all zeros mean "nothing there".
+    let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
+    (msg.msg_iov, msg.msg_iovlen) = (&raw mut iov, 1);
+    (msg.msg_control, msg.msg_controllen) = (control.as_mut_ptr().cast(), control.capacity() as _);
+    // SAFETY: every pointer in `msg` is to a live buffer of the length that stands beside it.
+    let len = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut msg, libc::MSG_CMSG_CLOEXEC) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled `control` with whole headers and set msg_controllen to where they end; each
+    // descriptor in them has just been installed for this message, and is taken once.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const msg);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let bytes = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let first = libc::CMSG_DATA(header).cast::<RawFd>();
+                let installed = (0..bytes / size_of::<RawFd>()).map(|i| first.add(i).read_unaligned());
+                fds.extend(installed.map(|fd| OwnedFd::from_raw_fd(fd)));
+            }
+            header = libc::CMSG_NXTHDR(&raw const msg, header);
+        }
+    }
+    Ok((len, msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0, fds))
 }
 
 fn peer_credentials(fd: &OwnedFd) -> io::Result<PeerCredentials> {
@@ -348,6 +367,24 @@ mod tests {
         assert_eq!((second.data.as_slice(), second.fds.len()), (&b"two"[..], 0));
         drop(a);
         assert!(b.recv().unwrap().is_none());
+    }
+
+    #[test]
+    fn descriptors_of_a_message_that_is_cut_off_are_closed() {
+        let (a, b) = SeqPacket::pair().unwrap();
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        for count in [3, 100] {
+            let raw = vec![writer.as_raw_fd(); count];
+            let control = [ControlMessage::ScmRights(&raw)];
+            let sent = sendmsg::<()>(a.0.as_raw_fd(), &[IoSlice::new(b"x")], &control, MsgFlags::empty(), None);
+            assert_eq!(sent, Ok(1));
+            match b.recv() {
+                Ok(packet) => assert_eq!(packet.unwrap().fds.len(), 3),
+                Err(e) => assert_eq!((e.kind(), count), (io::ErrorKind::InvalidData, 100)),
+            }
+        }
+        drop(writer);
+        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "no copy of the writing end is open any more");
     }
 
     #[test]
