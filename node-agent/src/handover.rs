@@ -143,8 +143,10 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
         Enrolment::Skip => {
             tracing::info!(namespace, name, "stays outside the mesh: {}", decision.reason);
             agent.count_enrolment("skipped");
-            agent.skip(presented.outside(decision.reason.clone()));
-            return send(socket, &FromAgent::Skip { reason: decision.reason }).await;
+            // The pod waits for the answer, not for the disk.
+            let answered = send(socket, &FromAgent::Skip { reason: decision.reason.clone() }).await;
+            agent.skip(presented.outside(decision.reason));
+            return answered;
         }
         Enrolment::Unknown => return Err(Refusal::UnknownPod(decision.reason)),
         Enrolment::Enrol(workload) => workload,

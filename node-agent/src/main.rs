@@ -28,6 +28,7 @@ use std::rc::Rc;
 use anyhow::Context;
 use clap::Parser;
 use netns::seqpacket::AsyncSeqPacketListener;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -52,8 +53,18 @@ fn main() -> anyhow::Result<()> {
         Some(Verb::Uninstall { folders, state_dir }) => return install::uninstall(&folders, &state_dir),
         None => {}
     }
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, run(args.run))
+}
+
+/// Every pod takes three descriptors, and a runtime may start us with a soft limit of 1024.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("the limit of open files cannot be raised: {e}");
+    }
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::pods::{Record, Skipped};
 
 const FILE: &str = "pods.json";
+const VERSION: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -20,6 +21,12 @@ struct State {
     /// Pods outside the mesh, which may be told to join.
     #[serde(default)]
     outside: Vec<Skipped>,
+}
+
+/// What every version of the file has.
+#[derive(Debug, Deserialize)]
+struct Header {
+    version: u32,
 }
 
 /// The folder that holds the state.
@@ -44,6 +51,15 @@ impl StateDir {
                 return Default::default();
             }
         };
+        if let Ok(Header { version }) = serde_json::from_slice(&bytes)
+            && version != VERSION
+        {
+            self.keep_aside(
+                "pods.other-version.json",
+                &format!("was written by an agent of version {version} of the format"),
+            );
+            return Default::default();
+        }
         match serde_json::from_slice::<State>(&bytes) {
             Ok(state) if state.boot_id == boot_id() => (state.pods, state.outside),
             Ok(_) => {
@@ -51,22 +67,21 @@ impl StateDir {
                 Default::default()
             }
             Err(e) => {
-                let aside = self.0.join("pods.damaged.json");
-                tracing::error!(
-                    "{}: {} is damaged ({e}) and is kept as {}",
-                    error_code::agent::STATE,
-                    path.display(),
-                    aside.display()
-                );
-                let _ = fs::rename(&path, aside);
+                self.keep_aside("pods.damaged.json", &format!("is damaged ({e})"));
                 Default::default()
             }
         }
     }
 
+    fn keep_aside(&self, name: &str, why: &str) {
+        let (path, aside) = (self.0.join(FILE), self.0.join(name));
+        tracing::error!("{}: {} {why} and is kept as {}", error_code::agent::STATE, path.display(), aside.display());
+        let _ = fs::rename(&path, aside); // what cannot be renamed is overwritten by the next pod's state
+    }
+
     /// Writes all pods: a new file, flushed, that takes the old one's place.
     pub(crate) fn save(&self, pods: Vec<Record>, outside: Vec<Skipped>) -> io::Result<()> {
-        let state = State { version: 1, boot_id: boot_id(), pods, outside };
+        let state = State { version: VERSION, boot_id: boot_id(), pods, outside };
         let staged = self.0.join("pods.json.new");
         let mut file = File::create(&staged)?;
         file.write_all(&serde_json::to_vec_pretty(&state)?)?;

@@ -118,3 +118,16 @@ pub fn flush_rules(netns: &NetNs) {
         });
     }
 }
+
+/// A mesh of pods that differ only in their names and node-local wires.
+pub fn many(count: usize) -> (String, Vec<Wire>) {
+    let mut mesh =
+        "namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }]\nworkloads:\n".to_owned();
+    for index in 0..count {
+        // All wires have the same addresses, so each pod is said to be in a network of its own.
+        mesh += &format!(
+            "  - {{ name: p{index}, namespace: default, network: n{index}, node: node, workloadIps: [10.78.0.1, \"fd78::1\"] }}\n"
+        );
+    }
+    (mesh, (0..count).map(|_| Wire::new()).collect())
+}

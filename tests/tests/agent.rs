@@ -13,7 +13,7 @@ use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::node::{MESH, Node, open_files};
 use underpass_tests::players::FakeProxy;
 use underpass_tests::sandbox::until;
-use underpass_tests::wire::Wire;
+use underpass_tests::wire::{Wire, many};
 use zds::message::Payload;
 
 const ADDRESSES: [&str; 2] = ["10.78.0.1/24", "fd78::1/64"];
@@ -388,19 +388,6 @@ fn two_proxies_are_told_of_every_pod_and_one_that_serves_it_is_enough() {
     for proxy in [&old, &new] {
         assert!(matches!(proxy.next(), (Payload::Del(_), 0)));
     }
-}
-
-/// A mesh of pods that differ only in their names and node-local wires.
-fn many(count: usize) -> (String, Vec<Wire>) {
-    let mut mesh =
-        "namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }]\nworkloads:\n".to_owned();
-    for index in 0..count {
-        // All wires have the same addresses, so each pod is said to be in a network of its own.
-        mesh += &format!(
-            "  - {{ name: p{index}, namespace: default, network: n{index}, node: node, workloadIps: [10.78.0.1, \"fd78::1\"] }}\n"
-        );
-    }
-    (mesh, (0..count).map(|_| Wire::new()).collect())
 }
 
 fn add_numbered(node: &Node, wire: &Wire, index: usize) -> Call {
