@@ -52,11 +52,17 @@ impl Sandbox {
 
     /// Starts one with a mesh of the test's own.
     pub fn up_with(name: &str, mesh: &str) -> Self {
+        Self::up_in(name, mesh, &[])
+    }
+
+    /// The same, with more in the environment of all its processes.
+    pub fn up_in(name: &str, mesh: &str, environment: &[(&str, &str)]) -> Self {
         let folder = crate::folder::folder(name);
         fs::write(folder.join("mesh.yaml"), mesh).unwrap();
         let log = fs::File::create(folder.join("up.log")).unwrap();
         let mut command = underpass(&folder);
         command.args(["up", "--foreground", "--file"]).arg(folder.join("mesh.yaml"));
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let mut up = netns::process::die_with_parent(&mut command).spawn().unwrap();
         let report = folder.join("box/sandbox.json");

@@ -27,6 +27,9 @@ fn main() {
     if wanted("pods") {
         pods();
     }
+    if wanted("capture") {
+        capture();
+    }
     if wanted("tunnel") {
         tunnel();
     }
@@ -37,61 +40,83 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Wall time of one ADD: from the plugin's start to its end, agent and proxy included.
+/// Wall time of one ADD: from the plugin's start to its end, agent and proxy included; and its parts.
 fn cni() {
+    const ADDS: usize = 200;
     let (mut node, wire) = (Node::new("bench-cni", node::MESH), Wire::new());
     node.start_agent();
     node.start_ready_proxy();
     let addresses = ["10.78.0.1/24", "fd78::1/64"];
     let call = |verb: &str| Call::new(verb, &path_of(&wire.pod), &config(&node.agent_socket(), &addresses));
-    let mut adds = Vec::new();
-    let mut starts = Vec::new();
-    for _ in 0..51 {
-        let begun = Instant::now();
-        assert!(call("VERSION").run().status.success());
-        starts.push(begun.elapsed().as_secs_f64() * 1e3);
-        let begun = Instant::now();
-        let output = call("ADD").run();
-        adds.push(begun.elapsed().as_secs_f64() * 1e3);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        assert!(call("DEL").run().status.success());
+    let outsider = "K8S_POD_NAMESPACE=outside;K8S_POD_NAME=peer";
+    let mut times: [Vec<f64>; 5] = Default::default();
+    for _ in 0..ADDS {
+        times[0].push(timed(|| assert!(call("VERSION").run().status.success())));
+        let skipped = call("ADD").with("CNI_ARGS", Some(outsider)).with("CNI_CONTAINERID", Some("other"));
+        times[1].push(timed(|| assert!(skipped.run().status.success())));
+        times[2].push(timed(|| {
+            let output = call("ADD").run();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        }));
+        times[3].push(timed(|| assert!(call("CHECK").run().status.success())));
+        times[4].push(timed(|| assert!(call("DEL").run().status.success())));
     }
-    println!(
-        "cni     ADD, median of 51: {:.2} ms (start of the process alone: {:.2} ms)",
-        median(adds),
-        median(starts)
-    );
+    let names = [
+        "start and end of the process (VERSION)",
+        "ADD of a pod outside the mesh",
+        "ADD of a mesh pod",
+        "CHECK",
+        "DEL",
+    ];
+    for (name, mut times) in names.into_iter().zip(times) {
+        times.sort_by(f64::total_cmp);
+        println!("cni     {name}: median {:.2} ms, p99 {:.2} ms of {ADDS}", times[ADDS / 2], times[ADDS * 99 / 100]);
+    }
 }
 
-/// Programming one pod's rules, by us and by the programs that others run for the same purpose.
+fn timed(work: impl FnOnce()) -> f64 {
+    let begun = Instant::now();
+    work();
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+/// Programming one pod's rules by each backend, and by the programs that others run for the same purpose.
 fn rules() {
-    let plan = redirect::Plan::for_pod([underpass_tests::wire::POD4, underpass_tests::wire::POD6]);
-    let (mut ours, mut theirs, mut readings) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..21 {
-        let wire = Wire::new();
-        let begun = Instant::now();
-        wire.pod.run(|| redirect::apply(&plan)).unwrap().unwrap();
-        ours.push(begun.elapsed().as_secs_f64() * 1e3);
-        let begun = Instant::now();
-        let observed = wire.pod.run(redirect::read_back).unwrap().unwrap();
-        assert!(redirect::diff(&plan, &observed).is_empty());
-        readings.push(begun.elapsed().as_secs_f64() * 1e3);
-        let wire = Wire::new();
-        let begun = Instant::now();
-        for restore in ["iptables-nft-restore", "ip6tables-nft-restore"] {
-            underpass_tests::iptables::restore(&wire.pod, restore);
+    const TIMES: usize = 21;
+    let apply = |capture, dns| redirect::Plan {
+        capture,
+        dns,
+        ..redirect::Plan::for_pod([underpass_tests::wire::POD4, underpass_tests::wire::POD6])
+    };
+    let mut theirs = Vec::new();
+    let mut ours = vec![(Vec::new(), Vec::new()); redirect::CaptureKind::ALL.len()];
+    for _ in 0..TIMES {
+        for (capture, (applied, read)) in redirect::CaptureKind::ALL.into_iter().zip(&mut ours) {
+            let (wire, plan) = (Wire::new(), apply(capture, false));
+            applied.push(timed(|| drop(wire.pod.run(|| redirect::apply(&plan)).unwrap().unwrap())));
+            read.push(timed(|| {
+                let observed = wire.pod.run(redirect::read_back).unwrap().unwrap();
+                assert!(redirect::diff(&plan, &observed).is_empty());
+            }));
         }
-        theirs.push(begun.elapsed().as_secs_f64() * 1e3);
+        let wire = Wire::new();
+        theirs.push(timed(|| {
+            for restore in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+                underpass_tests::iptables::restore(&wire.pod, restore);
+            }
+        }));
     }
+    let theirs = median(theirs);
     println!(
-        "rules   applied over netlink: {:.2} ms, read back and compared: {:.2} ms",
-        median(ours),
-        median(readings)
+        "rules   Istio's by iptables-nft-restore, without ip rules and routes: {theirs:.2} ms (medians of {TIMES})"
     );
-    println!(
-        "rules   Istio's rules by iptables-nft-restore, without ip rules and routes: {:.2} ms (medians of 21)",
-        median(theirs)
-    );
+    for (capture, (applied, read)) in redirect::CaptureKind::ALL.into_iter().zip(ours) {
+        let (applied, read) = (median(applied), median(read));
+        println!(
+            "rules   {capture:<19} applied {applied:.2} ms ({:.2} of theirs), read back and compared {read:.2} ms",
+            applied / theirs
+        );
+    }
 }
 
 /// Many pods: each ADD, and what it costs to look after all of them while nothing happens.
@@ -171,6 +196,59 @@ struct Path {
 const ROUNDS: usize = 5;
 const BULK: Duration = Duration::from_secs(1);
 const ROUND_TRIPS: usize = 2000;
+
+/// The same load through the same proxies, captured by routing and by NAT, alternating.
+fn capture() {
+    let scenes = ["routed", "nat"].map(|capture| {
+        let sandbox = Sandbox::up_in(
+            &format!("bench-{capture}"),
+            underpass_tests::sandbox::MESH,
+            &[("UNDERPASS_CAPTURE", capture)],
+        );
+        for pod in ["client", "server"] {
+            let reno = || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap();
+            sandbox.pod(pod).run(reno).unwrap();
+        }
+        serve(&sandbox.pod("server"));
+        let to = SocketAddr::new(sandbox.ips("server")[0], 9000);
+        (Path { name: capture, client: sandbox.pod("client"), to }, sandbox)
+    });
+    let mut figures: Vec<[Vec<f64>; 4]> = scenes.iter().map(|_| Default::default()).collect();
+    for _ in 0..ROUNDS {
+        for ((path, _), figures) in scenes.iter().zip(&mut figures) {
+            figures[0].push(round_trip(path));
+            figures[1].push(many_round_trips(path));
+            figures[2].push(connections(path));
+            figures[3].push(throughput(path));
+        }
+    }
+    for ((path, _), figures) in scenes.iter().zip(figures) {
+        let [rr1, rr64, crr, bulk] = figures.map(median);
+        println!(
+            "capture {:<7} round trip {rr1:.1} us, over 64 connections {rr64:.0}/s; {crr:.0} new connections/s; {bulk:.2} Gb/s",
+            path.name
+        );
+    }
+}
+
+/// Round trips a second over 64 connections at once.
+fn many_round_trips(path: &Path) -> f64 {
+    let streams: Vec<TcpStream> = (0..64).map(|_| open(path, b"e")).collect();
+    let until = Instant::now() + BULK;
+    let counts = streams.into_iter().map(|mut stream| {
+        std::thread::spawn(move || {
+            let (mut byte, mut count) = ([1], 0u32);
+            while Instant::now() < until {
+                stream.write_all(&byte).unwrap();
+                stream.read_exact(&mut byte).unwrap();
+                count += 1;
+            }
+            count
+        })
+    });
+    let threads: Vec<_> = counts.collect();
+    threads.into_iter().map(|t| f64::from(t.join().unwrap())).sum::<f64>() / BULK.as_secs_f64()
+}
 
 fn tunnel() {
     // Two pods outside the mesh for plain TCP, over the same wires.
