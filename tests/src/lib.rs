@@ -5,10 +5,14 @@
 
 pub mod binaries;
 pub mod cni;
+pub mod containerd;
 pub mod folder;
 pub mod iptables;
 pub mod listener;
+pub mod machine;
 pub mod node;
+pub mod recorder;
 pub mod sandbox;
+pub mod skip;
 pub mod sniffer;
 pub mod wire;

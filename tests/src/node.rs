@@ -12,6 +12,7 @@ use netns::NetNs;
 use rtnetlink::LinkUnspec;
 
 use crate::binaries::binary;
+use crate::machine::{Machine, children, ended};
 use crate::sandbox::until;
 use crate::wire::configure;
 
@@ -30,6 +31,8 @@ pub struct Node {
     pub netns: NetNs,
     folder: PathBuf,
     children: Vec<Child>,
+    /// How `nsenter` starts the agent in a [`Machine`], if it should run there.
+    inside: Option<Vec<String>>,
 }
 
 impl Node {
@@ -41,7 +44,13 @@ impl Node {
         configure(&netns, async |handle| {
             handle.link().set(LinkUnspec::new_with_index(1).up().build()).execute().await.unwrap();
         });
-        Self { netns, folder, children: Vec::new() }
+        Self { netns, folder, children: Vec::new(), inside: None }
+    }
+
+    /// From now on the agent runs with the processes and mounts of a machine: it finds there, under the paths that a
+    /// runtime gives, what that runtime has mounted. A proxy needs none of that.
+    pub fn run_agent_in(&mut self, machine: &Machine) {
+        self.inside = Some(machine.enter());
     }
 
     /// Starts the agent and waits until it takes pods; returns its process id.
@@ -51,7 +60,11 @@ impl Node {
 
     /// The same with more arguments.
     pub fn start_agent_with(&mut self, arguments: &[&std::ffi::OsStr]) -> u32 {
-        let mut command = Command::new(binary("underpass-agent"));
+        let program = binary("underpass-agent");
+        let mut command = Command::new(if self.inside.is_some() { Path::new("nsenter") } else { &program });
+        if let Some(enter) = &self.inside {
+            command.args(enter).arg(&program);
+        }
         command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml"));
         command.arg("--agent-socket").arg(self.agent_socket()).arg("--zds-socket").arg(self.zds_socket());
         command.arg("--state-dir").arg(self.file("state")).args(arguments);
@@ -89,6 +102,16 @@ impl Node {
         let pid = child.id();
         self.children.push(child);
         pid
+    }
+
+    /// Kills one of the processes that were started here, at once.
+    pub fn kill(&mut self, pid: u32) {
+        let position = self.children.iter().position(|c| c.id() == pid).unwrap();
+        let mut child = self.children.remove(position);
+        let inside = children(pid);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        until("it has ended inside, too", || inside.iter().all(|pid| ended(*pid)).then_some(()));
     }
 
     /// Kills everything that runs on the node, at once.

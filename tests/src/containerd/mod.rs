@@ -1,0 +1,228 @@
+//! A real containerd, as the runtime of a node of a test's own.
+
+#![allow(clippy::disallowed_types)] // containerd and its tool are programs
+
+mod cri;
+mod grpc;
+mod image;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use netns::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::folder;
+use crate::machine::Machine;
+use crate::node::Node;
+use crate::recorder::{self, Recorder};
+use crate::sandbox::{happens, until};
+
+pub use cri::{Cri, PodSandboxConfig};
+pub use grpc::Status;
+pub use image::{IMAGE, PAGE};
+
+/// The programs, and the Debian packages that they come from.
+const NEEDED: [(&str, &str); 5] = [
+    ("/usr/bin/containerd", "containerd"),
+    ("/usr/sbin/runc", "runc"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/usr/lib/cni/host-local", "containernetworking-plugins"),
+    ("/bin/busybox", "busybox-static"),
+];
+
+/// The conflist's file.
+const CONFLIST: &str = "10-bridge.conflist";
+
+/// What is missing for a real containerd on this machine.
+pub fn missing() -> Option<String> {
+    let (program, package) = NEEDED.into_iter().find(|(program, _)| !Path::new(program).exists())?;
+    Some(format!("{program} is missing (Debian package {package})"))
+}
+
+/// A node with containerd, whose pods get the addresses `10.88.0.2`, `fd88::2`, and so on, in the order in which they
+/// are made.
+#[derive(Debug)]
+pub struct Containerd {
+    /// Its client.
+    pub cri: Cri,
+    /// How plugins were called: it stands between `bridge` and Underpass.
+    pub recorder: Recorder,
+    /// Where it runs. Agents run there, too, for they see the namespaces of pods under the paths that containerd gives.
+    pub machine: Machine,
+    folder: PathBuf,
+    cgroup: Cgroup,
+}
+
+impl Containerd {
+    /// Starts one, without Underpass in its conflist yet. At most `pods` pods have an address at a time.
+    pub fn start(node: &Node, pods: u8) -> Self {
+        let folder = node.file("containerd");
+        for part in ["bin", "net.d", "logs"] {
+            fs::create_dir_all(folder.join(part)).unwrap();
+        }
+        for plugin in ["bridge", "host-local", "loopback"] {
+            std::os::unix::fs::symlink(Path::new("/usr/lib/cni").join(plugin), folder.join("bin").join(plugin)).unwrap();
+        }
+        let recorder = Recorder::install(&folder.join("bin"), folder.join("calls"));
+        fs::write(folder.join("net.d").join(CONFLIST), conflist(&folder, pods).to_string()).unwrap();
+        fs::write(folder.join("config.toml"), configuration(&folder)).unwrap();
+        let config = folder.join("config.toml");
+        let program: [&OsStr; 3] = ["containerd".as_ref(), "--config".as_ref(), config.as_ref()];
+        let machine = Machine::start(&node.netns, &folder, &program);
+        let cri = Cri { socket: folder.join("containerd.sock") };
+        let cgroup = Cgroup::new(node);
+        let containerd = Self { cri, recorder, machine, folder, cgroup };
+        containerd.await_answer();
+        containerd.import_image();
+        containerd
+    }
+
+    fn import_image(&self) {
+        let archive = image::archive(&self.folder);
+        let mut ctr = self.machine.command("ctr");
+        ctr.arg("--address").arg(&self.cri.socket).args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+        let output = ctr.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        until("containerd knows the image", || self.cri.has_image(IMAGE).ok()?.then_some(()));
+    }
+
+    fn await_answer(&self) {
+        until("containerd answers", || self.cri.network_configuration().ok());
+    }
+
+    /// Folders of its CNI configurations and plugins.
+    pub fn cni_folders(&self) -> [PathBuf; 2] {
+        ["net.d", "bin"].map(|part| self.folder.join(part))
+    }
+
+    /// Waits until Underpass is in the configuration that containerd has in force, or no longer is.
+    pub fn await_plugin(&self, chained: bool) {
+        until("containerd has read the conflist again", || {
+            let configuration = self.cri.network_configuration().ok()?;
+            (configuration.contains(recorder::TYPE) && configuration.contains("underpass-cni") == chained).then_some(())
+        });
+    }
+
+    /// A pod that can be made.
+    pub fn pod(&self, namespace: &str, name: &str) -> PodSandboxConfig {
+        let (uid, logs) = (format!("uid-{name}"), self.folder.join("logs"));
+        PodSandboxConfig::new(namespace, name, &uid, logs.to_str().unwrap(), &format!("/{}", self.cgroup.0))
+    }
+
+    /// The network namespace of the newest pod, by the path that a plugin was given.
+    pub fn newest_netns(&self) -> NetNs {
+        let calls = self.recorder.calls();
+        let add = calls.iter().rfind(|c| c.verb() == "ADD").unwrap();
+        NetNs::open(self.machine.path(&add.env["CNI_NETNS"])).unwrap()
+    }
+
+    /// Kills containerd, without a word to anybody, and waits for the next one. Containers go on.
+    pub fn restart(&self) {
+        let pid = until("containerd runs", || self.machine.program("containerd"));
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+        until("another containerd runs", || self.machine.program("containerd").filter(|p| *p != pid));
+        self.await_answer();
+    }
+
+    /// Addresses that are taken, as host-local remembers them.
+    pub fn taken_addresses(&self) -> Vec<IpAddr> {
+        let entries = fs::read_dir(self.folder.join("ipam/test")).into_iter().flatten().flatten();
+        entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.folder.join("machine.log")).unwrap_or_default();
+            eprintln!("-- containerd\n{log}-- calls\n{:#?}", self.recorder.calls());
+        }
+    }
+}
+
+fn conflist(folder: &Path, pods: u8) -> Value {
+    let last = 1 + pods;
+    json!({
+        "cniVersion": "1.0.0", // containerd 1.6 knows no later one
+        "name": "test",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": true,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": folder.join("ipam"),
+                    "ranges": [
+                        [{ "subnet": "10.88.0.0/24", "rangeStart": "10.88.0.2", "rangeEnd": format!("10.88.0.{last}") }],
+                        [{ "subnet": "fd88::/64", "rangeStart": "fd88::2", "rangeEnd": format!("fd88::{last:x}") }],
+                    ],
+                    "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+                },
+            },
+            { "type": recorder::TYPE },
+        ],
+    })
+}
+
+/// What differs from the default: places, and what a machine without systemd and without CAP_SYS_RESOURCE needs.
+fn configuration(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        r#"version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs"]
+[grpc]
+address = "{folder}/containerd.sock"
+[ttrpc]
+address = "{folder}/ttrpc.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+restrict_oom_score_adj = true
+disable_apparmor = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{folder}/bin"
+conf_dir = "{folder}/net.d"
+max_conf_num = 1
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "overlayfs"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = false
+Root = "{folder}/runc"
+"#
+    )
+}
+
+/// The name of the control groups in which the containers are. They have no owner that could end, so they are removed
+/// by name: here, or by the next test when this one is killed.
+#[derive(Debug)]
+struct Cgroup(String);
+
+impl Cgroup {
+    fn new(node: &Node) -> Self {
+        let folder = node.file("");
+        Self(folder.file_name().unwrap().to_str().unwrap().to_owned())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let gone = happens(|| {
+            let left = folder::cgroups(|name| name == self.0);
+            left.iter().for_each(|group| folder::remove_cgroup(group));
+            left.is_empty().then_some(())
+        });
+        if gone.is_none() {
+            eprintln!("the control groups {} stay", self.0);
+        }
+    }
+}
