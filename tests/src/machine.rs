@@ -99,8 +99,10 @@ pub fn children(pid: u32) -> Vec<u32> {
     list.split_whitespace().filter_map(|c| c.parse().ok()).collect()
 }
 
-/// Whether a process has ended, even if nobody has asked for its end.
+/// Whether a process has ended, with all of its threads, even if nobody has asked for its end. Its files stay open
+/// until the last thread has gone.
 pub fn ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.is_empty() || stat.contains(") Z ")
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.is_empty() || stat.contains(") Z ") && threads <= 1
 }
