@@ -10,6 +10,7 @@ pub mod folder;
 pub mod iptables;
 pub mod listener;
 pub mod machine;
+pub mod network;
 pub mod node;
 pub mod recorder;
 pub mod sandbox;

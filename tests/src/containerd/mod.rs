@@ -8,18 +8,17 @@ mod image;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use netns::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
 
 use crate::folder;
 use crate::machine::Machine;
+use crate::network::Network;
 use crate::node::Node;
-use crate::recorder::{self, Recorder};
+use crate::recorder;
 use crate::sandbox::{happens, until};
 
 pub use cri::{Cri, PodSandboxConfig};
@@ -35,23 +34,19 @@ const NEEDED: [(&str, &str); 5] = [
     ("/bin/busybox", "busybox-static"),
 ];
 
-/// The conflist's file.
-const CONFLIST: &str = "10-bridge.conflist";
-
 /// What is missing for a real containerd on this machine.
 pub fn missing() -> Option<String> {
     let (program, package) = NEEDED.into_iter().find(|(program, _)| !Path::new(program).exists())?;
     Some(format!("{program} is missing (Debian package {package})"))
 }
 
-/// A node with containerd, whose pods get the addresses `10.88.0.2`, `fd88::2`, and so on, in the order in which they
-/// are made.
+/// A node with containerd.
 #[derive(Debug)]
 pub struct Containerd {
     /// Its client.
     pub cri: Cri,
-    /// How plugins were called: it stands between `bridge` and Underpass.
-    pub recorder: Recorder,
+    /// Its pods' network.
+    pub network: Network,
     /// Where it runs. Agents run there, too, for they see the namespaces of pods under the paths that containerd gives.
     pub machine: Machine,
     folder: PathBuf,
@@ -62,21 +57,16 @@ impl Containerd {
     /// Starts one, without Underpass in its conflist yet. At most `pods` pods have an address at a time.
     pub fn start(node: &Node, pods: u8) -> Self {
         let folder = node.file("containerd");
-        for part in ["bin", "net.d", "logs"] {
-            fs::create_dir_all(folder.join(part)).unwrap();
-        }
-        for plugin in ["bridge", "host-local", "loopback"] {
-            std::os::unix::fs::symlink(Path::new("/usr/lib/cni").join(plugin), folder.join("bin").join(plugin)).unwrap();
-        }
-        let recorder = Recorder::install(&folder.join("bin"), folder.join("calls"));
-        fs::write(folder.join("net.d").join(CONFLIST), conflist(&folder, pods).to_string()).unwrap();
+        fs::create_dir_all(folder.join("logs")).unwrap();
+        let plugins = ["bridge", "host-local", "loopback"].map(|p| Path::new("/usr/lib/cni").join(p));
+        let network = Network::new(&folder, "1.0.0", &plugins, pods); // containerd 1.6 knows no later version
         fs::write(folder.join("config.toml"), configuration(&folder)).unwrap();
         let config = folder.join("config.toml");
         let program: [&OsStr; 3] = ["containerd".as_ref(), "--config".as_ref(), config.as_ref()];
         let machine = Machine::start(&node.netns, &folder, &program);
         let cri = Cri { socket: folder.join("containerd.sock") };
         let cgroup = Cgroup::new(node);
-        let containerd = Self { cri, recorder, machine, folder, cgroup };
+        let containerd = Self { cri, network, machine, folder, cgroup };
         containerd.await_answer();
         containerd.import_image();
         containerd
@@ -95,11 +85,6 @@ impl Containerd {
         until("containerd answers", || self.cri.network_configuration().ok());
     }
 
-    /// Folders of its CNI configurations and plugins.
-    pub fn cni_folders(&self) -> [PathBuf; 2] {
-        ["net.d", "bin"].map(|part| self.folder.join(part))
-    }
-
     /// Waits until Underpass is in the configuration that containerd has in force, or no longer is.
     pub fn await_plugin(&self, chained: bool) {
         until("containerd has read the conflist again", || {
@@ -116,7 +101,7 @@ impl Containerd {
 
     /// The network namespace of the newest pod, by the path that a plugin was given.
     pub fn newest_netns(&self) -> NetNs {
-        let calls = self.recorder.calls();
+        let calls = self.network.recorder.calls();
         let add = calls.iter().rfind(|c| c.verb() == "ADD").unwrap();
         NetNs::open(self.machine.path(&add.env["CNI_NETNS"])).unwrap()
     }
@@ -129,45 +114,15 @@ impl Containerd {
         self.await_answer();
     }
 
-    /// Addresses that are taken, as host-local remembers them.
-    pub fn taken_addresses(&self) -> Vec<IpAddr> {
-        let entries = fs::read_dir(self.folder.join("ipam/test")).into_iter().flatten().flatten();
-        entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
-    }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.folder.join("machine.log")).unwrap_or_default();
-            eprintln!("-- containerd\n{log}-- calls\n{:#?}", self.recorder.calls());
+            eprintln!("-- containerd\n{log}-- calls\n{:#?}", self.network.recorder.calls());
         }
     }
-}
-
-fn conflist(folder: &Path, pods: u8) -> Value {
-    let last = 1 + pods;
-    json!({
-        "cniVersion": "1.0.0", // containerd 1.6 knows no later one
-        "name": "test",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isGateway": true,
-                "ipam": {
-                    "type": "host-local",
-                    "dataDir": folder.join("ipam"),
-                    "ranges": [
-                        [{ "subnet": "10.88.0.0/24", "rangeStart": "10.88.0.2", "rangeEnd": format!("10.88.0.{last}") }],
-                        [{ "subnet": "fd88::/64", "rangeStart": "fd88::2", "rangeEnd": format!("fd88::{last:x}") }],
-                    ],
-                    "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
-                },
-            },
-            { "type": recorder::TYPE },
-        ],
-    })
 }
 
 /// What differs from the default: places, and what a machine without systemd and without CAP_SYS_RESOURCE needs.
