@@ -10,9 +10,9 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The path of a program that `scripts/lib/cni-tools` makes, where that was possible.
-pub fn cni_tool(name: &str) -> Option<PathBuf> {
-    Some(above_the_test(3).join("cni-tools").join(name)).filter(|path| path.exists())
+/// The path of a program that `scripts/lib/runtimes` gets, where that was possible.
+pub fn runtime(name: &str) -> Option<PathBuf> {
+    Some(above_the_test(3).join("runtimes").join(name)).filter(|path| path.exists())
 }
 
 fn above_the_test(levels: usize) -> PathBuf {

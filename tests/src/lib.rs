@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used)] // a harness that cannot go on stops the test
 
 pub mod binaries;
+pub mod cgroup;
 pub mod cni;
 pub mod containerd;
 pub mod folder;
+pub mod image;
 pub mod iptables;
 pub mod listener;
 pub mod machine;

@@ -37,10 +37,24 @@ impl Machine {
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("machine.log")).unwrap();
         let ready = folder.join("machine.ready");
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--", "/bin/sh", "-c", INIT, "init"]);
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--",
+            "/bin/sh",
+            "-c",
+            INIT,
+            "init",
+        ]);
         command.arg(&ready).args(program);
         // Plugins inherit the environment of the runtime.
-        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", "/root");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         netns::process::in_netns(&mut command, netns).unwrap();
         let holder = netns::process::die_with_parent(&mut command).spawn().unwrap();

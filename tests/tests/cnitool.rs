@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use netns::NetNs;
 use redirect::Plan;
 use serde_json::{Value, json};
-use underpass_tests::binaries::cni_tool;
+use underpass_tests::binaries::runtime;
 use underpass_tests::machine::Machine;
 use underpass_tests::network::{NAME, Network};
 use underpass_tests::node::Node;
@@ -34,9 +34,9 @@ struct Scene {
 impl Scene {
     /// `None` when cnitool is not there. The proxy is not started yet.
     fn new(test: &str, folder: &str) -> Option<Self> {
-        let tools: [Option<PathBuf>; 3] = ["cnitool", "bridge", "host-local"].map(cni_tool);
+        let tools: [Option<PathBuf>; 3] = ["cnitool", "bridge", "host-local"].map(runtime);
         let [Some(_), Some(bridge), Some(host_local)] = tools else {
-            skip(test, "cnitool is missing (scripts/lib/cni-tools makes it)");
+            skip(test, "cnitool is missing (scripts/lib/runtimes builds it)");
             return None;
         };
         let mut node = Node::new(folder, MESH);
@@ -61,7 +61,7 @@ impl Scene {
 
     fn cnitool(&self, verb: &str) -> Output {
         let [conf, bin] = self.network.folders();
-        let mut command = self.machine.command(cni_tool("cnitool").unwrap());
+        let mut command = self.machine.command(runtime("cnitool").unwrap());
         command.args([verb, NAME, POD]);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("NETCONFPATH", conf).env("CNI_PATH", bin);
         command.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=client;K8S_POD_UID=uid-1");

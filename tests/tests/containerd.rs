@@ -7,7 +7,8 @@ use netns::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use underpass_tests::containerd::{Containerd, IMAGE, PAGE, missing};
+use underpass_tests::containerd::{Containerd, missing};
+use underpass_tests::image::{IMAGE, PAGE};
 use underpass_tests::node::{Node, open_files};
 use underpass_tests::sandbox::{happens, until};
 use underpass_tests::skip::skip;
@@ -166,7 +167,9 @@ fn containerd_calls_the_plugins_as_documented() {
 
 #[test]
 fn a_pod_of_containerd_waits_for_the_agent_and_then_starts_by_itself() {
-    let Some(mut scene) = Scene::new("a_pod_of_containerd_waits_for_the_agent_and_then_starts_by_itself", "ctd-wait", 1) else {
+    let Some(mut scene) =
+        Scene::new("a_pod_of_containerd_waits_for_the_agent_and_then_starts_by_itself", "ctd-wait", 1)
+    else {
         return;
     };
     let pod = scene.containerd.pod("default", "server");
@@ -174,7 +177,11 @@ fn a_pod_of_containerd_waits_for_the_agent_and_then_starts_by_itself() {
     scene.node.kill(scene.agent);
     let error = scene.containerd.cri.run_pod_sandbox(&pod).unwrap_err();
     assert!(error.message.contains("UP-CNI-007") && error.message.contains("Next step"), "{error:?}");
-    assert_eq!(scene.containerd.network.recorder.story(), ["ADD netns prevResult", "DEL netns"], "it is undone at once");
+    assert_eq!(
+        scene.containerd.network.recorder.story(),
+        ["ADD netns prevResult", "DEL netns"],
+        "it is undone at once"
+    );
     assert_eq!(scene.containerd.network.taken_addresses().len(), 0);
     scene.node.start_agent_with(&scene.containerd.network.install_arguments());
     // As a kubelet does, with nothing else changed. The proxy, too, has to find the new agent.
@@ -205,7 +212,10 @@ fn a_plugin_that_containerd_kills_leaves_nothing() {
 
 #[test]
 fn containerd_and_the_agent_may_be_restarted_between_add_and_del() {
-    let Some(mut scene) = Scene::new("containerd_and_the_agent_may_be_restarted_between_add_and_del", "ctd-again", 2) else { return };
+    let Some(mut scene) = Scene::new("containerd_and_the_agent_may_be_restarted_between_add_and_del", "ctd-again", 2)
+    else {
+        return;
+    };
     let before = scene.held_by_the_proxy();
     let cri = scene.containerd.cri.clone();
     let server = cri.run_pod_sandbox(&scene.containerd.pod("default", "server")).unwrap();
@@ -228,7 +238,11 @@ fn containerd_and_the_agent_may_be_restarted_between_add_and_del() {
 
 #[test]
 fn uninstalling_under_containerd_frees_its_pods_and_later_pods_start_without_us() {
-    let Some(mut scene) = Scene::new("uninstalling_under_containerd_frees_its_pods_and_later_pods_start_without_us", "ctd-free", 2) else { return };
+    let Some(mut scene) =
+        Scene::new("uninstalling_under_containerd_frees_its_pods_and_later_pods_start_without_us", "ctd-free", 2)
+    else {
+        return;
+    };
     let containerd = &scene.containerd;
     let sandbox = containerd.cri.run_pod_sandbox(&containerd.pod("default", "server")).unwrap();
     let netns = containerd.newest_netns();

@@ -4,7 +4,6 @@
 
 mod cri;
 mod grpc;
-mod image;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,16 +13,16 @@ use netns::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::folder;
+use crate::cgroup::Cgroup;
+use crate::image::{self, IMAGE};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::node::Node;
 use crate::recorder;
-use crate::sandbox::{happens, until};
+use crate::sandbox::until;
 
 pub use cri::{Cri, PodSandboxConfig};
 pub use grpc::Status;
-pub use image::{IMAGE, PAGE};
 
 /// The programs, and the Debian packages that they come from.
 const NEEDED: [(&str, &str); 5] = [
@@ -65,7 +64,7 @@ impl Containerd {
         let program: [&OsStr; 3] = ["containerd".as_ref(), "--config".as_ref(), config.as_ref()];
         let machine = Machine::start(&node.netns, &folder, &program);
         let cri = Cri { socket: folder.join("containerd.sock") };
-        let cgroup = Cgroup::new(node);
+        let cgroup = Cgroup::of(&node.file(""));
         let containerd = Self { cri, network, machine, folder, cgroup };
         containerd.await_answer();
         containerd.import_image();
@@ -96,7 +95,7 @@ impl Containerd {
     /// A pod that can be made.
     pub fn pod(&self, namespace: &str, name: &str) -> PodSandboxConfig {
         let (uid, logs) = (format!("uid-{name}"), self.folder.join("logs"));
-        PodSandboxConfig::new(namespace, name, &uid, logs.to_str().unwrap(), &format!("/{}", self.cgroup.0))
+        PodSandboxConfig::new(namespace, name, &uid, logs.to_str().unwrap(), &self.cgroup.path())
     }
 
     /// The network namespace of the newest pod, by the path that a plugin was given.
@@ -113,7 +112,6 @@ impl Containerd {
         until("another containerd runs", || self.machine.program("containerd").filter(|p| *p != pid));
         self.await_answer();
     }
-
 }
 
 impl Drop for Containerd {
@@ -155,29 +153,4 @@ SystemdCgroup = false
 Root = "{folder}/runc"
 "#
     )
-}
-
-/// The name of the control groups in which the containers are. They have no owner that could end, so they are removed
-/// by name: here, or by the next test when this one is killed.
-#[derive(Debug)]
-struct Cgroup(String);
-
-impl Cgroup {
-    fn new(node: &Node) -> Self {
-        let folder = node.file("");
-        Self(folder.file_name().unwrap().to_str().unwrap().to_owned())
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let gone = happens(|| {
-            let left = folder::cgroups(|name| name == self.0);
-            left.iter().for_each(|group| folder::remove_cgroup(group));
-            left.is_empty().then_some(())
-        });
-        if gone.is_none() {
-            eprintln!("the control groups {} stay", self.0);
-        }
-    }
 }
