@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Output;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netns::NetNs;
@@ -12,7 +13,7 @@ use underpass_tests::binaries::runtime;
 use underpass_tests::machine::Machine;
 use underpass_tests::network::{NAME, Network};
 use underpass_tests::node::Node;
-use underpass_tests::sandbox::until;
+use underpass_tests::sandbox::{happens, until};
 use underpass_tests::skip::skip;
 
 const MESH: &str = r#"
@@ -169,21 +170,20 @@ fn cnitool_check_tells_what_has_drifted() {
     scene.fine("check");
     // Somebody removes the rules again and again, faster than the agent puts them right.
     let pod = scene.pod();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                let _ = pod.run(redirect::remove).unwrap(); // the agent may be at it at the same time
-            }
-        });
-        let said = until("CHECK finds rules missing", || {
-            let output = scene.cnitool("check");
-            let said = String::from_utf8(output.stderr).unwrap();
-            (said.contains("UP-AGENT-011") && said.contains("is missing")).then_some(said)
-        });
-        stop.store(true, Ordering::Relaxed);
-        assert!(said.contains("UP-CNI-013"), "{said}");
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let vandal = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            let _ = pod.run(redirect::remove).unwrap(); // the agent may be at it at the same time
+        }
     });
+    let said = happens(|| {
+        let said = String::from_utf8(scene.cnitool("check").stderr).unwrap();
+        (said.contains("UP-AGENT-011") && said.contains("is missing")).then_some(said)
+    });
+    stop.store(true, Ordering::Relaxed);
+    vandal.join().unwrap();
+    assert!(said.is_some_and(|s| s.contains("UP-CNI-013")), "CHECK finds no rules missing");
     until("the pod is as it should be", || scene.differences().is_empty().then_some(()));
     scene.fine("check");
     scene.node.kill(proxy);
