@@ -10,9 +10,20 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The path of a program that `scripts/lib/runtimes` gets, where that was possible.
-pub fn runtime(name: &str) -> Option<PathBuf> {
-    Some(above_the_test(3).join("runtimes").join(name)).filter(|path| path.exists())
+/// The folder that `scripts/lib/runtimes` fills, as far as that is possible.
+pub fn runtimes() -> PathBuf {
+    above_the_test(3).join("runtimes")
+}
+
+/// The paths of these files in it, or which one is missing.
+///
+/// # Errors
+/// Why a test that needs them cannot run.
+pub fn runtime_files<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], String> {
+    match names.iter().find(|name| !runtimes().join(name).exists()) {
+        Some(missing) => Err(format!("{missing} is missing (scripts/lib/runtimes gets it where that is possible)")),
+        None => Ok(names.map(|name| runtimes().join(name))),
+    }
 }
 
 fn above_the_test(levels: usize) -> PathBuf {

@@ -9,6 +9,8 @@ use std::process::Command;
 
 use serde_json::json;
 
+use crate::binaries::runtimes;
+
 /// Its name. It serves as the sandbox's own container, too: without a command it waits.
 pub const IMAGE: &str = "localhost/underpass-test:1";
 
@@ -21,7 +23,7 @@ pub fn archive(folder: &Path) -> PathBuf {
     for part in ["root/bin", "root/www", "root/tmp", "archive"] {
         fs::create_dir_all(folder.join(part)).unwrap();
     }
-    fs::copy("/bin/busybox", folder.join("root/bin/busybox")).unwrap();
+    fs::copy(runtimes().join("bin/busybox"), folder.join("root/bin/busybox")).unwrap();
     fs::write(folder.join("root/www/index.html"), PAGE).unwrap();
     tar(&folder.join("root"), &folder.join("archive/layer.tar"));
     let config = json!({

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use netns::NetNs;
 
+use crate::binaries::runtimes;
 use crate::sandbox::{happens, until};
 
 /// The first process. `/run` and `/var/lib` are empty for everything here: runtimes and CNI have paths in them that
@@ -51,10 +52,7 @@ impl Machine {
         ]);
         command.arg(&ready).args(program);
         // Plugins inherit the environment of the runtime.
-        command
-            .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("HOME", "/root");
+        command.env_clear().env("PATH", path()).env("HOME", "/root");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         netns::process::in_netns(&mut command, netns).unwrap();
         let holder = netns::process::die_with_parent(&mut command).spawn().unwrap();
@@ -66,7 +64,7 @@ impl Machine {
     /// A program that is to run inside. It dies with the process that is spawned by this, which waits for it outside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(self.enter()).arg(program);
+        command.args(self.enter()).arg(program).env("PATH", path());
         command
     }
 
@@ -105,6 +103,11 @@ impl Drop for Machine {
             eprintln!("process {} does not end", self.init);
         }
     }
+}
+
+/// Where programs are found: the runtimes' own first.
+pub fn path() -> String {
+    format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", runtimes().join("bin").display())
 }
 
 /// The children of a process.

@@ -11,6 +11,9 @@ use crate::recorder::{self, Recorder};
 
 /// The network's name.
 pub const NAME: &str = "test";
+/// The plugins of Debian, which speak CNI up to 1.0.0.
+pub const PLUGINS: [&str; 3] = ["cni/bridge", "cni/host-local", "cni/loopback"];
+
 const CONFLIST: &str = "10-test.conflist";
 
 /// Folders of a runtime, in a folder of a test. Pods get `10.88.0.2` and `fd88::2`, the next one `10.88.0.3`, and so on.

@@ -1,7 +1,6 @@
 //! The CNI project's own client, in the version that defines the verbs: what libcni does with our answers.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
-use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use netns::NetNs;
 use redirect::Plan;
 use serde_json::{Value, json};
-use underpass_tests::binaries::runtime;
-use underpass_tests::machine::Machine;
+use underpass_tests::binaries::runtime_files;
+use underpass_tests::machine::{Machine, path};
 use underpass_tests::network::{NAME, Network};
 use underpass_tests::node::Node;
 use underpass_tests::sandbox::{happens, until};
@@ -35,13 +34,10 @@ struct Scene {
 impl Scene {
     /// `None` when cnitool is not there. The proxy is not started yet.
     fn new(test: &str, folder: &str) -> Option<Self> {
-        let tools: [Option<PathBuf>; 3] = ["cnitool", "bridge", "host-local"].map(runtime);
-        let [Some(_), Some(bridge), Some(host_local)] = tools else {
-            skip(test, "cnitool is missing (scripts/lib/runtimes builds it)");
-            return None;
-        };
+        let tools = runtime_files(["bin/cnitool", "cni-1.1.0/bridge", "cni-1.1.0/host-local"]);
+        let [_, plugins @ ..] = tools.inspect_err(|why| skip(test, why)).ok()?;
         let mut node = Node::new(folder, MESH);
-        let network = Network::new(&node.file("cni"), "1.1.0", &[bridge, host_local], 1);
+        let network = Network::new(&node.file("cni"), "1.1.0", &plugins, 1);
         let machine = Machine::start(&node.netns, &node.file(""), &["sleep".as_ref(), "infinity".as_ref()]);
         node.run_agent_in(&machine);
         let agent = node.start_agent_with(&network.install_arguments());
@@ -62,9 +58,9 @@ impl Scene {
 
     fn cnitool(&self, verb: &str) -> Output {
         let [conf, bin] = self.network.folders();
-        let mut command = self.machine.command(runtime("cnitool").unwrap());
+        let mut command = self.machine.command("cnitool");
         command.args([verb, NAME, POD]);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("NETCONFPATH", conf).env("CNI_PATH", bin);
+        command.env_clear().env("PATH", path()).env("NETCONFPATH", conf).env("CNI_PATH", bin);
         command.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=client;K8S_POD_UID=uid-1");
         command.output().unwrap()
     }

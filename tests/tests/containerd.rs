@@ -109,11 +109,11 @@ fn containers_of_a_real_containerd_meet_in_the_mesh() {
             let got = cri.exec(container, &["/bin/busybox", "wget", "-q", "-O", "-", url]).unwrap();
             let said = String::from_utf8_lossy(&got.stderr);
             assert_eq!((String::from_utf8_lossy(&got.stdout).as_ref(), got.exit_code), (PAGE, 0), "{url}: {said}");
-            let destination = format!("dst.addr={}", &url[7..url.len() - 1]);
+            let destination = url.trim_start_matches("http://").trim_end_matches('/');
             let source = if mutual { "src.workload=\"client\"" } else { "src.workload=\"outsider\"" };
             let line = until("the server's side of the connection is told", || {
                 let log = scene.node.log("proxy");
-                let words = ["direction=\"inbound\"", source, &url[7..url.len() - 1]];
+                let words = ["direction=\"inbound\"", source, destination];
                 log.lines().find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned)
             });
             let identities = [

@@ -156,14 +156,6 @@ struct Id {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct StopContainerRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-    #[prost(int64, tag = "2")]
-    timeout: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
 struct ExecSyncRequest {
     #[prost(string, tag = "1")]
     container_id: String,
@@ -285,16 +277,6 @@ impl Cri {
         let container: Id = self.runtime("CreateContainer", &request)?;
         let Empty {} = self.runtime("StartContainer", &container)?;
         Ok(container.id)
-    }
-
-    /// Stops a container, at once, and removes it.
-    ///
-    /// # Errors
-    /// The runtime's.
-    pub fn remove_container(&self, container: &str) -> Result<(), Status> {
-        let stop = StopContainerRequest { container_id: container.to_owned(), timeout: 0 };
-        let Empty {} = self.runtime("StopContainer", &stop)?;
-        self.runtime("RemoveContainer", &Id { id: container.to_owned() }).map(|Empty {}| ())
     }
 
     /// Runs a command in a container.

@@ -13,10 +13,11 @@ use netns::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::binaries::runtime_files;
 use crate::cgroup::Cgroup;
 use crate::image::{self, IMAGE};
 use crate::machine::Machine;
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::node::Node;
 use crate::recorder;
 use crate::sandbox::until;
@@ -24,19 +25,12 @@ use crate::sandbox::until;
 pub use cri::{Cri, PodSandboxConfig};
 pub use grpc::Status;
 
-/// The programs, and the Debian packages that they come from.
-const NEEDED: [(&str, &str); 5] = [
-    ("/usr/bin/containerd", "containerd"),
-    ("/usr/sbin/runc", "runc"),
-    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
-    ("/usr/lib/cni/host-local", "containernetworking-plugins"),
-    ("/bin/busybox", "busybox-static"),
-];
+/// What it consists of.
+const PARTS: [&str; 5] = ["bin/containerd", "bin/containerd-shim-runc-v2", "bin/ctr", "bin/runc", "bin/busybox"];
 
 /// What is missing for a real containerd on this machine.
 pub fn missing() -> Option<String> {
-    let (program, package) = NEEDED.into_iter().find(|(program, _)| !Path::new(program).exists())?;
-    Some(format!("{program} is missing (Debian package {package})"))
+    runtime_files(PARTS).and(runtime_files(network::PLUGINS)).err()
 }
 
 /// A node with containerd.
@@ -57,7 +51,7 @@ impl Containerd {
     pub fn start(node: &Node, pods: u8) -> Self {
         let folder = node.file("containerd");
         fs::create_dir_all(folder.join("logs")).unwrap();
-        let plugins = ["bridge", "host-local", "loopback"].map(|p| Path::new("/usr/lib/cni").join(p));
+        let plugins = runtime_files(network::PLUGINS).unwrap();
         let network = Network::new(&folder, "1.0.0", &plugins, pods); // containerd 1.6 knows no later version
         fs::write(folder.join("config.toml"), configuration(&folder)).unwrap();
         let config = folder.join("config.toml");
