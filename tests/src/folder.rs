@@ -17,11 +17,14 @@ pub fn folder(name: &str) -> PathBuf {
 
 /// A test that is killed cannot remove its folder, so the next one does: the name tells whose it was.
 fn sweep() {
+    let of_the_dead = |name: &str| {
+        let pid = name.strip_prefix(PREFIX).and_then(|n| n.split_once('-')?.0.parse::<u32>().ok());
+        pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+    };
     for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        if entry.file_name().to_str().is_some_and(of_the_dead) {
             let _ = fs::remove_dir_all(entry.path()); // another test process may be doing the same
         }
     }
+    crate::cgroup::remove_all(of_the_dead);
 }

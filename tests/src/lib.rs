@@ -4,16 +4,23 @@
 #![allow(clippy::unwrap_used)] // a harness that cannot go on stops the test
 
 pub mod binaries;
+pub mod cgroup;
 pub mod cni;
+pub mod containerd;
 pub mod folder;
 pub mod foreign_agent;
+pub mod image;
 pub mod iptables;
 pub mod listener;
+pub mod machine;
 pub mod name_server;
+pub mod network;
 pub mod node;
 pub mod places;
 pub mod players;
+pub mod recorder;
 pub mod sandbox;
 pub mod scene;
+pub mod skip;
 pub mod sniffer;
 pub mod wire;

@@ -15,6 +15,7 @@ use rtnetlink::LinkUnspec;
 use serde_json::Value;
 
 use crate::binaries::binary;
+use crate::machine::{Machine, children, ended};
 use crate::sandbox::until;
 use crate::wire::configure;
 
@@ -33,6 +34,8 @@ pub struct Node {
     pub netns: NetNs,
     folder: PathBuf,
     children: Vec<Child>,
+    /// How `nsenter` starts the agent in a [`Machine`], if it should run there.
+    inside: Option<Vec<String>>,
 }
 
 impl Node {
@@ -44,7 +47,13 @@ impl Node {
         configure(&netns, async |handle| {
             handle.link().set(LinkUnspec::new_with_index(1).up().build()).execute().await.unwrap();
         });
-        Self { netns, folder, children: Vec::new() }
+        Self { netns, folder, children: Vec::new(), inside: None }
+    }
+
+    /// From now on the agent runs with the processes and mounts of a machine: it finds there, under the paths that a
+    /// runtime gives, what that runtime has mounted. A proxy needs none of that.
+    pub fn run_agent_in(&mut self, machine: &Machine) {
+        self.inside = Some(machine.enter());
     }
 
     /// Starts the agent and waits until it takes pods; returns its process id.
@@ -54,7 +63,11 @@ impl Node {
 
     /// The same with more arguments.
     pub fn start_agent_with(&mut self, arguments: &[&std::ffi::OsStr]) -> u32 {
-        let command = Command::new(binary("underpass-agent"));
+        let program = binary("underpass-agent");
+        let mut command = Command::new(if self.inside.is_some() { Path::new("nsenter") } else { &program });
+        if let Some(enter) = &self.inside {
+            command.args(enter).arg(&program);
+        }
         self.start_agent_by(command, arguments)
     }
 
@@ -130,20 +143,22 @@ impl Node {
         pid
     }
 
+    /// Kills one of the processes that were started here, at once.
+    pub fn kill(&mut self, pid: u32) {
+        let position = self.children.iter().position(|c| c.id() == pid).unwrap();
+        let mut child = self.children.remove(position);
+        let inside = children(pid);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        until("it has ended inside, too", || inside.iter().all(|pid| ended(*pid)).then_some(()));
+    }
+
     /// Kills everything that runs on the node, at once.
     pub fn kill_all(&mut self) {
         for mut child in self.children.drain(..) {
             let _ = child.kill();
             let _ = child.wait();
         }
-    }
-
-    /// Kills one of the node's processes, as SIGKILL does.
-    pub fn kill(&mut self, pid: u32) {
-        let index = self.children.iter().position(|c| c.id() == pid).expect("a process of this node");
-        let mut child = self.children.remove(index);
-        let _ = child.kill();
-        let _ = child.wait();
     }
 
     /// Stops one of the node's processes in the middle of whatever it does, or lets it go on.

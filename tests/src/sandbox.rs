@@ -212,13 +212,17 @@ pub fn read_line(stream: &mut TcpStream) -> io::Result<String> {
 }
 
 /// Waits until something has happened.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    happens(look).unwrap_or_else(|| panic!("did not happen within {} s: {what}", PATIENCE.as_secs()))
+}
+
+/// The same for those who must not panic, because a test that panics is cleaning up: `None` when it has not happened.
+pub fn happens<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(seen) = look() {
-            return seen;
+        match look() {
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            seen => return seen,
         }
-        assert!(Instant::now() < deadline, "did not happen within {} s: {what}", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -5,6 +5,7 @@
 use std::process::Command;
 
 use redirect::{Plan, apply};
+use underpass_tests::skip::skip;
 use underpass_tests::wire::{POD4, POD6, Wire};
 
 /// The rules beside the code are those that the kernel holds. `UPDATE_DOCS=1` writes the file.
@@ -15,7 +16,7 @@ fn the_table_is_as_nft_prints_it() {
     let mut nft = Command::new("nft");
     netns::process::in_netns(&mut nft, &wire.pod).unwrap();
     let Ok(printed) = nft.args(["list", "ruleset"]).output() else {
-        println!("skipped: the_table_is_as_nft_prints_it: no nft program (Debian package nftables)");
+        skip("the_table_is_as_nft_prints_it", "no nft program (Debian package nftables)");
         return;
     };
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use underpass_tests::binaries::binary;
 use underpass_tests::sandbox::{MESH, Sandbox, until};
+use underpass_tests::skip::skip;
 
 /// A folder that goes away.
 struct Folder(PathBuf);
@@ -201,7 +202,7 @@ fn without_root_the_sandbox_runs_in_a_user_namespace() {
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65_534;
     if fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0") {
-        println!("skipped: without_root_the_sandbox_runs_in_a_user_namespace: user namespaces are switched off");
+        skip("without_root_the_sandbox_runs_in_a_user_namespace", "user namespaces are switched off");
         return;
     }
     let folder = Folder::new("rootless");

@@ -1,0 +1,55 @@
+//! Control groups of containers. No process owns them, so they are removed by name: by the test, or by the next one
+//! when it is killed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::sandbox::happens;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The control group, in every hierarchy, for the containers of one test.
+#[derive(Debug)]
+pub struct Cgroup(String);
+
+impl Cgroup {
+    /// It has the name of the test's folder.
+    pub fn of(folder: &Path) -> Self {
+        Self(folder.components().next_back().unwrap().as_os_str().to_str().unwrap().to_owned())
+    }
+
+    /// As runtimes take it.
+    pub fn path(&self) -> String {
+        format!("/{}", self.0)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if happens(|| remove_all(|name| name == self.0).then_some(())).is_none() {
+            eprintln!("the control groups {} stay", self.0);
+        }
+    }
+}
+
+/// Removes the control groups that have such a name; whether none is left.
+pub fn remove_all(named: impl Fn(&str) -> bool) -> bool {
+    let below =
+        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>();
+    // Every version 1 hierarchy is a root of its own.
+    let roots = below(Path::new(ROOT)).into_iter().chain([PathBuf::from(ROOT)]);
+    let groups = roots.flat_map(|root| below(&root)).filter(|g| g.is_dir());
+    let named: Vec<_> = groups.filter(|g| g.file_name().and_then(|n| n.to_str()).is_some_and(&named)).collect();
+    named.iter().for_each(|group| remove(group));
+    named.is_empty()
+}
+
+/// Removes a control group and those in it, as far as no process is there any more.
+fn remove(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(group); // the next look shows whether it is gone
+}

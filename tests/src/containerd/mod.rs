@@ -1,0 +1,150 @@
+//! A real containerd, as the runtime of a node of a test's own.
+
+#![allow(clippy::disallowed_types)] // containerd and its tool are programs
+
+mod cri;
+mod grpc;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use netns::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::binaries::runtime_files;
+use crate::cgroup::Cgroup;
+use crate::image::{self, IMAGE};
+use crate::machine::Machine;
+use crate::network::{self, Network};
+use crate::node::Node;
+use crate::recorder;
+use crate::sandbox::until;
+
+pub use cri::{Cri, PodSandboxConfig};
+pub use grpc::Status;
+
+/// What it consists of.
+const PARTS: [&str; 5] = ["bin/containerd", "bin/containerd-shim-runc-v2", "bin/ctr", "bin/runc", "bin/busybox"];
+
+/// What is missing for a real containerd on this machine.
+pub fn missing() -> Option<String> {
+    runtime_files(PARTS).and(runtime_files(network::PLUGINS)).err()
+}
+
+/// A node with containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    /// Its client.
+    pub cri: Cri,
+    /// Its pods' network.
+    pub network: Network,
+    /// Where it runs. Agents run there, too, for they see the namespaces of pods under the paths that containerd gives.
+    pub machine: Machine,
+    folder: PathBuf,
+    cgroup: Cgroup,
+}
+
+impl Containerd {
+    /// Starts one, without Underpass in its conflist yet. At most `pods` pods have an address at a time.
+    pub fn start(node: &Node, pods: u8) -> Self {
+        let folder = node.file("containerd");
+        fs::create_dir_all(folder.join("logs")).unwrap();
+        let plugins = runtime_files(network::PLUGINS).unwrap();
+        let network = Network::new(&folder, "1.0.0", &plugins, pods); // containerd 1.6 knows no later version
+        fs::write(folder.join("config.toml"), configuration(&folder)).unwrap();
+        let config = folder.join("config.toml");
+        let program: [&OsStr; 3] = ["containerd".as_ref(), "--config".as_ref(), config.as_ref()];
+        let machine = Machine::start(&node.netns, &folder, &program);
+        let cri = Cri { socket: folder.join("containerd.sock") };
+        let cgroup = Cgroup::of(&node.file(""));
+        let containerd = Self { cri, network, machine, folder, cgroup };
+        containerd.await_answer();
+        containerd.import_image();
+        containerd
+    }
+
+    fn import_image(&self) {
+        let archive = image::archive(&self.folder);
+        let mut ctr = self.machine.command("ctr");
+        ctr.arg("--address").arg(&self.cri.socket).args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+        let output = ctr.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        until("containerd knows the image", || self.cri.has_image(IMAGE).ok()?.then_some(()));
+    }
+
+    fn await_answer(&self) {
+        until("containerd answers", || self.cri.network_configuration().ok());
+    }
+
+    /// Waits until Underpass is in the configuration that containerd has in force, or no longer is.
+    pub fn await_plugin(&self, chained: bool) {
+        until("containerd has read the conflist again", || {
+            let configuration = self.cri.network_configuration().ok()?;
+            (configuration.contains(recorder::TYPE) && configuration.contains("underpass-cni") == chained).then_some(())
+        });
+    }
+
+    /// A pod that can be made.
+    pub fn pod(&self, namespace: &str, name: &str) -> PodSandboxConfig {
+        let (uid, logs) = (format!("uid-{name}"), self.folder.join("logs"));
+        PodSandboxConfig::new(namespace, name, &uid, logs.to_str().unwrap(), &self.cgroup.path())
+    }
+
+    /// The network namespace of the newest pod, by the path that a plugin was given.
+    pub fn newest_netns(&self) -> NetNs {
+        let calls = self.network.recorder.calls();
+        let add = calls.iter().rfind(|c| c.verb() == "ADD").unwrap();
+        NetNs::open(self.machine.path(&add.env["CNI_NETNS"])).unwrap()
+    }
+
+    /// Kills containerd, without a word to anybody, and waits for the next one. Containers go on.
+    pub fn restart(&self) {
+        let pid = until("containerd runs", || self.machine.program("containerd"));
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+        until("another containerd runs", || self.machine.program("containerd").filter(|p| *p != pid));
+        self.await_answer();
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.folder.join("machine.log")).unwrap_or_default();
+            eprintln!("-- containerd\n{log}-- calls\n{:#?}", self.network.recorder.calls());
+        }
+    }
+}
+
+/// What differs from the default: places, and what a machine without systemd and without CAP_SYS_RESOURCE needs.
+fn configuration(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        r#"version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs"]
+[grpc]
+address = "{folder}/containerd.sock"
+[ttrpc]
+address = "{folder}/ttrpc.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+restrict_oom_score_adj = true
+disable_apparmor = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{folder}/bin"
+conf_dir = "{folder}/net.d"
+max_conf_num = 1
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "overlayfs"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = false
+Root = "{folder}/runc"
+"#
+    )
+}

@@ -1,0 +1,50 @@
+//! The image of the tests' containers: busybox and a page for its web server, in the shape that `docker save` gives.
+//! It needs no registry.
+
+#![allow(clippy::disallowed_types)] // tar and sha256sum
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::binaries::runtimes;
+
+/// Its name. It serves as the sandbox's own container, too: without a command it waits.
+pub const IMAGE: &str = "localhost/underpass-test:1";
+
+/// What the web server answers at `/`.
+pub const PAGE: &str = "hello from a container\n";
+
+/// Writes the archive into a folder; returns its path.
+pub fn archive(folder: &Path) -> PathBuf {
+    let folder = folder.join("image");
+    for part in ["root/bin", "root/www", "root/tmp", "archive"] {
+        fs::create_dir_all(folder.join(part)).unwrap();
+    }
+    fs::copy(runtimes().join("bin/busybox"), folder.join("root/bin/busybox")).unwrap();
+    fs::write(folder.join("root/www/index.html"), PAGE).unwrap();
+    tar(&folder.join("root"), &folder.join("archive/layer.tar"));
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Entrypoint": ["/bin/busybox", "sleep", "2147483647"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&folder.join("archive/layer.tar")))] },
+    });
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    fs::write(folder.join("archive/config.json"), config.to_string()).unwrap();
+    fs::write(folder.join("archive/manifest.json"), manifest.to_string()).unwrap();
+    tar(&folder.join("archive"), &folder.join("image.tar"));
+    folder.join("image.tar")
+}
+
+fn tar(folder: &Path, to: &Path) {
+    let status = Command::new("tar").arg("-C").arg(folder).arg("-cf").arg(to).arg(".").status().unwrap();
+    assert!(status.success(), "tar ended with {status}");
+}
+
+fn sha256(file: &Path) -> String {
+    let output = Command::new("sha256sum").arg(file).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
