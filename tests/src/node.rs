@@ -124,8 +124,16 @@ impl Node {
     /// # Errors
     /// When nobody answers.
     pub fn get(&self, address: &str, path: &str) -> std::io::Result<(u16, String)> {
+        self.request("GET", address, path)
+    }
+
+    /// The same with another method, and no body.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn request(&self, method: &str, address: &str, path: &str) -> std::io::Result<(u16, String)> {
         let mut stream = self.netns.run(|| TcpStream::connect(address)).unwrap()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
