@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::agent::Agent;
 use crate::capture_choice::Choice;
+use crate::host_probes::HostProbesStatus;
 use crate::pods::Enrolled;
 use crate::verification::VerificationStatus;
 use crate::verifier;
@@ -20,6 +21,7 @@ struct Status<'a> {
     version: &'static str,
     capture: &'a Choice,
     proxies: Vec<crate::proxies::ProxyStatus>,
+    host_probes: HostProbesStatus,
     pods: Vec<PodStatus>,
 }
 
@@ -108,6 +110,7 @@ fn status(agent: &Agent) -> Status<'_> {
         version: env!("CARGO_PKG_VERSION"),
         capture: &agent.capture,
         proxies: agent.proxies.status(),
+        host_probes: agent.host_probes.status(),
         pods: pods.enrolled().map(|p| enrolled(agent, p)).chain(skipped).collect(),
     }
 }

@@ -100,6 +100,37 @@ impl Looked {
     }
 }
 
+/// The node's rule for health probes, or the addresses that it is for, were not as they should be.
+#[derive(Debug)]
+pub(crate) struct HostProbesRepaired<'a> {
+    pub(crate) what: &'a str,
+    pub(crate) by: &'a [Author],
+}
+
+impl HostProbesRepaired<'_> {
+    pub(crate) fn tell(&self, metrics: &Metrics) {
+        metrics.host_probe_repairs.inc();
+        tracing::warn!(
+            by = names(self.by),
+            "the node's rule for health probes was not as it should be ({}): repaired",
+            self.what
+        );
+    }
+}
+
+/// The node's rule for health probes cannot be put in place.
+#[derive(Debug)]
+pub(crate) struct HostProbesFailed<'a> {
+    pub(crate) why: &'a str,
+}
+
+impl HostProbesFailed<'_> {
+    pub(crate) fn tell(&self) {
+        let code = error_code::agent::HOST_PROBES;
+        tracing::error!("{code}: {} Next step: {}", self.why, code.next_step);
+    }
+}
+
 /// Who it was, for people.
 pub(crate) fn names(authors: &[Author]) -> String {
     match authors {

@@ -41,6 +41,8 @@ pub(crate) struct Metrics {
     pub(crate) verification_seconds: Histogram,
     /// Of the pod whose last good look is the longest ago; set when somebody asks.
     pub(crate) verification_age: Gauge<f64, AtomicU64>,
+    /// Times that the node's rule for health probes was put right.
+    pub(crate) host_probe_repairs: Counter,
 }
 
 /// From the quickest thing that the agent does to its deadlines, in seconds.
@@ -67,6 +69,7 @@ impl Metrics {
             not_verified_seconds: Family::new_with_constructor(long),
             verification_seconds: quick(),
             verification_age: Gauge::default(),
+            host_probe_repairs: Counter::default(),
         };
         let m = &mut metrics;
         let seconds = || Unit::Seconds;
@@ -87,6 +90,8 @@ impl Metrics {
         m.registry.register_with_unit(name, help, seconds(), m.verification_seconds.clone());
         let (name, help) = ("verification_age", "Time since the pod that has waited the longest was last verified");
         m.registry.register_with_unit(name, help, seconds(), m.verification_age.clone());
+        let (name, help) = ("host_probe_repairs", "Times that the node's rule for health probes was put right");
+        m.registry.register(name, help, m.host_probe_repairs.clone());
         metrics
     }
 

@@ -35,12 +35,17 @@ pub struct Node {
 impl Node {
     /// A namespace with loopback, and a folder with this mesh file.
     pub fn new(name: &str, mesh: &str) -> Self {
-        let folder = crate::folder::folder(name);
-        fs::write(folder.join("mesh.yaml"), mesh).unwrap();
         let netns = NetNs::create().unwrap();
         configure(&netns, async |handle| {
             handle.link().set(LinkUnspec::new_with_index(1).up().build()).execute().await.unwrap();
         });
+        Self::within(name, mesh, netns)
+    }
+
+    /// The same in a namespace that is there already.
+    pub fn within(name: &str, mesh: &str, netns: NetNs) -> Self {
+        let folder = crate::folder::folder(name);
+        fs::write(folder.join("mesh.yaml"), mesh).unwrap();
         Self { netns, folder, children: Vec::new() }
     }
 

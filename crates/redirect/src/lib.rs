@@ -5,6 +5,7 @@
 mod annotation;
 mod capture;
 mod foreign;
+pub mod host;
 mod iptables_program;
 mod nat;
 mod observed;
