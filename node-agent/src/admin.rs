@@ -1,15 +1,18 @@
 //! Status, metrics and readiness over HTTP.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::rc::Rc;
 
-use admin_http::{Answer, Asked, json, metrics, not_found, text};
-use http::StatusCode;
+use admin_http::{Answer, Asked, Reply, json, metrics, not_found, text};
+use http::{Method, StatusCode};
 use serde::Serialize;
 
 use crate::agent::Agent;
 use crate::capture_choice::Choice;
+use crate::host_probes::HostProbesStatus;
+use crate::pods::Enrolled;
 use crate::verification::VerificationStatus;
+use crate::verifier;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +21,7 @@ struct Status<'a> {
     version: &'static str,
     capture: &'a Choice,
     proxies: Vec<crate::proxies::ProxyStatus>,
+    host_probes: HostProbesStatus,
     pods: Vec<PodStatus>,
 }
 
@@ -36,29 +40,61 @@ struct PodStatus {
 }
 
 /// Answers one request.
-pub(crate) fn answer(agent: &Agent, asked: &Asked<'_>) -> Answer {
-    match asked.path {
+pub(crate) fn answer(agent: &Rc<Agent>, asked: &Asked<'_>) -> Reply {
+    let answer = match asked.path {
         "/status" => json(&status(agent)),
-        "/metrics" => metrics(agent.metrics.encode()),
+        "/verify" if asked.method == Method::POST => return verify(agent, asked.query),
+        "/verify" => text(StatusCode::METHOD_NOT_ALLOWED, "it probes now, so it takes a POST\n"),
+        "/metrics" => {
+            agent.metrics.verification_age.set(agent.verifier.borrow().age().as_secs_f64());
+            metrics(agent.metrics.encode())
+        }
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" if agent.proxies.any_synced() => text(StatusCode::OK, "ready\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no proxy has taken the snapshot\n"),
-        _ => not_found(&["/status", "/metrics", "/healthz", "/readyz"]),
+        _ => not_found(&["/status", "/verify?pod=NAMESPACE/NAME", "/metrics", "/healthz", "/readyz"]),
+    };
+    answer.into()
+}
+
+/// Looks at a pod now, as the timer does, and answers with what was found.
+fn verify(agent: &Rc<Agent>, query: &str) -> Reply {
+    // Names are DNS labels: nothing else in them can be escaped.
+    let asked = query.split('&').find_map(|p| p.strip_prefix("pod=")).map(|pod| pod.replace("%2F", "/"));
+    let Some((namespace, name)) = asked.as_deref().and_then(|pod| pod.split_once('/')) else {
+        return text(StatusCode::BAD_REQUEST, "which pod? /verify?pod=NAMESPACE/NAME\n").into();
+    };
+    let is = |p: &&Enrolled| !p.record.leaving && p.record.pod.namespace == namespace && p.record.pod.name == name;
+    let Some(uid) = agent.pods.borrow().enrolled().find(is).map(|p| p.record.uid.clone()) else {
+        return not_enrolled(namespace, name).into();
+    };
+    let (agent, namespace, name) = (agent.clone(), namespace.to_owned(), name.to_owned());
+    Reply::later(async move {
+        verifier::look_now(&agent, &uid).await;
+        // It may have left meanwhile.
+        agent.pod(&uid).map_or_else(|| not_enrolled(&namespace, &name), |pod| json(&enrolled(&agent, &pod)))
+    })
+}
+
+fn not_enrolled(namespace: &str, name: &str) -> Answer {
+    text(StatusCode::NOT_FOUND, format!("no pod {namespace}/{name} is enrolled on this node\n"))
+}
+
+fn enrolled(agent: &Agent, pod: &Enrolled) -> PodStatus {
+    PodStatus {
+        namespace: pod.record.pod.namespace.clone(),
+        name: pod.record.pod.name.clone(),
+        uid: Some(pod.record.uid.clone()),
+        state: if pod.record.leaving { "leaving" } else { "enrolled" },
+        reason: pod.record.reason.clone(),
+        ips: pod.record.plan.addresses.clone(),
+        exempted_connections: pod.record.exempted,
+        verification: agent.verifier.borrow().status(&pod.record.uid),
     }
 }
 
 fn status(agent: &Agent) -> Status<'_> {
     let pods = agent.pods.borrow();
-    let enrolled = pods.enrolled().map(|p| PodStatus {
-        namespace: p.record.pod.namespace.clone(),
-        name: p.record.pod.name.clone(),
-        uid: Some(p.record.uid.clone()),
-        state: if p.record.leaving { "leaving" } else { "enrolled" },
-        reason: p.record.reason.clone(),
-        ips: p.record.plan.addresses.clone(),
-        exempted_connections: p.record.exempted,
-        verification: agent.verifier.borrow().of(&p.record.uid).map(|v| v.status(Instant::now())),
-    });
     let skipped = pods.skipped().map(|p| PodStatus {
         namespace: p.pod.namespace.clone(),
         name: p.pod.name.clone(),
@@ -74,6 +110,7 @@ fn status(agent: &Agent) -> Status<'_> {
         version: env!("CARGO_PKG_VERSION"),
         capture: &agent.capture,
         proxies: agent.proxies.status(),
-        pods: enrolled.chain(skipped).collect(),
+        host_probes: agent.host_probes.status(),
+        pods: pods.enrolled().map(|p| enrolled(agent, p)).chain(skipped).collect(),
     }
 }

@@ -1,6 +1,8 @@
 //! What all parts of the agent share. Everything runs on one thread.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use tokio::sync::Notify;
 use zds::Request;
 
 use crate::capture_choice::Choice;
+use crate::host_probes::HostProbes;
 use crate::joining::Joining;
 use crate::metrics::{Metrics, Outcome, State};
 use crate::plan::PlanDefaults;
@@ -37,6 +40,7 @@ pub(crate) struct Agent {
     /// How this node captures.
     pub(crate) capture: Choice,
     pub(crate) plans: PlanDefaults,
+    pub(crate) host_probes: HostProbes,
     /// Who belongs to the mesh may have changed.
     pub(crate) membership: Notify,
     state: StateDir,
@@ -50,6 +54,7 @@ impl Agent {
         mesh: Mesh,
         capture: Choice,
         plans: PlanDefaults,
+        host_probes: HostProbes,
     ) -> anyhow::Result<Self> {
         let state = StateDir::open(state_dir)
             .with_context(|| format!("{}: {}", error_code::agent::STATE, state_dir.display()))?;
@@ -64,6 +69,7 @@ impl Agent {
             verifier: RefCell::default(),
             capture,
             plans,
+            host_probes,
             membership: Notify::new(),
             state,
         })
@@ -84,7 +90,7 @@ impl Agent {
             }
         }
         outside.into_iter().for_each(|pod| self.pods.borrow_mut().skip(pod));
-        self.count_pods();
+        self.pods_changed();
     }
 
     /// An enrolled pod.
@@ -113,13 +119,13 @@ impl Agent {
             self.remove(attachment);
         }
         self.pods.borrow_mut().enrol(pod);
-        self.count_pods();
+        self.pods_changed();
     }
 
     /// A pod has joined: remembered on disk before anybody relies on it.
     pub(crate) fn enrol(&self, pod: Enrolled) -> Result<(), Refusal> {
         self.pods.borrow_mut().enrol(pod);
-        self.count_pods();
+        self.pods_changed();
         self.save().map_err(Refusal::State)
     }
 
@@ -127,7 +133,7 @@ impl Agent {
     pub(crate) fn skip(&self, skipped: Skipped) {
         self.pods.borrow_mut().skip(skipped);
         self.save_or_tell();
-        self.count_pods();
+        self.pods_changed();
     }
 
     /// An attachment goes away, and the proxies forget the pod. Returns its namespace, if it is still there.
@@ -139,8 +145,20 @@ impl Agent {
             self.proxies.ask_all(&Request::Del { uid: pod.record.uid }, None);
         }
         self.save_or_tell();
-        self.count_pods();
+        self.pods_changed();
         netns
+    }
+
+    /// Which pods are enrolled has changed, or may have.
+    fn pods_changed(&self) {
+        self.host_probes.follow(&self.probed_addresses(), &self.metrics);
+        self.count_pods();
+    }
+
+    /// The addresses of the pods that belong to the mesh.
+    pub(crate) fn probed_addresses(&self) -> BTreeSet<IpAddr> {
+        let pods = self.pods.borrow();
+        pods.enrolled().filter(|p| !p.record.leaving).flat_map(|p| p.record.plan.addresses.clone()).collect()
     }
 
     /// Where nobody waits who could be told that the state is not on disk.

@@ -29,13 +29,16 @@ pub(crate) enum Verb {
         #[arg(long, env = "UNDERPASS_AGENT_SOCKET", default_value = handoff::DEFAULT_SOCKET)]
         agent_socket: PathBuf,
     },
-    /// Takes the plugin out of the runtime's chain, and the rules out of the pods of this node.
+    /// Takes the plugin out of the runtime's chain, and the rules out of the pods of this node and the node itself.
     Uninstall {
         #[command(flatten)]
         folders: Folders,
         /// Where the agent remembers its pods.
         #[arg(long, env = "UNDERPASS_STATE_DIR", default_value = "/var/lib/underpass")]
         state_dir: PathBuf,
+        /// The node's network namespace; by default that of this program.
+        #[arg(long, env = "UNDERPASS_HOST_NETNS")]
+        host_netns: Option<PathBuf>,
     },
 }
 
@@ -70,6 +73,13 @@ pub(crate) struct RunArgs {
     /// Replace redirection of istio-cni in pods that are to join. Without this, such a pod is refused.
     #[arg(long, env = "UNDERPASS_ADOPT_ISTIO")]
     pub(crate) adopt_istio: bool,
+    /// Let health probes from this node reach enrolled pods directly, as from 169.254.7.127 or its IPv6 counterpart.
+    #[arg(long, env = "UNDERPASS_HOST_PROBES", default_value_t = true, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) host_probes: bool,
+    /// The node's network namespace, in which probes are sent; by default that of the agent.
+    #[arg(long, env = "UNDERPASS_HOST_NETNS")]
+    pub(crate) host_netns: Option<PathBuf>,
     /// Install the plugin in the runtime's folders, and keep it there.
     #[arg(long, env = "UNDERPASS_INSTALL_CNI")]
     pub(crate) install_cni: bool,

@@ -6,14 +6,18 @@ mod admin;
 mod agent;
 mod args;
 mod capture_choice;
+mod event;
 mod exceptions;
 mod handover;
+mod host_probes;
 mod install;
 mod joining;
+mod listening;
 mod membership;
 mod metrics;
 mod plan;
 mod pods;
+mod prober;
 mod proxies;
 mod refusal;
 mod sandbox_check;
@@ -35,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 
 use agent::Agent;
 use args::{Args, RunArgs, Verb};
+use host_probes::HostProbes;
 use plan::PlanDefaults;
 
 #[global_allocator]
@@ -50,7 +55,9 @@ fn main() -> anyhow::Result<()> {
         .init();
     match args.verb {
         Some(Verb::Install { folders, agent_socket }) => return install::install(&folders, &agent_socket).map(|_| ()),
-        Some(Verb::Uninstall { folders, state_dir }) => return install::uninstall(&folders, &state_dir),
+        Some(Verb::Uninstall { folders, state_dir, host_netns }) => {
+            return install::uninstall(&folders, &state_dir, host_netns.as_deref());
+        }
         None => {}
     }
     raise_descriptor_limit();
@@ -87,13 +94,15 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     })?;
     tracing::info!(capture = %capture.kind, "{}", capture.why);
     let plans = PlanDefaults { capture: capture.kind, dns: args.dns_capture, adopt_istio: args.adopt_istio };
-    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, mesh, capture, plans)?);
+    let host_probes = HostProbes::open(args.host_netns.as_deref(), args.host_probes)?;
+    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, mesh, capture, plans, host_probes)?);
     agent.take_over();
 
     tokio::task::spawn_local(proxies::serve(agent.clone(), proxies));
     tokio::task::spawn_local(handover::serve(agent.clone(), plugins));
     tokio::task::spawn_local(exceptions::release(agent.clone()));
     tokio::task::spawn_local(membership::keep(agent.clone()));
+    tokio::task::spawn_local(host_probes::keep(agent.clone()));
     tokio::task::spawn_local(admin_http::serve(admin, {
         let agent = agent.clone();
         move |asked| admin::answer(&agent, &asked)

@@ -63,6 +63,11 @@ pub(crate) struct Skipped {
 }
 
 impl Record {
+    /// Namespace, name and uid, for the log.
+    pub(crate) fn names(&self) -> (&str, &str, &str) {
+        (&self.pod.namespace, &self.pod.name, &self.uid)
+    }
+
     /// The same pod, outside the mesh.
     pub(crate) fn outside(&self, reason: String) -> Skipped {
         Skipped {

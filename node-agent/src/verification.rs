@@ -1,7 +1,7 @@
 //! Whether a pod is really in the mesh: measured, not remembered.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -26,6 +26,28 @@ pub(crate) struct VerificationStatus {
     pub(crate) reason: Option<String>,
     /// How long ago it was verified, or since when it is not.
     pub(crate) for_ms: u128,
+    /// What was put right the last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) last_repair: Option<RepairStatus>,
+}
+
+/// Something that somebody changed and that was put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Repair {
+    pub(crate) what: String,
+    /// Who changed it, as far as the kernel tells.
+    pub(crate) by: String,
+    pub(crate) at: Instant,
+}
+
+/// The same for people and programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RepairStatus {
+    pub(crate) what: String,
+    pub(crate) by: String,
+    /// How long ago.
+    pub(crate) ago_ms: u128,
 }
 
 impl Verification {
@@ -50,14 +72,25 @@ impl Verification {
         }
     }
 
-    pub(crate) fn status(&self, now: Instant) -> VerificationStatus {
-        let (reason, since) = match self {
-            Self::Verified { at } => (None, at),
-            Self::Drifted { what, since } => (Some(what.clone()), since),
-            Self::Unverified { why, since } => (Some(why.clone()), since),
+    /// When it was verified, or since when it is not.
+    pub(crate) fn since(&self) -> Instant {
+        match self {
+            Self::Verified { at: since } | Self::Drifted { since, .. } | Self::Unverified { since, .. } => *since,
+        }
+    }
+
+    pub(crate) fn drifted_since(&self) -> Option<Instant> {
+        matches!(self, Self::Drifted { .. }).then(|| self.since())
+    }
+
+    pub(crate) fn status(&self, repair: Option<&Repair>, now: Instant) -> VerificationStatus {
+        let ms = |since: Instant| now.saturating_duration_since(since).as_millis();
+        let reason = match self {
+            Self::Verified { .. } => None,
+            Self::Drifted { what: reason, .. } | Self::Unverified { why: reason, .. } => Some(reason.clone()),
         };
-        let elapsed: Duration = now.saturating_duration_since(*since);
-        VerificationStatus { state: self.state(), reason, for_ms: elapsed.as_millis() }
+        let last_repair = repair.map(|r| RepairStatus { what: r.what.clone(), by: r.by.clone(), ago_ms: ms(r.at) });
+        VerificationStatus { state: self.state(), reason, for_ms: ms(self.since()), last_repair }
     }
 }
 
@@ -81,6 +114,8 @@ impl fmt::Display for Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -93,10 +128,10 @@ mod tests {
         let still = Verification::after(Some(&first), drift(), at(5));
         assert_eq!(still, Verification::Drifted { what: "x".to_owned(), since: at(1) });
         let other = Verification::after(Some(&still), silence(), at(6));
-        assert_eq!(
-            other.status(at(8)),
-            VerificationStatus { state: "unverified", reason: Some("y".to_owned()), for_ms: 2000 }
-        );
+        let repair = Repair { what: "z".to_owned(), by: "nft (pid 1)".to_owned(), at: at(7) };
+        let status = other.status(Some(&repair), at(8));
+        assert_eq!((status.state, status.reason.as_deref(), status.for_ms), ("unverified", Some("y"), 2000));
+        assert_eq!(status.last_repair.map(|r| r.ago_ms), Some(1000));
         let good = Verification::after(Some(&other), Ok(()), at(9));
         assert_eq!(good, Verification::Verified { at: at(9) });
         assert_eq!(

@@ -1,22 +1,20 @@
-//! Looks after every enrolled pod: whenever the kernel says that somebody changed its rules, and now and then.
+//! Looks after every enrolled pod: whenever the kernel says that somebody changed its rules, now and then, and when asked.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use mesh::probe;
 use netns::NetNs;
-use netns::watch::Watch;
-use redirect::{CaptureKind, Plan};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use netns::watch::{Author, Watch};
+use redirect::Plan;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::agent::Agent;
+use crate::event::{Drifted, Looked, ProbeFailed, Repaired, Unverified, Verified, names};
 use crate::pods::Enrolled;
-use crate::verification::{Finding, Verification};
+use crate::verification::{Finding, Repair, Verification, VerificationStatus};
+use crate::{listening, prober};
 
 /// Without anything having changed, a pod is looked at this often.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -24,58 +22,77 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// Several changes in a row are looked at once.
 const SETTLE: Duration = Duration::from_millis(5);
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The pods that are looked after, by uid.
 #[derive(Debug, Default)]
-pub(crate) struct Verifier {
-    found: HashMap<String, Verification>,
-    tasks: HashMap<String, AbortHandle>,
+pub(crate) struct Verifier(HashMap<String, Watched>);
+
+/// A pod that is looked after.
+#[derive(Debug)]
+struct Watched {
+    task: AbortHandle,
+    watch: Option<Rc<Watch>>,
+    /// What the last look has found.
+    found: Option<Verification>,
+    /// The last good look; before the first one, when looking after it began.
+    good_at: Instant,
+    repair: Option<Repair>,
 }
 
 impl Verifier {
     /// What is known about a pod.
     pub(crate) fn of(&self, uid: &str) -> Option<&Verification> {
-        self.found.get(uid)
+        self.0.get(uid)?.found.as_ref()
+    }
+
+    /// The same for people and programs.
+    pub(crate) fn status(&self, uid: &str) -> Option<VerificationStatus> {
+        let (watched, now) = (self.0.get(uid)?, Instant::now());
+        Some(watched.found.as_ref()?.status(watched.repair.as_ref(), now))
+    }
+
+    /// How long ago the pod that has waited the longest was last verified.
+    pub(crate) fn age(&self) -> Duration {
+        self.0.values().map(|w| w.good_at.elapsed()).max().unwrap_or_default()
     }
 
     /// A pod has left.
     pub(crate) fn forget(&mut self, uid: &str) {
-        self.found.remove(uid);
-        if let Some(task) = self.tasks.remove(uid) {
-            task.abort();
+        if let Some(watched) = self.0.remove(uid) {
+            watched.task.abort();
         }
+    }
+
+    fn watch(&self, uid: &str) -> Option<Rc<Watch>> {
+        self.0.get(uid)?.watch.clone()
     }
 }
 
 /// Begins to look after a pod, in a task of its own.
 pub(crate) fn look_after(agent: &Rc<Agent>, uid: &str) {
-    let task = tokio::task::spawn_local(watch_over(agent.clone(), uid.to_owned()));
-    let mut verifier = agent.verifier.borrow_mut();
-    if let Some(earlier) = verifier.tasks.insert(uid.to_owned(), task.abort_handle()) {
-        earlier.abort();
+    let open = |netns: &NetNs| {
+        Watch::open(netns).inspect_err(|e| tracing::warn!(uid, "changes in the pod are not told: {e}")).ok()
+    };
+    let watch = agent.pod(uid).and_then(|p| p.netns).and_then(|n| open(&n)).map(Rc::new);
+    let task = tokio::task::spawn_local(watch_over(agent.clone(), uid.to_owned(), watch.clone()));
+    let watched = Watched { task: task.abort_handle(), watch, found: None, good_at: Instant::now(), repair: None };
+    if let Some(earlier) = agent.verifier.borrow_mut().0.insert(uid.to_owned(), watched) {
+        earlier.task.abort();
     }
 }
 
-async fn watch_over(agent: Rc<Agent>, uid: String) {
-    let Some(netns) = agent.pod(&uid).and_then(|p| p.netns) else {
-        let finding = Finding::Silence("the pod's namespace was not found again after a restart".to_owned());
-        return note(&agent, &uid, Err(finding));
-    };
-    let watch = Watch::open(&netns).inspect_err(|e| tracing::warn!(uid, "changes in the pod are not told: {e}")).ok();
+async fn watch_over(agent: Rc<Agent>, uid: String, watch: Option<Rc<Watch>>) {
     let mut retry = RETRY;
     loop {
-        let Some(pod) = agent.pod(&uid) else { return };
         // Asked for before looking, so that a proxy that comes meanwhile is not missed.
         let proxy_came = agent.proxies.came.notified();
-        let found = look(&agent, &pod, &netns).await;
-        let again = if found.is_ok() { INTERVAL } else { retry };
-        retry = if found.is_ok() { RETRY } else { (retry * 2).min(INTERVAL) };
-        note(&agent, &uid, found);
+        let Some(good) = look_now(&agent, &uid).await else { return };
+        let again = if good { INTERVAL } else { retry };
+        retry = if good { RETRY } else { (retry * 2).min(INTERVAL) };
         tokio::select! {
             () = sleep(again) => {}
             () = proxy_came => {}
-            () = changed(watch.as_ref()) => sleep(SETTLE).await,
+            () = changed(watch.as_deref()) => sleep(SETTLE).await,
         }
     }
 }
@@ -87,15 +104,32 @@ async fn changed(watch: Option<&Watch>) {
     }
 }
 
+/// Looks at a pod, puts right what differs, and remembers what was found: whether it is verified, or none when it is
+/// no pod of the mesh (any more).
+pub(crate) async fn look_now(agent: &Agent, uid: &str) -> Option<bool> {
+    let pod = agent.pod(uid).filter(|p| !p.record.leaving)?;
+    let started = Instant::now();
+    let found = match &pod.netns {
+        Some(netns) => look(agent, &pod, netns).await,
+        None => Err(not_found_again()),
+    };
+    Looked { took: started.elapsed() }.tell(&agent.metrics);
+    let good = found.is_ok();
+    note(agent, &pod, found)?;
+    Some(good)
+}
+
 /// Rules, listeners, probes; nothing is changed.
 pub(crate) async fn examine(agent: &Agent, pod: &Enrolled) -> Result<(), Finding> {
-    let Some(netns) = &pod.netns else {
-        return Err(Finding::Silence("the pod's namespace was not found again after a restart".to_owned()));
-    };
+    let netns = pod.netns.as_ref().ok_or_else(not_found_again)?;
     match difference(&pod.record.plan, netns)? {
         Some(what) => Err(Finding::Drift(what)),
         None => served(agent, pod, netns).await,
     }
+}
+
+fn not_found_again() -> Finding {
+    Finding::Silence("the pod's namespace was not found again after a restart".to_owned())
 }
 
 /// Rules, listeners, probes; rules that differ are put right at once.
@@ -106,20 +140,12 @@ async fn look(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Findin
 
 /// Whether the proxy serves the pod.
 async fn served(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
-    let ports = inside(netns, redirect::listening_ports)?;
-    let planned = [pod.record.plan.ports.outbound, pod.record.plan.ports.inbound, pod.record.plan.ports.hbone];
-    if let Some(port) = planned.iter().find(|p| !ports.contains(p)) {
-        return Err(Finding::Silence(format!("nobody listens on port {port} in the pod: the proxy is away")));
-    }
-    for v6 in [false, true] {
-        let Some(own) = pod.record.plan.addresses.iter().find(|a| a.is_ipv6() == v6) else { continue };
-        let routed = pod.record.plan.capture == CaptureKind::Routed;
-        ask_proxy(netns, *own, &pod.record.uid, routed).await.map_err(|why| {
-            agent.metrics.probe_failures.inc();
-            Finding::Silence(why)
-        })?;
-    }
-    Ok(())
+    let (plan, uid) = (&pod.record.plan, &pod.record.uid);
+    listening::check(plan, &inside(netns, redirect::listeners)?)?;
+    prober::probe(netns, plan, uid).await.map_err(|why| {
+        ProbeFailed.tell(&agent.metrics);
+        Finding::Silence(why)
+    })
 }
 
 /// The first difference between a plan and what is there.
@@ -129,24 +155,28 @@ fn difference(plan: &Plan, netns: &NetNs) -> Result<Option<String>, Finding> {
 }
 
 fn repair(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
-    let plan = &pod.record.plan;
-    let Some(what) = difference(plan, netns)? else { return Ok(()) };
+    let (plan, uid) = (&pod.record.plan, &pod.record.uid);
+    let watch = agent.verifier.borrow().watch(uid);
+    // Before every reading: what was told until here is in what is read, and need not be looked at again.
+    let told = || watch.as_ref().map(|w| w.take()).unwrap_or_default();
     let started = Instant::now();
+    let by = told();
+    let Some(what) = difference(plan, netns)? else { return Ok(()) };
     inside(netns, || redirect::repair(plan))?;
+    told(); // that was us
     if let Some(still) = difference(plan, netns)? {
         return Err(Finding::Drift(format!("{still}; it could not be repaired")));
     }
-    agent.metrics.repairs.inc();
-    let (namespace, name) = (&pod.record.pod.namespace, &pod.record.pod.name);
-    let took = started.elapsed();
-    tracing::warn!(
-        uid = pod.record.uid,
-        namespace,
-        name,
-        ?took,
-        "somebody changed the pod's redirection ({what}): repaired"
-    );
+    let since = agent.verifier.borrow().of(uid).and_then(Verification::drifted_since);
+    repaired(agent, pod, &what, &by, since.unwrap_or(started));
     Ok(())
+}
+
+fn repaired(agent: &Agent, pod: &Enrolled, what: &str, by: &[Author], since: Instant) {
+    Repaired { pod: &pod.record, what, by, lasted: since.elapsed() }.tell(&agent.metrics);
+    if let Some(watched) = agent.verifier.borrow_mut().0.get_mut(&pod.record.uid) {
+        watched.repair = Some(Repair { what: what.to_owned(), by: names(by), at: Instant::now() });
+    }
 }
 
 fn inside<T>(netns: &NetNs, work: impl FnOnce() -> Result<T, redirect::RedirectError>) -> Result<T, Finding> {
@@ -154,43 +184,27 @@ fn inside<T>(netns: &NetNs, work: impl FnOnce() -> Result<T, redirect::RedirectE
     entered.map_err(|e| Finding::Drift(format!("{}: {e}", e.code())))
 }
 
-/// Connects as an application would, and sees whether the proxy gets it.
-async fn ask_proxy(netns: &NetNs, own: IpAddr, uid: &str, routed: bool) -> Result<(), String> {
-    let to = probe::destination(own);
-    let token = format!("{:016x}", rand::random::<u64>());
-    let failed = |what: &str| format!("a probe to {to} {what}");
-    let socket = netns.run(|| if own.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() });
-    let socket = socket.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-    let exchange = async {
-        let mut stream = socket.connect(to).await?;
-        stream.write_all(format!("{token}\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.take(1024).read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    match timeout(PROBE_DEADLINE, exchange).await {
-        Ok(Ok(answer)) if answer == probe::answer(&token, uid) => Ok(()),
-        // NAT takes what is about to leave. From a pod without a default route the probe does not get that far, nor would
-        // anything else that goes there.
-        Ok(Err(e)) if !routed && e.kind() == std::io::ErrorKind::NetworkUnreachable => Ok(()),
-        Ok(Ok(_)) => Err(failed("was answered by something that is not the proxy of this pod")),
-        Ok(Err(e)) => Err(failed(&format!("failed: {e}"))),
-        Err(_) => Err(failed("was not answered")),
-    }
-}
-
-fn note(agent: &Agent, uid: &str, found: Result<(), Finding>) {
+/// Remembers what a look has found, and tells what is new; none when the pod has left meanwhile.
+fn note(agent: &Agent, pod: &Enrolled, found: Result<(), Finding>) -> Option<()> {
     let mut verifier = agent.verifier.borrow_mut();
-    let previous = verifier.found.get(uid);
-    let now = Verification::after(previous, found, Instant::now());
-    if previous.map(Verification::state) != Some(now.state()) {
+    let watched = verifier.0.get_mut(&pod.record.uid)?;
+    let (previous, at) = (watched.found.take(), Instant::now());
+    let now = Verification::after(previous.as_ref(), found, at);
+    if previous.as_ref().map(Verification::state) != Some(now.state()) {
         match &now {
-            Verification::Verified { .. } => tracing::info!(uid, "verified"),
-            Verification::Drifted { what, .. } => tracing::error!(uid, "drifted: {what}"),
-            Verification::Unverified { why, .. } => tracing::warn!(uid, "unverified: {why}"),
+            Verification::Verified { .. } => {
+                let after = previous.as_ref().map(|p| (p.state(), at.saturating_duration_since(p.since())));
+                Verified { pod: &pod.record, after }.tell(&agent.metrics);
+            }
+            Verification::Drifted { what, .. } => Drifted { pod: &pod.record, what }.tell(),
+            Verification::Unverified { why, .. } => Unverified { pod: &pod.record, why }.tell(),
         }
     }
-    verifier.found.insert(uid.to_owned(), now);
+    if matches!(now, Verification::Verified { .. }) {
+        watched.good_at = at;
+    }
+    watched.found = Some(now);
     drop(verifier);
     agent.count_pods();
+    Some(())
 }

@@ -1,5 +1,6 @@
 //! Listeners and clients as small as can be: they say where a connection arrived, and as whom.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -24,9 +25,31 @@ pub fn transparent(netns: &NetNs, port: u16) -> TcpListener {
     listener.unwrap().unwrap()
 }
 
+/// A listener that shares its port with whoever has it and lets others do the same (SO_REUSEPORT; only of the same user).
+pub fn sharing(netns: &NetNs, port: u16, like_the_proxy: bool) -> TcpListener {
+    let listener = netns.run(|| {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+        socket.set_only_v6(false)?;
+        socket.set_reuse_port(true)?;
+        if like_the_proxy {
+            socket.set_mark(redirect::PROXY_MARK.value)?;
+            netns::sockopt::set_transparent(&socket, true)?;
+        }
+        socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())?;
+        socket.listen(16)?;
+        io::Result::Ok(TcpListener::from(socket))
+    });
+    listener.unwrap().unwrap()
+}
+
 /// A listener as an application makes one.
 pub fn plain(netns: &NetNs, address: SocketAddr) -> TcpListener {
     netns.run(|| TcpListener::bind(address)).unwrap().unwrap()
+}
+
+/// The ports on which something listens in a namespace.
+pub fn listening_ports(netns: &NetNs) -> BTreeSet<u16> {
+    netns.run(redirect::listeners).unwrap().unwrap().into_iter().map(|l| l.address.port()).collect()
 }
 
 /// Connects from inside a namespace; the error says at once when it is refused.

@@ -41,12 +41,17 @@ pub struct Node {
 impl Node {
     /// A namespace with loopback, and a folder with this mesh file.
     pub fn new(name: &str, mesh: &str) -> Self {
-        let folder = crate::folder::folder(name);
-        fs::write(folder.join("mesh.yaml"), mesh).unwrap();
         let netns = NetNs::create().unwrap();
         configure(&netns, async |handle| {
             handle.link().set(LinkUnspec::new_with_index(1).up().build()).execute().await.unwrap();
         });
+        Self::within(name, mesh, netns)
+    }
+
+    /// The same in a namespace that is there already.
+    pub fn within(name: &str, mesh: &str, netns: NetNs) -> Self {
+        let folder = crate::folder::folder(name);
+        fs::write(folder.join("mesh.yaml"), mesh).unwrap();
         Self { netns, folder, children: Vec::new(), inside: None }
     }
 
@@ -198,8 +203,16 @@ impl Node {
     /// # Errors
     /// When nobody answers.
     pub fn get(&self, address: &str, path: &str) -> std::io::Result<(u16, String)> {
+        self.request("GET", address, path)
+    }
+
+    /// The same with another method, and no body.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn request(&self, method: &str, address: &str, path: &str) -> std::io::Result<(u16, String)> {
         let mut stream = self.netns.run(|| TcpStream::connect(address)).unwrap()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

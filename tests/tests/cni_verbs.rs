@@ -97,7 +97,7 @@ fn gc_forgets_what_the_runtime_does_not_name() {
     assert_eq!(pods(&node), 0);
     assert!(wire.pod.run(redirect::read_back).unwrap().unwrap().is_empty(), "its rules are taken back");
     until("its listeners are closed", || {
-        let ports = wire.pod.run(redirect::listening_ports).unwrap().unwrap();
-        ports.is_empty().then_some(())
+        let listeners = wire.pod.run(redirect::listeners).unwrap().unwrap();
+        listeners.is_empty().then_some(())
     });
 }

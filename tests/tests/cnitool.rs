@@ -91,7 +91,7 @@ impl Scene {
     }
 
     fn has_left(&self) -> bool {
-        let listening = self.pod().run(redirect::listening_ports).unwrap().unwrap();
+        let listening = underpass_tests::listener::listening_ports(&self.pod());
         let rules = self.pod().run(redirect::read_back).unwrap().unwrap();
         self.pods() == 0 && rules.is_empty() && listening.is_empty() && self.network.taken_addresses().is_empty()
     }

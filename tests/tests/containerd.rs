@@ -77,7 +77,7 @@ impl Scene {
 }
 
 fn listening(netns: &NetNs) -> Vec<u16> {
-    netns.run(redirect::listening_ports).unwrap().unwrap().into_iter().collect()
+    underpass_tests::listener::listening_ports(netns).into_iter().collect()
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn has_no_rules(wire: &Wire) -> bool {
 }
 
 fn listeners(wire: &Wire) -> usize {
-    wire.pod.run(redirect::listening_ports).unwrap().unwrap().len()
+    underpass_tests::listener::listening_ports(&wire.pod).len()
 }
 
 /// Nothing of ours is in the pod, and the agent does not count it as its own.

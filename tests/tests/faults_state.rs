@@ -161,7 +161,7 @@ fn a_full_disk_fails_the_add_keeps_the_old_state_and_lets_pods_leave() {
     assert!(error["code"] == 11 && error["msg"].as_str().unwrap().contains("UP-AGENT-009"), "{error}");
     assert!(error["details"].as_str().unwrap().contains("Next step: "), "{error}");
     until("nothing is left", || (has_no_rules(&wires[1].pod) && node.pods().len() == 1).then_some(()));
-    let listeners = |wire: &Wire| wire.pod.run(redirect::listening_ports).unwrap().unwrap().len();
+    let listeners = |wire: &Wire| underpass_tests::listener::listening_ports(&wire.pod).len();
     until("the proxy has let go of it", || (listeners(&wires[1]) == 0).then_some(()));
     assert_eq!(on_disk(), ["uid-0"], "the state is as it was, and whole");
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use netns::NetNs;
 use serde_json::{Value, json};
 use underpass_tests::binaries::binary;
 use underpass_tests::cni::{Call, config, path_of};
@@ -61,6 +62,9 @@ impl Runtime {
     fn agent(&self, verb: &str, more: &[&OsStr]) -> Output {
         let mut command = Command::new(binary("underpass-agent"));
         command.arg(verb).arg("--conf-dir").arg(self.0.join("net.d")).arg("--bin-dir").arg(self.0.join("bin"));
+        // Uninstalling looks for a rule in the node's namespace, which is not to be this machine's.
+        let node = NetNs::create().unwrap();
+        netns::process::in_netns(&mut command, &node).unwrap();
         command.args(more).output().unwrap()
     }
 

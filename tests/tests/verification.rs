@@ -1,10 +1,12 @@
 //! Enrolment is measured: what somebody changes in a pod is found and put right, and what does not answer is told.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
+use std::io::{Read, Write};
 use std::process::Command;
 
 use serde_json::Value;
 use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::listener;
 use underpass_tests::node::{MESH, Node};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{POD4, POD6, Wire, flush_rules};
@@ -20,13 +22,23 @@ fn enrolled(name: &str) -> (Node, Wire) {
     (node, wire)
 }
 
+/// Where the agent answers.
+const ADMIN: &str = "127.0.0.1:15014";
+
+/// What a look at the pod finds now.
+fn probed(node: &Node) -> Value {
+    let (status, body) = node.request("POST", ADMIN, "/verify?pod=default/client").unwrap();
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str::<Value>(&body).unwrap()["verification"].clone()
+}
+
 fn verification(node: &Node) -> Value {
-    let status = node.get("127.0.0.1:15014", "/status").unwrap().1;
+    let status = node.get(ADMIN, "/status").unwrap().1;
     serde_json::from_str::<Value>(&status).unwrap()["pods"][0]["verification"].clone()
 }
 
 fn metric(node: &Node, line: &str) -> Option<u64> {
-    let metrics = node.get("127.0.0.1:15014", "/metrics").unwrap().1;
+    let metrics = node.get(ADMIN, "/metrics").unwrap().1;
     metrics.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok())
 }
 
@@ -68,7 +80,7 @@ fn what_somebody_changes_is_found_and_put_right() {
         ("table 100", &|| ip(&wire, "route flush table 100")),
         ("should not be there", &|| ip(&wire, "rule add pref 32762 to 10.9.9.9 lookup main")),
     ];
-    for (expected, change) in changes {
+    for (index, (expected, change)) in changes.into_iter().enumerate() {
         let before = node.log("agent").len();
         change();
         until("it is put right", || nothing_differs(&wire).then_some(()));
@@ -77,9 +89,13 @@ fn what_somebody_changes_is_found_and_put_right() {
             log[before..].lines().find(|l| l.contains("repaired")).map(str::to_owned)
         });
         assert!(line.contains(expected), "{expected} in {line}");
+        let author = if index < 4 { "nft (pid " } else { "netlink port " };
+        assert!(line.contains(author), "{author} in {line}");
     }
     await_state(&node, "verified");
     assert!(metric(&node, "underpass_repairs_total").unwrap() >= 8);
+    assert!(metric(&node, "underpass_drift_seconds_count").unwrap() >= 8);
+    assert!(verification(&node)["lastRepair"]["by"].as_str().unwrap().contains("netlink port"));
     assert_eq!(metric(&node, "underpass_pods{state=\"verified\"}"), Some(1));
     assert_eq!(metric(&node, "underpass_pods{state=\"drifted\"}"), Some(0));
 }
@@ -105,11 +121,98 @@ fn a_proxy_that_is_away_is_told_and_its_return_too() {
     let impostor = wire.pod.run(|| std::net::TcpListener::bind(("::", 15001))).unwrap().unwrap();
     node.start_agent();
     let why = await_state(&node, "unverified");
-    assert!(why.contains("15006"), "{why}");
+    assert!(why.contains("port 15001 in the pod is listened on by something that is not the proxy"), "{why}");
     assert_eq!(metric(&node, "underpass_pods{state=\"unverified\"}"), Some(1));
     drop(impostor);
+    assert!(probed(&node)["reason"].as_str().unwrap().contains("the proxy is away"));
     node.start_ready_proxy();
     await_state(&node, "verified");
+    assert_eq!(metric(&node, "underpass_not_verified_seconds_count{state=\"unverified\"}"), Some(1));
+    let age = until("the age of the verification is told", || {
+        let metrics = node.get(ADMIN, "/metrics").unwrap().1;
+        let line = metrics.lines().find_map(|l| l.strip_prefix("underpass_verification_age_seconds "));
+        line.and_then(|l| l.parse::<f64>().ok())
+    });
+    assert!((0.0..60.0).contains(&age), "{age}");
+}
+
+#[test]
+fn an_application_that_joins_the_proxys_port_is_noticed() {
+    let (node, wire) = enrolled("sharing");
+    await_state(&node, "verified");
+    for port in [15001, 15006, 15008] {
+        let stranger = listener::sharing(&wire.pod, port, false);
+        let found = probed(&node);
+        let expected = format!("port {port} in the pod is listened on by something that is not the proxy");
+        assert_eq!(found["state"], "unverified");
+        assert!(found["reason"].as_str().unwrap().contains(&expected), "{found}");
+        drop(stranger);
+        assert_eq!(probed(&node)["state"], "verified");
+    }
+}
+
+#[test]
+fn an_application_that_joins_the_proxys_port_in_disguise_is_met_by_a_probe() {
+    let (node, wire) = enrolled("disguise");
+    await_state(&node, "verified");
+    for port in [15006, 15008] {
+        let stranger = listener::sharing(&wire.pod, port, true);
+        std::thread::spawn(move || {
+            for stream in stranger.incoming() {
+                drop(stream);
+            }
+        });
+        // Each probe meets one of the two sockets, as any connection would.
+        until("a probe meets the stranger", || {
+            let found = probed(&node);
+            let met = found["reason"].as_str().is_some_and(|why| why.contains(&format!(":{port} ")));
+            met.then_some(())
+        });
+    }
+}
+
+#[test]
+fn an_application_that_calls_a_listener_from_loopback_learns_nothing_and_is_not_relayed() {
+    let (node, wire) = enrolled("direct");
+    await_state(&node, "verified");
+    let mut stream = wire
+        .pod
+        .run(|| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+            socket.connect(&"10.78.0.1:15006".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+            std::net::TcpStream::from(socket)
+        })
+        .unwrap();
+    stream.write_all(&[b'x'; 100]).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer); // a reset, for what was not read
+    assert!(answer.len() < 100, "{}", String::from_utf8_lossy(&answer));
+}
+
+#[test]
+fn a_pod_is_looked_at_when_somebody_asks() {
+    let (mut node, wire) = enrolled("asked");
+    await_state(&node, "verified");
+    let ask = |node: &Node, method, path| node.request(method, ADMIN, path).unwrap();
+    assert_eq!(ask(&node, "GET", "/verify?pod=default/client").0, 405);
+    assert_eq!(ask(&node, "POST", "/verify").0, 400);
+    assert_eq!(ask(&node, "POST", "/verify?pod=default/nobody").0, 404);
+    assert_eq!(ask(&node, "POST", "/verify?pod=default%2Fclient").0, 200);
+    let looks = || metric(&node, "underpass_verification_seconds_count").unwrap();
+    let before = looks();
+    nft(&wire, "delete table inet underpass");
+    until("it is put right", || nothing_differs(&wire).then_some(()));
+    let found = probed(&node);
+    assert_eq!(found["state"], "verified");
+    assert!(found["lastRepair"]["by"].as_str().unwrap().starts_with("nft (pid "), "{found}");
+    // The change, perhaps the agent's own look meanwhile finished by ours, and ours; a repair is not looked at again.
+    assert_eq!(looks(), before + 2);
+    // Asked while the proxy is away, it says so at once.
+    node.kill_all();
+    node.start_agent();
+    let found = probed(&node);
+    assert!(found["state"] == "unverified" && found["reason"].as_str().unwrap().contains("away"), "{found}");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The small HTTP/1.1 server behind admin, metrics and readiness endpoints.
 //!
-//! Handlers answer from memory, so they are plain functions. Connections run on the caller's thread.
+//! Most handlers answer from memory, so they are plain functions; one that cannot returns a [`Reply`]. Connections run on the
+//! caller's thread.
 
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +20,27 @@ use tokio::net::TcpListener;
 
 /// An answer with its whole body.
 pub type Answer = http::Response<Full<Bytes>>;
+
+/// What a handler returns: an answer, or one that takes time.
+pub enum Reply {
+    /// From memory.
+    Now(Answer),
+    /// When this is done.
+    Later(Pin<Box<dyn Future<Output = Answer>>>),
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self::Now(answer)
+    }
+}
+
+impl Reply {
+    /// The answer that this will come to.
+    pub fn later(answer: impl Future<Output = Answer> + 'static) -> Self {
+        Self::Later(Box::pin(answer))
+    }
+}
 
 /// One request; bodies are not looked at.
 #[derive(Debug)]
@@ -34,7 +57,7 @@ pub struct Asked<'a> {
 const HEADER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Serves `handler` on a listener for as long as the task lives. Must run within a `LocalSet`.
-pub async fn serve(listener: TcpListener, handler: impl Fn(Asked<'_>) -> Answer + 'static) {
+pub async fn serve<R: Into<Reply>>(listener: TcpListener, handler: impl Fn(Asked<'_>) -> R + 'static) {
     let handler = Rc::new(handler);
     loop {
         let stream = match listener.accept().await {
@@ -51,8 +74,13 @@ pub async fn serve(listener: TcpListener, handler: impl Fn(Asked<'_>) -> Answer 
                 let uri = request.uri();
                 let asked =
                     Asked { method: request.method(), path: uri.path(), query: uri.query().unwrap_or_default() };
-                let answer = handler(asked);
-                async move { Ok::<_, Infallible>(answer) }
+                let reply = handler(asked).into();
+                async move {
+                    Ok::<_, Infallible>(match reply {
+                        Reply::Now(answer) => answer,
+                        Reply::Later(answer) => answer.await,
+                    })
+                }
             });
             let mut server = http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE);

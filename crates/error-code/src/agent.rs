@@ -86,6 +86,11 @@ codes! {
         cause: "istio-cni is chained beside Underpass on this node, or was, when the pod joined.",
         next_step: "Take istio-cni out of this node; or start the agent with --adopt-istio, which replaces such rules.",
     }
+    HOST_PROBES = "UP-AGENT-018" {
+        what: "The rule for health probes from this node could not be put in place.",
+        cause: "The kernel lacks nf_tables with NAT, the agent lacks CAP_NET_ADMIN in the node's network namespace, or the namespace given with --host-netns is not one.",
+        next_step: "See the reason in the message; until then probes arrive as any other connection, and a policy may deny them. --host-probes=false does without.",
+    }
     BUSY = "UP-AGENT-020" {
         what: "Another ADD of this pod has not ended yet.",
         cause: "The runtime called again before the first call had returned.",

@@ -20,6 +20,10 @@ const NEWRULE: u16 = 6;
 const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
+const DELSETELEM: u16 = 14;
+
+/// An attribute's length has 16 bits, and an IPv6 address takes 28 bytes.
+const MOST_ELEMENTS: usize = 2000;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
@@ -48,6 +52,14 @@ impl Batch {
     pub fn create_table(&mut self) -> &mut Self {
         let table = self.table.clone();
         self.message(NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, format!("table inet {table}"), |w| {
+            w.text(1, &table).be32(2, 0); // NAME, FLAGS
+        })
+    }
+
+    /// Creates the table, or leaves the one that is there as it is.
+    pub fn ensure_table(&mut self) -> &mut Self {
+        let table = self.table.clone();
+        self.message(NEWTABLE, NLM_F_CREATE, format!("table inet {table}"), |w| {
             w.text(1, &table).be32(2, 0); // NAME, FLAGS
         })
     }
@@ -124,24 +136,39 @@ impl Batch {
             w.text(1, &table).text(2, &set.name).be32(3, 0); // TABLE, NAME, FLAGS
             w.be32(4, kind).be32(5, len).be32(10, id); // KEY_TYPE, KEY_LEN, ID
         });
-        if set.elements.is_empty() {
-            return self;
-        }
-        self.message(NEWSETELEM, NLM_F_CREATE, format!("the elements of set {}", set.name), |w| {
-            w.text(1, &table).text(2, &set.name); // TABLE, SET
-            w.nested(3, |w| {
-                for address in &set.elements {
-                    w.nested(1, |w| {
+        self.add_elements(&set.name, &set.elements)
+    }
+
+    /// Adds addresses to a set; those that are in it already are fine.
+    pub fn add_elements(&mut self, set: &str, addresses: &[IpAddr]) -> &mut Self {
+        self.elements(NEWSETELEM, NLM_F_CREATE, set, addresses)
+    }
+
+    /// Deletes addresses from a set; the kernel refuses with ENOENT when one is not in it.
+    pub fn delete_elements(&mut self, set: &str, addresses: &[IpAddr]) -> &mut Self {
+        self.elements(DELSETELEM, 0, set, addresses)
+    }
+
+    fn elements(&mut self, kind: u16, flags: u16, set: &str, addresses: &[IpAddr]) -> &mut Self {
+        let table = self.table.clone();
+        for some in addresses.chunks(MOST_ELEMENTS) {
+            self.message(kind, flags, format!("the elements of set {set}"), |w| {
+                w.text(1, &table).text(2, set); // TABLE, SET
+                w.nested(3, |w| {
+                    for address in some {
                         w.nested(1, |w| {
-                            match address {
-                                IpAddr::V4(a) => w.bytes(1, &a.octets()),
-                                IpAddr::V6(a) => w.bytes(1, &a.octets()),
-                            };
+                            w.nested(1, |w| {
+                                match address {
+                                    IpAddr::V4(a) => w.bytes(1, &a.octets()),
+                                    IpAddr::V6(a) => w.bytes(1, &a.octets()),
+                                };
+                            });
                         });
-                    });
-                }
+                    }
+                });
             });
-        })
+        }
+        self
     }
 
     /// Applies the batch.

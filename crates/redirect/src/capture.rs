@@ -3,7 +3,6 @@
 //!
 //! Everything acts on the network namespace of the calling thread and blocks. Only the iptables backend runs a program.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use crate::observed::{Observed, Rendered};
 use crate::plan::{CaptureKind, ExistingConnections, Plan, TABLE};
 use crate::routing::{LocalRoute, PolicyRule, Routing};
 use crate::rule::TABLE_NAME;
-use crate::sockets::{Connection, captured_connections, cut_open_connections, open_connections};
+use crate::sockets::{Connection, Listener, captured_connections, cut_open_connections, open_connections};
 use crate::xtables::{PREFIX, XtablesRules};
 use crate::{foreign, nat, routed, xtables};
 
@@ -291,12 +290,12 @@ pub fn release_closed_exceptions(plan: &Plan) -> Result<usize, RedirectError> {
     Ok(remaining.len())
 }
 
-/// The TCP ports on which something listens in the namespace.
+/// Whatever listens for TCP in the namespace.
 ///
 /// # Errors
 /// [`RedirectError`] when the kernel does not answer.
-pub fn listening_ports() -> Result<BTreeSet<u16>, RedirectError> {
-    crate::sockets::listening_ports().map_err(failed("cannot list the listening sockets"))
+pub fn listeners() -> Result<Vec<Listener>, RedirectError> {
+    crate::sockets::listeners().map_err(failed("cannot list the listening sockets"))
 }
 
 /// Whether a plan was applied here before, of which something may be missing now.

@@ -5,6 +5,7 @@
 mod annotation;
 mod capture;
 mod foreign;
+pub mod host;
 mod iptables_program;
 mod nat;
 mod observed;
@@ -17,8 +18,8 @@ mod xtables;
 
 pub use annotation::{ANNOTATIONS, AnnotationError, LONGEST_ANNOTATION};
 pub use capture::{
-    Applied, RedirectError, Removed, apply, captured, leave, listening_ports, read_back, release_closed_exceptions,
-    remove, repair,
+    Applied, RedirectError, Removed, apply, captured, leave, listeners, read_back, release_closed_exceptions, remove,
+    repair,
 };
 pub use foreign::{Foreign, foreign};
 pub use observed::{Difference, How, Observed, diff};
@@ -28,5 +29,5 @@ pub use plan::{
 };
 pub use routing::{LocalRoute, PolicyRule, Transport};
 pub use rule::TABLE_NAME;
-pub use sockets::Connection;
+pub use sockets::{Connection, Listener};
 pub use xtables::XtablesRules;

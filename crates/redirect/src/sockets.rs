@@ -25,12 +25,27 @@ pub struct Connection {
     pub peer: SocketAddr,
 }
 
+/// A listening TCP socket of this namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its mark; 0 when it has none, or when the kernel does not tell.
+    pub mark: u32,
+    /// Whether it takes connections to addresses that are not the namespace's. Linux 5.10 and later tell.
+    pub transparent: Option<bool>,
+    /// The user who made it.
+    pub uid: u32,
+}
+
 /// A TCP socket of this namespace.
 #[derive(Debug, Clone)]
 struct Entry {
     local: SocketAddr,
     peer: SocketAddr,
     mark: u32,
+    transparent: Option<bool>,
+    uid: u32,
     id: SocketId,
     family: u8,
 }
@@ -60,9 +75,10 @@ pub(crate) fn captured_connections(own: &[IpAddr], mark: Mark) -> io::Result<Vec
     Ok(unique(sockets.iter().map(|e| Connection { local_port: e.peer.port(), peer: e.local })))
 }
 
-/// The TCP ports on which something listens.
-pub(crate) fn listening_ports() -> io::Result<BTreeSet<u16>> {
-    Ok(dump(StateFlags::LISTEN)?.into_iter().map(|e| e.local.port()).collect())
+/// Whatever listens for TCP.
+pub(crate) fn listeners() -> io::Result<Vec<Listener>> {
+    let listener = |e: Entry| Listener { address: e.local, mark: e.mark, transparent: e.transparent, uid: e.uid };
+    Ok(dump(StateFlags::LISTEN)?.into_iter().map(listener).collect())
 }
 
 fn open_sockets(own: &[IpAddr]) -> io::Result<Vec<Entry>> {
@@ -154,16 +170,26 @@ fn receive_dump(fd: std::os::fd::RawFd, out: &mut Vec<Entry>) -> io::Result<()> 
 fn entry(response: InetResponse) -> Entry {
     /// linux/inet_diag.h: INET_DIAG_MARK, which the kernel adds for those who may see it.
     const MARK: u16 = 15;
-    let mark = response.nlas.iter().filter(|n| n.kind() == MARK).find_map(|n| {
-        let mut value = vec![0; n.value_len()];
-        n.emit_value(&mut value);
-        Some(u32::from_ne_bytes(value.try_into().ok()?))
-    });
+    /// linux/inet_diag.h: INET_DIAG_SOCKOPT, a `struct inet_diag_sockopt` of bit fields.
+    const SOCKOPT: u16 = 22;
+    /// The sixth bit of the first byte; compilers count from the other end on big-endian machines.
+    const TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
+    let attribute = |kind: u16| {
+        response.nlas.iter().find(|n| n.kind() == kind).map(|n| {
+            let mut value = vec![0; n.value_len()];
+            n.emit_value(&mut value);
+            value
+        })
+    };
+    let mark = attribute(MARK).and_then(|v| Some(u32::from_ne_bytes(v.try_into().ok()?)));
+    let transparent = attribute(SOCKOPT).and_then(|v| v.first().map(|bits| bits & TRANSPARENT != 0));
     let id = response.header.socket_id;
     Entry {
         local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
         peer: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
         mark: mark.unwrap_or(0),
+        transparent,
+        uid: response.header.uid,
         family: response.header.family,
         id,
     }

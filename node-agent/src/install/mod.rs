@@ -56,7 +56,7 @@ pub(crate) fn install(folders: &Folders, agent_socket: &Path) -> anyhow::Result<
 }
 
 /// Takes the plugin out of the chain, and the rules out of the pods that have joined. The program stays for DELs to come.
-pub(crate) fn uninstall(folders: &Folders, state_dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn uninstall(folders: &Folders, state_dir: &Path, host_netns: Option<&Path>) -> anyhow::Result<()> {
     let chains = files::uninstall_chain(&folders.conf_dir)
         .with_context(|| format!("{}: {}", codes::INSTALL, folders.conf_dir.display()))?;
     let mut pods = 0;
@@ -71,7 +71,8 @@ pub(crate) fn uninstall(folders: &Folders, state_dir: &Path) -> anyhow::Result<(
         }
     }
     state.save(Vec::new(), Vec::new())?;
-    println!("taken out of {chains} chains and {pods} pods");
+    let node = crate::host_probes::uninstall(host_netns)?;
+    println!("taken out of {chains} chains and {pods} pods{}", if node { ", and the node" } else { "" });
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod inbound;
 mod outbound;
 mod passthrough;
 mod policed;
+mod probe;
 mod relay;
 pub(crate) mod sockets;
 mod worker;

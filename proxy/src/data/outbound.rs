@@ -7,31 +7,28 @@ use std::time::Duration;
 
 use mesh::baggage::Baggage;
 use mesh::route::{Route, route};
-use mesh::{Service, Workload, probe};
+use mesh::{Service, Workload};
 use rustls::pki_types::{IpAddr as TlsIp, Ipv4Addr as TlsIpv4, ServerName};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::connection::{Accepted, cut_short, is_own_port};
 use super::error::ConnectionError;
 use super::worker::Worker;
-use super::{relay, sockets};
+use super::{probe, relay, sockets};
 use crate::hbone::{HboneStream, OpenError, Opening, StreamCount, Tunnel, TunnelKey};
 use crate::identity::explain;
 use crate::inpod::{PORTS, Pod};
 use crate::telemetry::{Direction, Event, Facts, Side};
 
 const TLS_DEADLINE: Duration = Duration::from_secs(5);
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// From the accepted connection to its end.
 pub(super) async fn serve(accepted: Accepted) {
     let Accepted { worker, pod, stream, peer, started } = accepted;
     let Ok(orig_dst) = sockets::orig_dst(&stream, PORTS.outbound) else { return };
-    if probe::is_probe(orig_dst) {
-        return answer_probe(stream, &pod.uid).await;
+    if mesh::probe::is_probe(orig_dst) {
+        return probe::answer(stream, &pod).await;
     }
     let mesh = worker.node.mesh.load_full();
     let source = pod.workload(&mesh);
@@ -146,18 +143,6 @@ async fn start_tunnel(pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, Connectio
     let tls = handshake.await.map_err(|_| tls_failed(format!("not done within {} s", TLS_DEADLINE.as_secs())))?;
     let tls = tls.map_err(|e| tls_failed(explain(&e)))?;
     Tunnel::start(tls).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
-}
-
-/// The agent asks whether connections of this pod arrive here. Not a connection of the application: not logged or counted.
-async fn answer_probe(mut stream: TcpStream, uid: &str) {
-    let exchange = async {
-        let mut question = Vec::new();
-        let mut reader = BufReader::new(&mut stream).take(probe::LONGEST_QUESTION as u64);
-        reader.read_until(b'\n', &mut question).await?;
-        let token = String::from_utf8_lossy(&question);
-        stream.write_all(probe::answer(token.trim_end(), uid).as_bytes()).await
-    };
-    let _ = timeout(PROBE_DEADLINE, exchange).await; // an agent that does not read is told nothing
 }
 
 fn forwarded(client: SocketAddr, service: Option<&Service>) -> String {

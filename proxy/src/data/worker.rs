@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::connection::Accepted;
 use super::error::ConnectionError;
 use super::policed::Policed;
-use super::{inbound, outbound, passthrough, sockets};
+use super::{inbound, outbound, passthrough, probe, sockets};
 use crate::dns;
 use crate::hbone::Pool;
 use crate::inpod::Pod;
@@ -233,6 +233,9 @@ impl Worker {
     }
 
     fn serve(self: Rc<Self>, kind: Listener, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr, started: Instant) {
+        if probe::is_direct(&stream, peer) {
+            return self.track(async move { probe::answer(stream, &pod).await });
+        }
         let accepted = Accepted { worker: self.clone(), pod, stream, peer, started };
         match kind {
             Listener::Outbound => self.track(outbound::serve(accepted)),
