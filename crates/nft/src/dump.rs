@@ -31,6 +31,76 @@ pub struct Table {
     pub sets: Vec<Set>,
 }
 
+/// What one message of a dump is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dumped {
+    /// A chain.
+    Chain,
+    /// A rule.
+    Rule,
+    /// A set, without its elements.
+    Set,
+    /// Elements of a set that has been taken before.
+    Elements,
+}
+
+impl Table {
+    /// Takes what one message of a dump says about the table of this name: its attributes, after the header of nf_tables.
+    /// What is about another table, or makes no sense, is left out.
+    pub fn take(&mut self, table: &str, what: Dumped, attributes: &[u8]) {
+        let r = Reader(attributes);
+        if r.text(1).as_deref() == Some(table) {
+            let _ = match what {
+                Dumped::Chain => self.take_chain(r),
+                Dumped::Rule => self.take_rule(r),
+                Dumped::Set => self.take_set(r),
+                Dumped::Elements => self.take_elements(r),
+            };
+        }
+    }
+
+    fn take_chain(&mut self, r: Reader<'_>) -> Option<()> {
+        let (name, hook, kind) = (r.text(3)?, r.nested(4)?, ChainKind::from_name(&r.text(7)?)?);
+        self.chains.push(Chain {
+            name,
+            kind,
+            hook: Hook::from_number(hook.be32(1).unwrap_or(u32::MAX)),
+            priority: i32::from_be_bytes(hook.be32(2).unwrap_or(0).to_be_bytes()),
+        });
+        Some(())
+    }
+
+    fn take_rule(&mut self, r: Reader<'_>) -> Option<()> {
+        self.rules.push(Rule { chain: r.text(2)?, exprs: Expr::read_all(r.nested(4)?) });
+        Some(())
+    }
+
+    fn take_set(&mut self, r: Reader<'_>) -> Option<()> {
+        let key = match r.be32(5)? {
+            4 => SetKey::Ipv4,
+            16 => SetKey::Ipv6,
+            _ => return None,
+        };
+        self.sets.push(Set { name: r.text(2)?, key, elements: Vec::new() });
+        Some(())
+    }
+
+    fn take_elements(&mut self, r: Reader<'_>) -> Option<()> {
+        let name = r.text(2)?;
+        let set = self.sets.iter_mut().find(|s| s.name == name)?;
+        for (_, element) in r.nested(3)? {
+            let key = Reader(element).nested(1).and_then(|k| k.find(1)).unwrap_or_default();
+            if let Ok(v4) = <[u8; 4]>::try_from(key) {
+                set.elements.push(IpAddr::from(v4));
+            } else if let Ok(v6) = <[u8; 16]>::try_from(key) {
+                set.elements.push(IpAddr::from(v6));
+            }
+        }
+        set.elements.sort();
+        Some(())
+    }
+}
+
 /// Reads a table of the inet family; `None` when there is no such table (or nothing in it).
 ///
 /// # Errors
@@ -41,41 +111,20 @@ pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftErro
     };
     let mut out = Table::default();
     for m in dump(socket, GETCHAIN, |_| {})? {
-        let r = Reader(&m);
-        if r.text(1).as_deref() != Some(table) {
-            continue;
-        }
-        let kind = r.text(7).and_then(|k| ChainKind::from_name(&k));
-        if let (Some(name), Some(hook), Some(kind)) = (r.text(3), r.nested(4), kind) {
-            out.chains.push(Chain {
-                name,
-                kind,
-                hook: Hook::from_number(hook.be32(1).unwrap_or(u32::MAX)),
-                priority: i32::from_be_bytes(hook.be32(2).unwrap_or(0).to_be_bytes()),
-            });
-        }
+        out.take(table, Dumped::Chain, &m);
     }
     for m in dump(socket, GETRULE, of_table)? {
-        let r = Reader(&m);
-        if let (Some(t), Some(chain), Some(exprs)) = (r.text(1), r.text(2), r.nested(4))
-            && t == table
-        {
-            out.rules.push(Rule { chain, exprs: Expr::read_all(exprs) });
-        }
+        out.take(table, Dumped::Rule, &m);
     }
     for m in dump(socket, GETSET, of_table)? {
-        let r = Reader(&m);
-        if r.text(1).as_deref() != Some(table) {
-            continue;
-        }
-        let key = match r.be32(5) {
-            Some(4) => SetKey::Ipv4,
-            Some(16) => SetKey::Ipv6,
-            _ => continue,
+        out.take(table, Dumped::Set, &m);
+    }
+    for name in out.sets.iter().map(|s| s.name.clone()).collect::<Vec<_>>() {
+        let of_set = |w: &mut Writer| {
+            w.text(1, table).text(2, &name);
         };
-        if let Some(name) = r.text(2) {
-            let elements = elements(socket, table, &name)?;
-            out.sets.push(Set { name, key, elements });
+        for m in dump(socket, GETSETELEM, of_set)? {
+            out.take(table, Dumped::Elements, &m);
         }
     }
     Ok((out != Table::default()).then_some(out))
@@ -126,25 +175,6 @@ pub fn generation(socket: &Socket) -> Result<u32, NftError> {
     let received = socket.receive()?;
     let id = messages(&received).iter().find_map(|m| Reader(m.body.get(4..)?).be32(1));
     id.ok_or_else(|| NftError::Socket(std::io::Error::other("no generation id in the answer")))
-}
-
-fn elements(socket: &Socket, table: &str, set: &str) -> Result<Vec<IpAddr>, NftError> {
-    let mut out = Vec::new();
-    let dumped = dump(socket, GETSETELEM, |w| {
-        w.text(1, table).text(2, set);
-    })?;
-    for m in dumped {
-        for (_, element) in Reader(&m).nested(3).into_iter().flatten() {
-            let key = Reader(element).nested(1).and_then(|k| k.find(1)).unwrap_or_default();
-            if let Ok(v4) = <[u8; 4]>::try_from(key) {
-                out.push(IpAddr::from(v4));
-            } else if let Ok(v6) = <[u8; 16]>::try_from(key) {
-                out.push(IpAddr::from(v6));
-            }
-        }
-    }
-    out.sort();
-    Ok(out)
 }
 
 /// Sends a dump request and collects the attribute part of every answer.

@@ -13,7 +13,7 @@ mod object;
 mod socket;
 
 pub use batch::Batch;
-pub use dump::{Table, chain_names, dump_table, generation, jumps};
+pub use dump::{Dumped, Table, chain_names, dump_table, generation, jumps};
 pub use expr::{Cmp, CtKey, Expr, Lookup, MetaKey, Payload, Verdict};
 pub use object::{Chain, ChainKind, ChainName, Family, Hook, Jump, Rule, Set, SetKey};
 pub use socket::{NftError, Socket};

@@ -15,16 +15,21 @@ pub(crate) enum NotAConfiguration {
     NoPlugins,
 }
 
-/// The configuration with `entry` as the last plugin of the chain, whatever was said of our plugin before. A configuration
-/// of a single plugin becomes a list.
+/// The configuration with `entry` as the last plugin of the chain. What an entry of ours said before, such as namespaces
+/// to exclude, stays unless `entry` says otherwise. A configuration of a single plugin becomes a list.
 pub(crate) fn chain(configuration: &Value, entry: &Value) -> Result<Value, NotAConfiguration> {
     let mut list = as_list(configuration)?;
     let plugins = list.get_mut("plugins").and_then(Value::as_array_mut).ok_or(NotAConfiguration::NoPlugins)?;
+    let mut ours = Map::new();
+    for old in plugins.iter().filter(|p| p["type"] == PLUGIN).filter_map(Value::as_object) {
+        ours.extend(old.clone());
+    }
+    ours.extend(entry.as_object().cloned().unwrap_or_default());
     plugins.retain(|p| p["type"] != PLUGIN);
     if plugins.is_empty() {
         return Err(NotAConfiguration::NoPlugins);
     }
-    plugins.push(entry.clone());
+    plugins.push(Value::Object(ours));
     Ok(Value::Object(list))
 }
 
@@ -89,8 +94,9 @@ mod tests {
         assert!(is_chained(&chained) && !is_chained(&original));
         assert_eq!(unchain(&chained).to_string(), text);
         // Somebody put a plugin behind ours, or left an old entry of ours.
-        let odd = json!({ "plugins": [{ "type": PLUGIN, "old": true }, { "type": "x" }] });
-        assert_eq!(chain(&odd, &entry()).unwrap()["plugins"], json!([{ "type": "x" }, entry()]));
+        let odd = json!({ "plugins": [{ "type": PLUGIN, "deadlineMs": 9, "agentSocket": "/old" }, { "type": "x" }] });
+        let ours = json!({ "type": PLUGIN, "deadlineMs": 9, "agentSocket": "/a" });
+        assert_eq!(chain(&odd, &entry()).unwrap()["plugins"], json!([{ "type": "x" }, ours]));
     }
 
     #[test]
