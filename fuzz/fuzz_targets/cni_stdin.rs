@@ -17,8 +17,10 @@ fuzz_target!(|bytes: &[u8]| {
         let again = RawValue::from_string(output.clone()).expect("what is printed is JSON");
         let again = PrevResult::parse(again).expect("what is printed is a result");
         assert_eq!(again.addresses(), result.addresses());
-        let value: Value = serde_json::from_str(&output).expect("what is printed is JSON");
-        assert!(value["cniVersion"].is_string(), "{output}");
+        // A number that no Value can hold is passed on as it is.
+        if let Ok(value) = serde_json::from_str::<Value>(&output) {
+            assert!(value["cniVersion"].is_string(), "{output}");
+        }
         assert_eq!(again.to_output("0.4.0"), output, "printed once, it stays as it is");
     }
 });
