@@ -1,6 +1,6 @@
 //! Where the built binaries are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The path of a built binary: in `UNDERPASS_BIN_DIR`, or in the folder of the profile that this test was built with.
 pub fn binary(name: &str) -> PathBuf {
@@ -20,9 +20,27 @@ pub fn runtimes() -> PathBuf {
 /// # Errors
 /// Why a test that needs them cannot run.
 pub fn runtime_files<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], String> {
-    match names.iter().find(|name| !runtimes().join(name).exists()) {
-        Some(missing) => Err(format!("{missing} is missing (scripts/lib/runtimes gets it where that is possible)")),
-        None => Ok(names.map(|name| runtimes().join(name))),
+    files(&runtimes(), names)
+}
+
+/// The folder that `scripts/lib/control-plane` fills, as far as that is possible.
+pub fn control_plane() -> PathBuf {
+    above_the_test(3).join("control-plane")
+}
+
+/// The paths of these files in it, or which one is missing.
+///
+/// # Errors
+/// Why a test that needs them cannot run.
+pub fn control_plane_files<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], String> {
+    files(&control_plane(), names)
+}
+
+fn files<const N: usize>(folder: &Path, names: [&str; N]) -> Result<[PathBuf; N], String> {
+    let script = folder.file_name().unwrap().display();
+    match names.iter().find(|name| !folder.join(name).exists()) {
+        Some(missing) => Err(format!("{missing} is missing (scripts/lib/{script} gets it where that is possible)")),
+        None => Ok(names.map(|name| folder.join(name))),
     }
 }
 

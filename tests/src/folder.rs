@@ -1,7 +1,10 @@
 //! A folder for each test, and what killed test runs have left is cleared away.
 
+#![allow(clippy::disallowed_types)] // a program outlives the tests
+
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Once;
 
 const PREFIX: &str = "underpass-test-";
@@ -12,6 +15,17 @@ pub fn folder(name: &str) -> PathBuf {
     SWEPT.call_once(sweep);
     let folder = std::env::temp_dir().join(format!("{PREFIX}{}-{name}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Makes a folder that all tests of this process share, and that nobody is left to remove: it goes when the process ends.
+pub fn until_exit(name: &str) -> PathBuf {
+    let folder = folder(name);
+    // Its input ends with this process; who wrote into the folder is being killed then.
+    let script = "trap '' INT TERM HUP; read -r _; for _ in 1 2 3 4 5; do rm -rf \"$0\" && break; sleep 0.2; done";
+    let mut remover = Command::new("sh");
+    remover.args(["-c", script]).arg(&folder).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    std::mem::forget(remover.spawn().unwrap().stdin);
     folder
 }
 

@@ -1,0 +1,107 @@
+//! The network of a cluster: hosts on a bridge, and the pods of those that are nodes.
+//!
+//! | what | addresses |
+//! |---|---|
+//! | control plane | 10.200.0.10, fd00:200::10 |
+//! | node N | 10.200.0.(10+N), fd00:200::(10+N) |
+//! | pod P of node N | 10.201.N.P, fd00:201:0:N::P |
+//! | services | 10.96.0.0/16, fd00:96::/112 |
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use netns::NetNs;
+
+use crate::iptables::run;
+use crate::wire::join;
+
+/// The control plane's place among the hosts.
+pub const CONTROL_PLANE: u8 = 0;
+/// Nodes are 1 to this one; every host knows the way to the pods of each.
+pub const NODES: u8 = 30;
+
+/// The bridge, in a namespace of its own.
+#[derive(Debug)]
+pub struct Fabric {
+    netns: NetNs,
+}
+
+impl Fabric {
+    /// No host is there yet.
+    pub fn new() -> Self {
+        let netns = NetNs::create().unwrap();
+        ip(&netns, "link add fabric type bridge\nlink set fabric up");
+        Self { netns }
+    }
+
+    /// Makes the namespace of a host: the control plane, or a node.
+    pub fn host(&self, number: u8) -> NetNs {
+        let host = NetNs::create().unwrap();
+        join(&self.netns, &format!("host{number}"), &host, "eth0");
+        ip(&self.netns, &format!("link set host{number} master fabric\nlink set host{number} up"));
+        let [v4, v6] = host_ips(number);
+        ip(
+            &host,
+            &format!(
+                "link set lo up\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
+                 route add default via 10.200.0.1\nroute add default via fd00:200::1"
+            ),
+        ); // to nobody: there are programs that look for a default route to learn their own address
+        let others = (1..=NODES).filter(|n| *n != number).map(|other| {
+            let [v4, v6] = host_ips(other);
+            format!("route add 10.201.{other}.0/24 via {v4}\nroute add fd00:201:0:{other}::/64 via {v6}\n")
+        });
+        ip(&host, &others.collect::<String>());
+        for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            host.run(|| std::fs::write(format!("/proc/sys/net/{forwarding}"), "1")).unwrap().unwrap();
+        }
+        host
+    }
+}
+
+impl Default for Fabric {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The addresses of a host.
+pub fn host_ips(number: u8) -> [IpAddr; 2] {
+    let last = 10 + number;
+    let v6 = format!("fd00:200::{last}").parse::<Ipv6Addr>().unwrap();
+    [Ipv4Addr::new(10, 200, 0, last).into(), v6.into()]
+}
+
+/// Makes the namespace of a pod, wired to its node by hand, as a CNI plugin would; and its addresses.
+pub fn pod(node: &NetNs, number: u8) -> (NetNs, [IpAddr; 2]) {
+    static PODS: AtomicU16 = AtomicU16::new(2); // .1 is the router in each pod's eyes
+    let last = PODS.fetch_add(1, Ordering::Relaxed);
+    assert!(last < 255, "too many pods");
+    let v6: Ipv6Addr = format!("fd00:201:0:{number}::{last}").parse().unwrap();
+    let ips: [IpAddr; 2] = [Ipv4Addr::new(10, 201, number, last as u8).into(), v6.into()];
+    let pod = NetNs::create().unwrap();
+    let link = format!("pod{last}");
+    join(node, &link, &pod, "eth0");
+    ip(
+        node,
+        &format!(
+            "address add 10.201.{number}.1/32 dev {link}\naddress add fe80::1/64 dev {link} nodad\nlink set {link} up\n\
+             route add {}/32 dev {link}\nroute add {}/128 dev {link}",
+            ips[0], ips[1]
+        ),
+    );
+    ip(
+        &pod,
+        &format!(
+            "link set lo up\naddress add {}/32 dev eth0\naddress add {}/128 dev eth0 nodad\nlink set eth0 up\n\
+             route add 10.201.{number}.1/32 dev eth0\nroute add default via 10.201.{number}.1\n\
+             route add default via fe80::1 dev eth0",
+            ips[0], ips[1]
+        ),
+    );
+    (pod, ips)
+}
+
+fn ip(netns: &NetNs, commands: &str) {
+    run(netns, "ip", "-batch -", commands);
+}

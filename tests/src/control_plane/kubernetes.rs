@@ -1,0 +1,117 @@
+//! The Kubernetes API: etcd, the API server and the controllers, in a namespace of their own. No kubelet: nodes and pods are
+//! objects, as far as nobody runs them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use netns::NetNs;
+
+use super::api::Api;
+use super::daemon::Daemon;
+use super::fabric::{CONTROL_PLANE, Fabric, host_ips};
+use super::pki::Pki;
+use super::binary;
+
+const ETCD: &str = "http://127.0.0.1:2379";
+/// The first of each range of services is the API server's own.
+const SERVICES: &str = "10.96.0.0/16,fd00:96::/112";
+const API_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+
+/// Objects without a kubelet would be taken for dead and cleared away by these.
+const UNDERTAKERS: &str = "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller";
+
+/// A running API.
+#[derive(Debug)]
+pub struct Kubernetes {
+    /// Its client with all rights.
+    pub api: Api,
+    /// The network that its hosts are in.
+    pub fabric: Fabric,
+    /// The namespace of the control plane.
+    pub netns: NetNs,
+    pki: Pki,
+    folder: PathBuf,
+    _daemons: [Daemon; 3],
+}
+
+impl Kubernetes {
+    /// Starts one in a folder, and waits until it serves.
+    pub fn start(folder: &Path) -> Self {
+        let fabric = Fabric::new();
+        let netns = fabric.host(CONTROL_PLANE);
+        let ips = host_ips(CONTROL_PLANE);
+        let pki = Pki::create(&folder.join("pki"), &[ips[0], ips[1], API_SERVICE, Ipv4Addr::LOCALHOST.into()]);
+        let api = Api::new(&netns, SocketAddr::new(ips[0], 6443), pki.ca(), "admin");
+        let etcd = start_etcd(&netns, folder);
+        let mut api_server = start_api_server(&netns, folder, &pki);
+        api_server.await_ready(|| api.get("/readyz").ok());
+        let controllers = start_controllers(&netns, folder, &pki);
+        Self { api, fabric, netns, pki, folder: folder.to_owned(), _daemons: [controllers, api_server, etcd] }
+    }
+
+    /// Where programs of the cluster reach the API server.
+    pub fn server() -> String {
+        format!("https://{}:6443", host_ips(CONTROL_PLANE)[0])
+    }
+
+    /// Writes the kubeconfig of a client, and returns its path.
+    pub fn kubeconfig(&self, name: &str, token: &str) -> String {
+        self.pki.kubeconfig(name, &Self::server(), token)
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+fn start_etcd(netns: &NetNs, folder: &Path) -> Daemon {
+    let data = folder.join("etcd");
+    let data = format!("--data-dir={}", data.display());
+    let urls = ["--listen-client-urls", "--advertise-client-urls"].map(|flag| format!("{flag}={ETCD}"));
+    let peers = "--listen-peer-urls=http://127.0.0.1:2380".to_owned();
+    let [listen, advertise] = urls;
+    // Nobody needs these data after a crash of the machine.
+    let arguments = [data, listen, advertise, peers, "--unsafe-no-fsync".to_owned()];
+    Daemon::start(&binary("etcd"), netns, folder, &arguments, &[])
+}
+
+fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
+    let address = host_ips(CONTROL_PLANE)[0];
+    let file = |flag: &str, name: &str| format!("--{flag}={}", pki.path(name));
+    let arguments = [
+        format!("--etcd-servers={ETCD}"),
+        "--bind-address=::".to_owned(),
+        format!("--advertise-address={address}"),
+        "--secure-port=6443".to_owned(),
+        file("tls-cert-file", "apiserver.crt"),
+        file("tls-private-key-file", "apiserver.key"),
+        file("client-ca-file", "ca.crt"),
+        file("token-auth-file", "clients.csv"),
+        file("service-account-key-file", "tokens.pub"),
+        file("service-account-signing-key-file", "tokens.key"),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--enable-admission-plugins=NodeRestriction".to_owned(),
+        format!("--service-cluster-ip-range={SERVICES}"),
+        "--allow-privileged=true".to_owned(),
+        "--enable-aggregator-routing=true".to_owned(), // webhooks by the address of their pod: no service is reached here
+    ];
+    Daemon::start(&binary("kube-apiserver"), netns, folder, &arguments, &[])
+}
+
+fn start_controllers(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
+    let config = pki.kubeconfig("controller-manager", &Kubernetes::server(), "controller-manager");
+    let arguments = [
+        format!("--kubeconfig={config}"),
+        format!("--authentication-kubeconfig={config}"),
+        format!("--authorization-kubeconfig={config}"),
+        "--bind-address=127.0.0.1".to_owned(),
+        format!("--service-account-private-key-file={}", pki.path("tokens.key")),
+        format!("--root-ca-file={}", pki.path("ca.crt")),
+        "--leader-elect=false".to_owned(),
+        "--use-service-account-credentials=true".to_owned(),
+        UNDERTAKERS.to_owned(),
+    ];
+    Daemon::start(&binary("kube-controller-manager"), netns, folder, &arguments, &[])
+}

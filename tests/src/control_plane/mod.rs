@@ -1,0 +1,84 @@
+//! A real control plane: the Kubernetes API and istiod, in namespaces of the test's own. Nodes and pods are objects, and a
+//! test gives them network namespaces and proxies.
+
+mod api;
+mod daemon;
+mod fabric;
+mod http;
+mod istiod;
+mod kubernetes;
+mod objects;
+mod pki;
+mod roots;
+
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use serde_json::Value;
+
+use crate::binaries::{control_plane, control_plane_files};
+use crate::folder;
+
+pub use api::{Api, Refused, connect_tls, trusting};
+pub use fabric::{Fabric, host_ips};
+pub use istiod::{Istiod, NAME, NAMESPACE, address};
+pub use kubernetes::Kubernetes;
+pub use objects::{Node, Pod};
+pub use pki::Authority;
+pub use roots::Roots;
+
+/// What it consists of.
+const PARTS: [&str; 5] =
+    ["bin/etcd", "bin/kube-apiserver", "bin/kube-controller-manager", "bin/pilot-discovery", "bin/manifests"];
+
+/// What is missing for a real control plane on this machine.
+pub fn missing() -> Option<String> {
+    control_plane_files(PARTS).err()
+}
+
+/// A running control plane.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// istiod.
+    pub istiod: Istiod,
+    /// What istiod configures.
+    pub kubernetes: Kubernetes,
+}
+
+/// The control plane that all tests of a process share. It starts when the first one asks, and ends with the process.
+static SHARED: LazyLock<RwLock<ControlPlane>> =
+    LazyLock::new(|| RwLock::new(ControlPlane::start(&folder::until_exit("control-plane"))));
+
+impl ControlPlane {
+    /// Starts one in a folder, and waits until it is ready: about ten seconds.
+    pub fn start(folder: &Path) -> Self {
+        let kubernetes = Kubernetes::start(folder);
+        let istiod = Istiod::install(&kubernetes);
+        Self { istiod, kubernetes }
+    }
+
+    /// The shared one, for tests that leave istiod as it is. Each has nodes and Kubernetes namespaces of its own.
+    pub fn shared() -> RwLockReadGuard<'static, Self> {
+        SHARED.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shared one, for a test that stops istiod or changes its root: no other test has it meanwhile.
+    pub fn alone() -> RwLockWriteGuard<'static, Self> {
+        SHARED.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts istiod again, after [`Istiod::stop`], and waits until it is ready.
+    pub fn start_istiod(&mut self) {
+        self.istiod.start(&self.kubernetes);
+    }
+
+    /// What istiod tells under this path of its `debug` page; `null` when it cannot be asked.
+    pub fn debug(&self, page: &str) -> Value {
+        self.istiod.debug(&self.kubernetes, page)
+    }
+}
+
+/// The path of a part.
+fn binary(name: &str) -> PathBuf {
+    control_plane().join("bin").join(name)
+}

@@ -1,0 +1,60 @@
+//! Istio's certificate authority, as files that a person puts beside istiod, who so decides when its root changes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::pki::Authority;
+
+/// The folder that istiod watches.
+#[derive(Debug)]
+pub struct Roots {
+    folder: PathBuf,
+    signing: Authority,
+}
+
+impl Roots {
+    /// The first root.
+    pub fn create(folder: &Path) -> Self {
+        fs::create_dir_all(folder).unwrap();
+        let roots = Self { folder: folder.to_owned(), signing: Authority::new("Istio's first root") };
+        roots.write(&roots.signing, &roots.signing.certificate);
+        roots
+    }
+
+    /// The roots that workloads are to trust, PEM.
+    pub fn trusted(&self) -> String {
+        fs::read_to_string(self.folder.join("root-cert.pem")).unwrap()
+    }
+
+    /// Another root is trusted besides this one, which goes on to sign. It is returned for [`Roots::sign_with`].
+    pub fn announce(&self) -> Authority {
+        let next = Authority::new("Istio's next root");
+        self.write(&self.signing, &format!("{}{}", self.signing.certificate, next.certificate));
+        next
+    }
+
+    /// From now on this root signs. Both are trusted.
+    pub fn sign_with(&mut self, next: Authority) {
+        self.write(&next, &format!("{}{}", self.signing.certificate, next.certificate));
+        self.signing = next;
+    }
+
+    /// Only the root that signs is trusted.
+    pub fn retire_others(&self) {
+        self.write(&self.signing, &self.signing.certificate);
+    }
+
+    /// Writes the files. istiod reads all of them again whenever one has changed, so that the last one counts.
+    fn write(&self, signing: &Authority, trusted: &str) {
+        for (name, content) in [
+            ("root-cert.pem", trusted),
+            ("cert-chain.pem", &signing.certificate),
+            ("ca-cert.pem", &signing.certificate),
+            ("ca-key.pem", &signing.issuer.key().serialize_pem()),
+        ] {
+            let staged = self.folder.with_extension("staged");
+            fs::write(&staged, content).unwrap();
+            fs::rename(staged, self.folder.join(name)).unwrap();
+        }
+    }
+}
