@@ -5,9 +5,9 @@
 
 pub mod binaries;
 pub mod cgroup;
+pub mod cluster;
 pub mod cni;
 pub mod containerd;
-pub mod control_plane;
 pub mod folder;
 pub mod foreign_agent;
 pub mod image;

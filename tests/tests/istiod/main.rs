@@ -1,4 +1,4 @@
 //! Under a real istiod, which all of these tests share.
 #![allow(clippy::unwrap_used)]
 
-mod control_plane;
+mod cluster;

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::binary;
 use super::daemon::Daemon;
 use super::fabric::{CONTROL_PLANE, host_ips};
 use super::http::exchange;
 use super::kubernetes::Kubernetes;
 use super::roots::Roots;
-use super::binary;
 
 /// Where Istio is installed.
 pub const NAMESPACE: &str = "istio-system";

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use netns::NetNs;
 use serde_json::{Value, json};
 
-use super::ControlPlane;
+use super::Cluster;
 use super::fabric::{self, NODES, host_ips};
 use super::istiod::NAMESPACE;
 
@@ -44,6 +44,8 @@ pub struct Pod {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Its service account, which is its identity.
+    pub account: String,
     /// As the API server has given it.
     pub uid: String,
     /// Where it runs.
@@ -52,7 +54,7 @@ pub struct Pod {
     pub ips: [IpAddr; 2],
 }
 
-impl ControlPlane {
+impl Cluster {
     /// Makes a node that is ready, with the object of a proxy on it.
     pub fn node(&self, name: &str) -> Node {
         static HOSTS: AtomicU8 = AtomicU8::new(1);
@@ -90,12 +92,18 @@ impl ControlPlane {
 
     /// Makes a pod that runs and is ready, with the label `app` and a service account of its name. It is not enrolled.
     pub fn pod(&self, node: &Node, namespace: &str, name: &str) -> Pod {
-        let metadata = json!({ "name": name, "namespace": namespace });
+        self.pod_of(node, namespace, name, name)
+    }
+
+    /// The same with the label and the service account of an application that may have more pods.
+    pub fn pod_of(&self, node: &Node, namespace: &str, app: &str, name: &str) -> Pod {
+        let metadata = json!({ "name": app, "namespace": namespace });
         self.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }));
         let (netns, ips) = fabric::pod(&node.netns, node.number);
-        let object = self.apply_pod([namespace, name, name, &node.name], &json!({ "app": name }), ips, node.ips);
+        let object = self.apply_pod([namespace, name, app, &node.name], &json!({ "app": app }), ips, node.ips);
         let uid = text(&object["metadata"]["uid"]);
-        Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid, netns, ips }
+        let [namespace, name, account] = [namespace, name, app].map(str::to_owned);
+        Pod { namespace, name, account, uid, netns, ips }
     }
 
     /// Says of a pod that it has been enrolled, as a node's agent does; or no longer.

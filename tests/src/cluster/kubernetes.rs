@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use netns::NetNs;
 
 use super::api::Api;
+use super::binary;
 use super::daemon::Daemon;
 use super::fabric::{CONTROL_PLANE, Fabric, host_ips};
 use super::pki::Pki;
-use super::binary;
 
 const ETCD: &str = "http://127.0.0.1:2379";
 /// The first of each range of services is the API server's own.
@@ -18,7 +18,8 @@ const SERVICES: &str = "10.96.0.0/16,fd00:96::/112";
 const API_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 
 /// Objects without a kubelet would be taken for dead and cleared away by these.
-const UNDERTAKERS: &str = "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller";
+const UNDERTAKERS: &str =
+    "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller";
 
 /// A running API.
 #[derive(Debug)]

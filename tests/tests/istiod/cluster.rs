@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use netns::NetNs;
 use serde_json::{Value, json};
-use underpass_tests::control_plane::{Authority, ControlPlane, NAME, Pod, address, connect_tls, missing, trusting};
+use underpass_tests::cluster::{Authority, Cluster, NAME, Pod, address, connect_tls, missing, root, trusting};
 use underpass_tests::sandbox::until;
 use underpass_tests::skip::skip;
 
@@ -13,7 +13,7 @@ fn istiod_tunnels_to_a_pod_once_it_is_annotated() {
     if let Some(why) = missing() {
         return skip("istiod_tunnels_to_a_pod_once_it_is_annotated", &why);
     }
-    let cluster = ControlPlane::shared();
+    let cluster = Cluster::shared();
     cluster.namespace("annotated", &[("istio.io/dataplane-mode", "ambient")]);
     let node = cluster.node("annotated");
     let pod = cluster.pod(&node, "annotated", "app");
@@ -34,7 +34,7 @@ fn services_and_policies_reach_workloads() {
     if let Some(why) = missing() {
         return skip("services_and_policies_reach_workloads", &why);
     }
-    let cluster = ControlPlane::shared();
+    let cluster = Cluster::shared();
     cluster.namespace("policed", &[("istio.io/dataplane-mode", "ambient")]);
     let node = cluster.node("policed");
     let pod = cluster.pod(&node, "policed", "app");
@@ -50,7 +50,8 @@ fn services_and_policies_reach_workloads() {
     until("the pod has both policies", || {
         known_that(&cluster, &pod, |w| {
             let list = w["authorizationPolicies"].as_array().cloned().unwrap_or_default();
-            list.contains(&json!("istio-system/istio_converted_static_strict")) && list.contains(&json!("policed/nobody"))
+            list.contains(&json!("istio-system/istio_converted_static_strict"))
+                && list.contains(&json!("policed/nobody"))
         })
     });
 }
@@ -60,7 +61,7 @@ fn endpoints_of_a_service_are_made_by_the_controllers() {
     if let Some(why) = missing() {
         return skip("endpoints_of_a_service_are_made_by_the_controllers", &why);
     }
-    let cluster = ControlPlane::shared();
+    let cluster = Cluster::shared();
     cluster.namespace("endpoints", &[]);
     let node = cluster.node("endpoints");
     let pod = cluster.pod(&node, "endpoints", "app");
@@ -81,12 +82,12 @@ fn istiod_is_known_by_the_root_that_namespaces_have() {
     if let Some(why) = missing() {
         return skip("istiod_is_known_by_the_root_that_namespaces_have", &why);
     }
-    let cluster = ControlPlane::shared();
+    let cluster = Cluster::shared();
     cluster.namespace("rooted", &[]);
     let node = cluster.node("rooted");
-    let root = until("the namespace has the root", || root(&cluster, "rooted"));
-    assert_eq!(root, cluster.istiod.roots.trusted());
-    shake_hands(&node.netns, &root).unwrap();
+    let found = until("the namespace has the root", || root(&cluster, "rooted"));
+    assert_eq!(found, cluster.istiod.roots.trusted());
+    shake_hands(&node.netns, &found).unwrap();
     let other = Authority::new("somebody else's root");
     let refused = shake_hands(&node.netns, &other.certificate).unwrap_err();
     assert!(refused.to_string().contains("UnknownIssuer"), "{refused}");
@@ -97,7 +98,7 @@ fn tokens_of_a_proxy_are_for_istiod_and_bound_to_its_pod() {
     if let Some(why) = missing() {
         return skip("tokens_of_a_proxy_are_for_istiod_and_bound_to_its_pod", &why);
     }
-    let cluster = ControlPlane::shared();
+    let cluster = Cluster::shared();
     let node = cluster.node("bound");
     let review = |audience: &str| {
         let spec = json!({ "token": cluster.proxy_token(&node), "audiences": [audience] });
@@ -115,11 +116,11 @@ fn istiod_goes_and_comes_and_its_root_is_replaced() {
     if let Some(why) = missing() {
         return skip("istiod_goes_and_comes_and_its_root_is_replaced", &why);
     }
-    let mut cluster = ControlPlane::alone();
+    let mut cluster = Cluster::alone();
     cluster.namespace("rotated", &[("istio.io/dataplane-mode", "ambient")]);
     let node = cluster.node("rotated");
     let pod = cluster.pod(&node, "rotated", "app");
-    let has = |cluster: &ControlPlane, roots: &str| root(cluster, "rotated").filter(|r| r == roots);
+    let has = |cluster: &Cluster, roots: &str| root(cluster, "rotated").filter(|r| r == roots);
     let old = cluster.istiod.roots.trusted();
 
     let next = cluster.istiod.roots.announce();
@@ -140,19 +141,13 @@ fn istiod_goes_and_comes_and_its_root_is_replaced() {
 }
 
 /// What istiod says of a pod.
-fn known(cluster: &ControlPlane, pod: &Pod) -> Option<Value> {
+fn known(cluster: &Cluster, pod: &Pod) -> Option<Value> {
     let told = cluster.debug("ambientz");
     told["workloads"].as_array()?.iter().find(|w| w["uid"] == pod.workload_uid()).cloned()
 }
 
-fn known_that(cluster: &ControlPlane, pod: &Pod, is: impl Fn(&Value) -> bool) -> Option<Value> {
+fn known_that(cluster: &Cluster, pod: &Pod, is: impl Fn(&Value) -> bool) -> Option<Value> {
     known(cluster, pod).filter(|w| is(w))
-}
-
-/// The roots that istiod has put into a namespace.
-fn root(cluster: &ControlPlane, namespace: &str) -> Option<String> {
-    let path = format!("/api/v1/namespaces/{namespace}/configmaps/istio-ca-root-cert");
-    Some(cluster.kubernetes.api.get(&path).ok()?["data"]["root-cert.pem"].as_str()?.to_owned())
 }
 
 fn shake_hands(from: &NetNs, roots: &str) -> std::io::Result<()> {

@@ -1,5 +1,5 @@
-//! A real control plane: the Kubernetes API and istiod, in namespaces of the test's own. Nodes and pods are objects, and a
-//! test gives them network namespaces and proxies.
+//! A cluster whose control plane is real: the Kubernetes API and istiod, in namespaces of the test's own. Nodes and pods are
+//! objects, and a test gives them network namespaces and proxies.
 
 mod api;
 mod daemon;
@@ -7,6 +7,7 @@ mod fabric;
 mod http;
 mod istiod;
 mod kubernetes;
+//mod mesh_node;
 mod objects;
 mod pki;
 mod roots;
@@ -23,6 +24,7 @@ pub use api::{Api, Refused, connect_tls, trusting};
 pub use fabric::{Fabric, host_ips};
 pub use istiod::{Istiod, NAME, NAMESPACE, address};
 pub use kubernetes::Kubernetes;
+//pub use mesh_node::MeshNode;
 pub use objects::{Node, Pod};
 pub use pki::Authority;
 pub use roots::Roots;
@@ -31,25 +33,25 @@ pub use roots::Roots;
 const PARTS: [&str; 5] =
     ["bin/etcd", "bin/kube-apiserver", "bin/kube-controller-manager", "bin/pilot-discovery", "bin/manifests"];
 
-/// What is missing for a real control plane on this machine.
+/// What is missing for one on this machine.
 pub fn missing() -> Option<String> {
     control_plane_files(PARTS).err()
 }
 
-/// A running control plane.
+/// A running cluster.
 #[derive(Debug)]
-pub struct ControlPlane {
+pub struct Cluster {
     /// istiod.
     pub istiod: Istiod,
     /// What istiod configures.
     pub kubernetes: Kubernetes,
 }
 
-/// The control plane that all tests of a process share. It starts when the first one asks, and ends with the process.
-static SHARED: LazyLock<RwLock<ControlPlane>> =
-    LazyLock::new(|| RwLock::new(ControlPlane::start(&folder::until_exit("control-plane"))));
+/// The cluster that all tests of a process share. It starts when the first one asks, and ends with the process.
+static SHARED: LazyLock<RwLock<Cluster>> =
+    LazyLock::new(|| RwLock::new(Cluster::start(&folder::until_exit("cluster"))));
 
-impl ControlPlane {
+impl Cluster {
     /// Starts one in a folder, and waits until it is ready: about ten seconds.
     pub fn start(folder: &Path) -> Self {
         let kubernetes = Kubernetes::start(folder);
@@ -76,6 +78,12 @@ impl ControlPlane {
     pub fn debug(&self, page: &str) -> Value {
         self.istiod.debug(&self.kubernetes, page)
     }
+}
+
+/// The roots that istiod has put into a Kubernetes namespace, if it has.
+pub fn root(cluster: &Cluster, namespace: &str) -> Option<String> {
+    let path = format!("/api/v1/namespaces/{namespace}/configmaps/istio-ca-root-cert");
+    Some(cluster.kubernetes.api.get(&path).ok()?["data"]["root-cert.pem"].as_str()?.to_owned())
 }
 
 /// The path of a part.

@@ -9,12 +9,7 @@ pub type Answer = (u16, String);
 ///
 /// # Errors
 /// Those of the connection, and `InvalidData` for what is no answer.
-pub fn exchange(
-    stream: &mut (impl Read + Write),
-    request: &str,
-    headers: &[String],
-    body: &str,
-) -> io::Result<Answer> {
+pub fn exchange(stream: &mut (impl Read + Write), request: &str, headers: &[String], body: &str) -> io::Result<Answer> {
     let lines: String = headers.iter().map(|h| format!("{h}\r\n")).collect();
     let length = body.len();
     write!(stream, "{request} HTTP/1.0\r\nContent-Length: {length}\r\n{lines}\r\n{body}")?;

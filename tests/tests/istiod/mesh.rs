@@ -1,0 +1,269 @@
+//! Proxies of two nodes under istiod: what it says of pods and policies is what their traffic meets.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use netns::NetNs;
+use serde_json::{Value, json};
+use underpass_tests::cluster::{Cluster, MeshNode, Pod, missing, root};
+use underpass_tests::sandbox::{connect, read_line, serve_echo, until};
+use underpass_tests::skip::skip;
+
+/// A client on one node and a server on the other, both in the mesh.
+struct Pair {
+    near: MeshNode,
+    far: MeshNode,
+    client: Pod,
+    server: Pod,
+    /// Of the service that has the server as its endpoint.
+    vips: [IpAddr; 2],
+}
+
+impl Pair {
+    fn new(cluster: &Cluster, namespace: &str) -> Self {
+        cluster.namespace(namespace, &[("istio.io/dataplane-mode", "ambient")]);
+        let vips = cluster.service(namespace, "server", 80, 8080);
+        let mut near = MeshNode::start(cluster, &format!("{namespace}-1"), namespace);
+        let mut far = MeshNode::start(cluster, &format!("{namespace}-2"), namespace);
+        let client = near.pod(cluster, "client");
+        let server = far.pod(cluster, "server");
+        serve_echo(&server.netns, 8080);
+        let pair = Self { near, far, client, server, vips };
+        pair.until_tunnelled();
+        pair
+    }
+
+    /// istiod may say a moment later than the agent that a pod can be reached by tunnel. Until then it is reached without.
+    fn until_tunnelled(&self) {
+        for ip in self.server.ips {
+            let target = format!("dst.hbone_addr={}", SocketAddr::new(ip, 8080));
+            until("the proxies use a tunnel", || {
+                drop(talk(&self.client.netns, SocketAddr::new(ip, 8080)));
+                self.near.processes.log("proxy").contains(&target).then_some(())
+            });
+        }
+    }
+
+    /// Where the server is: by pod and by service, over both families.
+    fn destinations(&self) -> Vec<SocketAddr> {
+        let pods = self.server.ips.map(|ip| SocketAddr::new(ip, 8080));
+        pods.into_iter().chain(self.vips.map(|ip| SocketAddr::new(ip, 80))).collect()
+    }
+
+    /// The client is answered everywhere, and the server sees the client's own address.
+    #[track_caller]
+    fn all_talk(&self) {
+        for to in self.destinations() {
+            let (_, seen) = talk(&self.client.netns, to).unwrap_or_else(|e| panic!("{to}: {e}"));
+            assert!(self.client.ips.map(|ip| ip.to_string()).contains(&seen), "{to} saw {seen}");
+        }
+    }
+}
+
+/// Connects and is answered; what the server saw.
+fn talk(from: &NetNs, to: SocketAddr) -> io::Result<(TcpStream, String)> {
+    let mut stream = connect(from, to)?;
+    let seen = read_line(&mut stream)?;
+    say(&mut stream)?;
+    Ok((stream, seen))
+}
+
+fn say(stream: &mut TcpStream) -> io::Result<()> {
+    writeln!(stream, "a word")?;
+    let heard = read_line(stream)?;
+    if heard == "a word" { Ok(()) } else { Err(io::Error::other(format!("heard {heard:?}"))) }
+}
+
+fn identity(pod: &Pod) -> String {
+    format!("spiffe://cluster.local/ns/{}/sa/{}", pod.namespace, pod.account)
+}
+
+#[test]
+fn pods_of_two_nodes_meet_with_certificates_of_istiod() {
+    if let Some(why) = missing() {
+        return skip("pods_of_two_nodes_meet_with_certificates_of_istiod", &why);
+    }
+    let cluster = Cluster::shared();
+    let pair = Pair::new(&cluster, "meet");
+    pair.all_talk();
+    let identities =
+        [format!("src.identity=\"{}\"", identity(&pair.client)), format!("dst.identity=\"{}\"", identity(&pair.server))];
+    for (node, direction) in [(&pair.near, "direction=\"outbound\""), (&pair.far, "direction=\"inbound\"")] {
+        for ip in pair.server.ips {
+            let target = format!("dst.hbone_addr={}", SocketAddr::new(ip, 8080));
+            node.log_with(&[direction, &target, &identities[0], &identities[1]]);
+        }
+        assert!(node.line().contains("in step with"), "{}", node.line());
+    }
+    let synced = cluster.debug("syncz").to_string();
+    for node in [&pair.near, &pair.far] {
+        assert!(synced.contains(&node.place.proxy.name), "istiod does not know {}: {synced}", node.place.proxy.name);
+    }
+}
+
+#[test]
+fn workloads_that_istiod_adds_and_removes_are_reached_and_are_not() {
+    if let Some(why) = missing() {
+        return skip("workloads_that_istiod_adds_and_removes_are_reached_and_are_not", &why);
+    }
+    let cluster = Cluster::shared();
+    let mut pair = Pair::new(&cluster, "change");
+    // Another pod of the same application, on the client's own node.
+    let second = cluster.pod_of(&pair.near.place, "change", "server", "server-2");
+    pair.near.enrol(&second);
+    cluster.announce(&second, true);
+    serve_echo(&second.netns, 8080);
+    let vip = SocketAddr::new(pair.vips[0], 80);
+    let reached = |pod: &Pod, pair: &Pair| {
+        drop(talk(&pair.client.netns, vip));
+        let target = format!("dst.hbone_addr={}", SocketAddr::new(pod.ips[0], 8080));
+        let log = pair.near.processes.log("proxy");
+        log.lines().filter(|l| l.contains(&target) && l.contains("direction=\"outbound\"")).count()
+    };
+    until("the service reaches the second pod", || (reached(&second, &pair) > 0).then_some(()));
+    cluster.delete(&pair.server);
+    let gone = format!("{}/status", pair.server.workload_uid());
+    assert!(!cluster.debug("ambientz").to_string().contains(&gone));
+    until("the first pod is reached no more", || {
+        let before = reached(&pair.server, &pair);
+        (0..8).all(|_| reached(&pair.server, &pair) == before).then_some(())
+    });
+    let (_, seen) = talk(&pair.client.netns, vip).unwrap();
+    assert_eq!(seen, pair.client.ips[0].to_string());
+}
+
+#[test]
+fn a_strict_peer_authentication_refuses_plain_text_until_it_is_deleted() {
+    if let Some(why) = missing() {
+        return skip("a_strict_peer_authentication_refuses_plain_text_until_it_is_deleted", &why);
+    }
+    let cluster = Cluster::shared();
+    let pair = Pair::new(&cluster, "strict");
+    cluster.namespace("strict-outside", &[]);
+    let outsider = cluster.pod(&pair.near.place, "strict-outside", "outsider");
+    let pods: Vec<_> = pair.destinations().into_iter().take(2).collect(); // no proxy translates a service for an outsider
+    for to in &pods {
+        talk(&outsider.netns, *to).unwrap_or_else(|e| panic!("permissive: {to}: {e}"));
+    }
+    cluster.policy("PeerAuthentication", "strict", "default", &json!({ "mtls": { "mode": "STRICT" } }));
+    for to in &pods {
+        until("plain text is refused", || talk(&outsider.netns, *to).is_err().then_some(()));
+    }
+    pair.far.log_with(&["direction=\"inbound\"", "istio-system/istio_converted_static_strict"]);
+    pair.all_talk();
+    let path = "/apis/security.istio.io/v1/namespaces/strict/peerauthentications/default";
+    cluster.kubernetes.api.delete(path).unwrap();
+    for to in &pods {
+        until("plain text is accepted again", || talk(&outsider.netns, *to).ok());
+    }
+}
+
+#[test]
+fn authorization_policies_refuse_and_cut_whom_they_name() {
+    if let Some(why) = missing() {
+        return skip("authorization_policies_refuse_and_cut_whom_they_name", &why);
+    }
+    let cluster = Cluster::shared();
+    let mut pair = Pair::new(&cluster, "denied");
+    let neighbour = pair.near.pod(&cluster, "neighbour");
+    let all = pair.destinations();
+    let mut open: Vec<_> = all.iter().map(|to| talk(&pair.client.netns, *to).unwrap().0).collect();
+    let of_client = json!([{ "from": [{ "source": { "principals": ["cluster.local/ns/denied/sa/client"] } }] }]);
+    let spec = json!({ "selector": { "matchLabels": { "app": "server" } }, "action": "DENY", "rules": of_client });
+    cluster.policy("AuthorizationPolicy", "denied", "no-client", &spec);
+    for (stream, to) in open.iter_mut().zip(&all) {
+        until("an open connection is cut", || say(stream).is_err().then_some(()));
+        assert!(talk(&pair.client.netns, *to).is_err(), "{to} is refused");
+        talk(&neighbour.netns, *to).unwrap_or_else(|e| panic!("neighbour to {to}: {e}"));
+    }
+    pair.far.log_with(&["direction=\"inbound\"", "denied/no-client", "sa/client"]);
+    // Only what is allowed, in place of only what is denied; for the whole namespace.
+    let to_port = json!([{ "to": [{ "operation": { "ports": ["9999"] } }] }]);
+    cluster.policy("AuthorizationPolicy", "denied", "no-client", &json!({ "action": "ALLOW", "rules": to_port }));
+    until("the neighbour is refused, too", || talk(&neighbour.netns, all[0]).is_err().then_some(()));
+    let path = "/apis/security.istio.io/v1/namespaces/denied/authorizationpolicies/no-client";
+    cluster.kubernetes.api.delete(path).unwrap();
+    until("everybody is answered again", || talk(&pair.client.netns, all[0]).ok());
+    pair.all_talk();
+}
+
+#[test]
+fn a_rotated_root_reaches_running_proxies_and_no_connection_fails_meanwhile() {
+    if let Some(why) = missing() {
+        return skip("a_rotated_root_reaches_running_proxies_and_no_connection_fails_meanwhile", &why);
+    }
+    let mut cluster = Cluster::alone();
+    let pair = Pair::new(&cluster, "rotation");
+    let mut open = talk(&pair.client.netns, pair.destinations()[0]).unwrap().0;
+    let issuers = |node: &MeshNode| issuers(node);
+    let old = issuers(&pair.near);
+
+    let next = cluster.istiod.roots.announce();
+    project(&cluster, &pair);
+    pair.all_talk();
+    let new = next.certificate.clone();
+    cluster.istiod.roots.sign_with(next);
+    // The file that the proxies watch does not change now, so it is the last step by which they renew.
+    pair.all_talk();
+    cluster.istiod.roots.retire_others();
+    assert_eq!(cluster.istiod.roots.trusted(), new);
+    project(&cluster, &pair);
+    for node in [&pair.near, &pair.far] {
+        until("every certificate is of the new root", || {
+            pair.all_talk();
+            let now = issuers(node);
+            (!now.is_empty() && now.iter().all(|i| !old.contains(i))).then_some(())
+        });
+    }
+    say(&mut open).unwrap();
+}
+
+/// Waits until istiod has put its roots into the proxies' namespace, and from there into the proxies.
+fn project(cluster: &Cluster, pair: &Pair) {
+    let expected = cluster.istiod.roots.trusted();
+    until("the roots are announced", || root(cluster, "istio-system").filter(|r| *r == expected));
+    pair.near.project_root(cluster);
+    pair.far.project_root(cluster);
+}
+
+/// The serial numbers of the certificates that a proxy has.
+fn issuers(node: &MeshNode) -> Vec<Value> {
+    let dump = node.processes.get("127.0.0.1:15000", "/config_dump").unwrap().1;
+    let dump: Value = serde_json::from_str(&dump).unwrap();
+    let held = dump["certificates"].as_array().cloned().unwrap_or_default();
+    held.iter().map(|c| c["certChain"][0]["serialNumber"].clone()).collect()
+}
+
+#[test]
+fn while_istiod_is_away_the_mesh_goes_on_and_afterwards_it_catches_up() {
+    if let Some(why) = missing() {
+        return skip("while_istiod_is_away_the_mesh_goes_on_and_afterwards_it_catches_up", &why);
+    }
+    let mut cluster = Cluster::alone();
+    let mut pair = Pair::new(&cluster, "away");
+    let mut open = talk(&pair.client.netns, pair.destinations()[2]).unwrap().0;
+    cluster.istiod.stop();
+    for node in [&pair.near, &pair.far] {
+        until("the proxy says that istiod is away", || node.line().contains("no connection to").then_some(()));
+    }
+    pair.all_talk();
+    say(&mut open).unwrap();
+    // What changes meanwhile is not known yet.
+    let late = cluster.pod_of(&pair.near.place, "away", "server", "late");
+    serve_echo(&late.netns, 8080);
+    cluster.delete(&pair.server);
+    pair.all_talk();
+    cluster.start_istiod();
+    for node in [&pair.near, &pair.far] {
+        until("the proxy is in step again", || node.line().contains("in step with").then_some(()));
+    }
+    pair.near.enrol(&late);
+    cluster.announce(&late, true);
+    let target = format!("dst.hbone_addr={}", SocketAddr::new(late.ips[0], 8080));
+    until("the service leads to the late pod", || {
+        drop(talk(&pair.client.netns, SocketAddr::new(pair.vips[0], 80)));
+        pair.near.processes.log("proxy").contains(&target).then_some(())
+    });
+    say(&mut open).unwrap();
+}
