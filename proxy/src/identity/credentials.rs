@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use mesh::Identity;
+use mesh::{Identity, Text};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -73,7 +73,7 @@ impl Credentials {
     }
 
     /// For a tunnel that we open to somebody who must prove one of these SPIFFE ids.
-    pub(crate) fn client(&self, expected: &[String]) -> Result<Arc<ClientConfig>, rustls::Error> {
+    pub(crate) fn client(&self, expected: &[Text]) -> Result<Arc<ClientConfig>, rustls::Error> {
         let server = ServerIs { roots: self.roots.clone(), expected: expected.to_vec() };
         let mut client = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh::Identity;
+use mesh::{Identity, Text};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
@@ -25,7 +25,7 @@ enum Mismatch {
     #[error("the peer is {found}, expected one of {expected}")]
     Unexpected { found: String, expected: String },
     #[error("the peer's trust domain is {found}, ours is {ours}")]
-    TrustDomain { found: String, ours: String },
+    TrustDomain { found: Text, ours: Text },
 }
 
 impl Mismatch {
@@ -128,7 +128,7 @@ macro_rules! signatures {
 pub(super) struct ServerIs {
     pub(super) roots: Arc<Roots>,
     /// SPIFFE ids; any of them.
-    pub(super) expected: Vec<String>,
+    pub(super) expected: Vec<Text>,
 }
 
 impl ServerCertVerifier for ServerIs {
@@ -141,10 +141,14 @@ impl ServerCertVerifier for ServerIs {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let found = self.roots.verify(leaf, intermediates, KeyUsage::server_auth(), now)?.to_string();
-        if self.expected.contains(&found) {
+        if self.expected.iter().any(|e| *e == found) {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(Mismatch::Unexpected { found, expected: self.expected.join(", ") }.into_tls())
+        Err(Mismatch::Unexpected {
+            found,
+            expected: self.expected.iter().map(Text::as_str).collect::<Vec<_>>().join(", "),
+        }
+        .into_tls())
     }
 
     signatures!();
@@ -154,7 +158,7 @@ impl ServerCertVerifier for ServerIs {
 #[derive(Debug)]
 pub(super) struct ClientOf {
     pub(super) roots: Arc<Roots>,
-    pub(super) trust_domain: String,
+    pub(super) trust_domain: Text,
 }
 
 impl ClientCertVerifier for ClientOf {

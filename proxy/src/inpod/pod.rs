@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mesh::identity::DEFAULT_TRUST_DOMAIN;
-use mesh::workload::{HealthStatus, Locality, Protocol, WorkloadType};
+use mesh::workload::Protocol;
 use mesh::{Identity, Mesh, Workload};
 use netns::NetNs;
 use tokio::sync::watch;
@@ -51,35 +51,23 @@ impl Pod {
     /// Who a pod is: its service account, in the trust domain that the mesh says.
     pub(crate) fn identity(info: &WorkloadInfo, mesh: &Mesh) -> Identity {
         let known = mesh.workload_by_name(&info.namespace, &info.name);
-        let trust_domain = known.map_or(DEFAULT_TRUST_DOMAIN, |w| &w.trust_domain).to_owned();
+        let trust_domain = known.map_or_else(|| DEFAULT_TRUST_DOMAIN.into(), |w| w.trust_domain.clone());
         let service_account = if info.service_account.is_empty() { "default" } else { &info.service_account };
-        Identity { trust_domain, namespace: info.namespace.clone(), service_account: service_account.to_owned() }
+        Identity { trust_domain, namespace: (&info.namespace).into(), service_account: service_account.into() }
     }
 }
 
 fn unknown_to_mesh(uid: &str, info: &WorkloadInfo) -> Workload {
     Workload {
-        uid: uid.to_owned(),
-        name: info.name.clone(),
-        namespace: info.namespace.clone(),
-        workload_ips: Vec::new(),
+        uid: uid.into(),
+        name: (&info.name).into(),
+        namespace: (&info.namespace).into(),
         protocol: Protocol::Hbone,
-        trust_domain: DEFAULT_TRUST_DOMAIN.to_owned(),
-        service_account: info.service_account.clone(),
-        network: String::new(),
-        node: String::new(),
-        workload_name: info.name.clone(),
-        workload_type: WorkloadType::Pod,
-        canonical_name: info.name.clone(),
-        canonical_revision: "latest".to_owned(),
-        cluster_id: String::new(),
-        locality: Locality::default(),
-        authorization_policies: Vec::new(),
-        status: HealthStatus::Healthy,
-        capacity: 1,
-        services: Default::default(),
-        labels: Default::default(),
-        annotations: Default::default(),
-        host_network: false,
+        service_account: (&info.service_account).into(),
+        workload_name: (&info.name).into(),
+        canonical_name: (&info.name).into(),
+        canonical_revision: "latest".into(),
+        cluster_id: Default::default(),
+        ..Workload::default()
     }
 }
