@@ -7,6 +7,7 @@ pub mod binaries;
 pub mod cgroup;
 pub mod cni;
 pub mod containerd;
+pub mod control_plane;
 pub mod folder;
 pub mod foreign_agent;
 pub mod image;

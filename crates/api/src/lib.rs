@@ -10,6 +10,7 @@ pub mod certificate;
 mod client;
 pub mod discovery;
 pub mod protobuf;
+pub mod to_mesh;
 pub mod workload;
 
 pub use client::{Connection, LARGEST_MESSAGE, Responses};
