@@ -111,6 +111,7 @@ impl Args {
     pub(crate) fn settings(&mut self) -> Result<control::Settings, control::SettingError> {
         let settings = self.control.settings(&control::Context {
             has_mesh_file: self.mesh_file.is_some(),
+            answers_dns: self.dns_capture,
             node_name: &self.node,
             cluster_id: &self.cluster_id,
             variables: std::env::vars_os().filter_map(|(n, v)| n.into_string().ok().zip(v.into_string().ok())).collect(),

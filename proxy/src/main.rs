@@ -55,6 +55,7 @@ async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
         metrics,
         phase,
         dns: args.dns_settings(),
+        demand: plane.as_ref().and_then(|p| p.demand.clone()),
         connections: Default::default(),
     });
     let [admin, stats] = args.own_addresses();
@@ -71,7 +72,7 @@ async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
         node: node.clone(),
         pods: pods.clone(),
         certificates: certificates.clone(),
-        plane,
+        plane: plane.map(|p| p.status),
         has_mesh: first.complete.into(),
     });
     let t = told.clone();
@@ -95,6 +96,9 @@ async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
             newest = changes.next() => {
                 let Some(newest) = newest else { continue };
                 pods.mesh_changed(newest.mesh);
+                if let Some(demand) = &node.demand {
+                    demand.in_force(newest.push);
+                }
                 if newest.complete {
                     told.has_mesh.set(true);
                     follower.get_or_insert_with(follow);

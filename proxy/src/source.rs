@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
 use crate::args::Args;
-use crate::control::{self, Discovery, Newest, Outlets, Settings, Status};
+use crate::control::{self, Demand, Discovery, Newest, Outlets, Settings, Status};
 use crate::telemetry::Metrics;
 
 /// Changes of the mesh, as they come.
@@ -24,7 +24,7 @@ impl Changes {
     pub(crate) async fn next(&mut self) -> Option<Newest> {
         match self {
             Self::File(changes) => match changes.recv().await {
-                Some(Ok(mesh)) => Some(Newest { mesh: Arc::new(mesh), complete: true }),
+                Some(Ok(mesh)) => Some(Newest { mesh: Arc::new(mesh), complete: true, push: 0 }),
                 Some(Err(e)) => {
                     tracing::error!("the mesh that was read last stays in force: {e}");
                     None
@@ -39,24 +39,36 @@ impl Changes {
     }
 }
 
+/// A control plane, as the rest of the proxy knows it.
+pub(crate) struct Plane {
+    pub(crate) status: Arc<Status>,
+    /// Where addresses are asked for one by one.
+    pub(crate) demand: Option<Arc<Demand>>,
+}
+
 /// Begins to follow the mesh: as it is now, its changes, and how the proxy stands with the control plane, if there is one.
 pub(crate) fn begin(
     args: &Args,
     settings: Settings,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<(Newest, Changes, Option<Arc<Status>>)> {
+) -> anyhow::Result<(Newest, Changes, Option<Plane>)> {
     if let Some(path) = &args.mesh_file {
         let (changed, changes) = unbounded_channel();
         let mesh = mesh_file::watch(path, move |loaded| {
             let _ = changed.send(loaded); // nobody listens only when the process ends
         })?;
-        return Ok((Newest { mesh: Arc::new(mesh), complete: true }, Changes::File(changes), None));
+        return Ok((Newest { mesh: Arc::new(mesh), complete: true, push: 0 }, Changes::File(changes), None));
     }
     let server = settings.xds.context("without a mesh file there is a control plane")?;
     let status = Arc::new(Status::new(server.address.to_string()));
     let (newest, changes) = watch::channel(Newest::default());
-    let (_, demands) = unbounded_channel();
-    let discovery = Discovery { server, node: settings.node, on_demand: args.control.xds_on_demand };
-    control::follow(discovery, demands, Outlets { newest, status: status.clone(), metrics: metrics.clone() })?;
-    Ok((Newest::default(), Changes::ControlPlane(changes), Some(status)))
+    let (ask, demands) = unbounded_channel();
+    let on_demand = args.control.xds_on_demand;
+    let demand = on_demand.then(|| Arc::new(Demand::new(ask)));
+    let discovery = Discovery { server, node: settings.node, on_demand };
+    let outlets =
+        Outlets { newest, status: status.clone(), demand: demand.clone(), metrics: metrics.clone() };
+    control::follow(discovery, demands, outlets)?;
+    let plane = Plane { status, demand };
+    Ok((Newest::default(), Changes::ControlPlane(changes), Some(plane)))
 }

@@ -17,6 +17,7 @@ pub mod machine;
 pub mod name_server;
 pub mod network;
 pub mod node;
+pub mod peer;
 pub mod places;
 pub mod players;
 pub mod recorder;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use api::discovery::{DeltaResponse, Resource};
 use api::protobuf::Kind;
 use underpass_tests::control_plane::resources::{
-    deny, endpoint, garbage, pod, policy_resource, service_resource, workload_resource,
+    deny, endpoint, garbage, pod, policy_resource, workload_resource,
 };
 use underpass_tests::control_plane::{CaFault, Scene, say};
 use underpass_tests::sandbox::until;
@@ -330,7 +330,7 @@ fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
         scene.plane.certificates.misbehave(None);
         until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
     }
-    scene.log_with(&["UP-CONTROL-008", "there is no certificate yet of spiffe://cluster.local/ns/default/sa/client"]);
+    scene.log_with(&["UP-CONTROL-008", "there is no certificate of spiffe://cluster.local/ns/default/sa/client yet"]);
     scene.talk();
 }
 
@@ -366,7 +366,7 @@ fn certificates_are_renewed_at_half_of_their_life_and_forgotten_with_the_last_po
     certificates.misbehave(Some(CaFault::Refuse(14, "no")));
     scene.try_talk(Scene::destinations()[0]).unwrap();
     scene.silent();
-    scene.log_with(&["UP-CONTROL-008", "the certificate has expired of spiffe://cluster.local/ns/default/sa/client"]);
+    scene.log_with(&["UP-CONTROL-008", "the certificate of spiffe://cluster.local/ns/default/sa/client has expired"]);
     certificates.misbehave(None);
     until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
     assert_eq!(asked(SERVER), 1, "the others are not asked for");
@@ -399,5 +399,4 @@ fn workloads_are_asked_for_on_demand() {
     for name in ["/10.78.0.2", "/10.96.0.10", "/fd78::2", "/fd96::10"] {
         assert!(asked.iter().any(|a| a == name), "{name} was not asked for: {asked:?}");
     }
-    let _ = service_resource;
 }

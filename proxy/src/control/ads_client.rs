@@ -14,6 +14,7 @@ use tonic::Code;
 
 use super::ads::{Ads, Kind, Push, Received, Rejected};
 use super::backoff::{Backoff, Ended};
+use super::demand::Demand;
 use super::server::Server;
 use super::status::{Applied, Status};
 use crate::telemetry::Metrics;
@@ -34,12 +35,16 @@ pub(crate) struct Newest {
     pub(crate) mesh: Arc<Mesh>,
     /// Whether something of each type has been received. Before that, a policy may be missing.
     pub(crate) complete: bool,
+    /// The number of the push that made it so.
+    pub(crate) push: u64,
 }
 
 /// What the thread tells the others.
 pub(crate) struct Outlets {
     pub(crate) newest: watch::Sender<Newest>,
     pub(crate) status: Arc<Status>,
+    /// What is waited for, where addresses are asked for one by one.
+    pub(crate) demand: Option<Arc<Demand>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -47,7 +52,7 @@ pub(crate) struct Outlets {
 pub(crate) fn follow(discovery: Discovery, demands: UnboundedReceiver<String>, outlets: Outlets) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ads = Ads::new(discovery.node, discovery.on_demand);
-    let mut client = Client { server: discovery.server, ads, store: Store::default(), demands, outlets };
+    let mut client = Client { server: discovery.server, ads, store: Store::default(), demands, outlets, pushes: 0 };
     std::thread::Builder::new().name("control-plane".into()).spawn(move || runtime.block_on(client.run()))?;
     Ok(())
 }
@@ -58,6 +63,7 @@ struct Client {
     store: Store,
     demands: UnboundedReceiver<String>,
     outlets: Outlets,
+    pushes: u64,
 }
 
 /// How a conversation ended, and what is to be told of it.
@@ -147,6 +153,11 @@ impl Client {
             }
         };
         let (kind, resources, removed, nonce) = Push::into_parts(push);
+        self.pushes += 1;
+        if let Some(demand) = &self.outlets.demand {
+            let here = resources.iter().flat_map(|r| std::iter::once(&r.name).chain(&r.aliases));
+            demand.answered(self.pushes, here.chain(&removed).map(String::as_str));
+        }
         let (mut good, mut taken, mut rejected) = (Vec::with_capacity(resources.len()), Vec::new(), Vec::new());
         for (index, resource) in resources.into_iter().enumerate() {
             if index % CONVERTED_AT_ONCE == CONVERTED_AT_ONCE - 1 {
@@ -175,7 +186,11 @@ impl Client {
         });
         self.store.apply(good, gone);
         let answer = self.tell(kind, nonce, taken, &removed, &rejected);
-        self.outlets.newest.send_replace(Newest { mesh: self.store.snapshot(), complete: self.ads.synced() });
+        self.outlets.newest.send_replace(Newest {
+            mesh: self.store.snapshot(),
+            complete: self.ads.synced(),
+            push: self.pushes,
+        });
         answer
     }
 

@@ -4,6 +4,7 @@ mod ads;
 mod ads_client;
 mod backoff;
 mod ca_client;
+mod demand;
 mod node;
 mod proxy_config;
 mod roots;
@@ -14,6 +15,7 @@ mod token;
 
 pub(crate) use ads_client::{Discovery, Newest, Outlets, follow};
 pub(crate) use ca_client::CaClient;
+pub(crate) use demand::Demand;
 pub(crate) use server::ConnectError;
 pub(crate) use settings::{Context, Options, SettingError, Settings};
 pub(crate) use status::{Report, Status};

@@ -102,6 +102,8 @@ pub(crate) struct Settings {
 /// What other options say that matters here.
 pub(crate) struct Context<'a> {
     pub(crate) has_mesh_file: bool,
+    /// Whether names are answered.
+    pub(crate) answers_dns: bool,
     pub(crate) node_name: &'a str,
     pub(crate) cluster_id: &'a str,
     /// The whole environment.
@@ -129,6 +131,10 @@ impl Options {
                 return Err(SettingError(both));
             }
             _ => {}
+        }
+        if self.xds_on_demand && context.answers_dns {
+            let why = "XDS_ON_DEMAND needs ISTIO_META_DNS_CAPTURE=false: names can only be answered from a whole mesh";
+            return Err(SettingError(why.to_owned()));
         }
         let own = Own {
             pod_name: &self.pod_name,
@@ -216,7 +222,7 @@ mod tests {
     fn settings(args: &[&str], variables: &[(&str, &str)], has_mesh_file: bool) -> Result<Settings, String> {
         let command = Command::try_parse_from(std::iter::once(&"x").chain(args)).unwrap();
         let variables = variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let context = Context { has_mesh_file, node_name: "n1", cluster_id: "Kubernetes", variables };
+        let context = Context { has_mesh_file, answers_dns: true, node_name: "n1", cluster_id: "Kubernetes", variables };
         command.options.settings(&context).map_err(|e| e.to_string())
     }
 
@@ -237,7 +243,8 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_an_error_with_a_code() {
-        let cases: [(&[&str], &[(&str, &str)], bool); 12] = [
+        let cases: [(&[&str], &[(&str, &str)], bool); 13] = [
+            (&["--xds-on-demand", "true"], &[], false),
             (&["--xds-address", ""], &[], false),
             (&["--xds-address", "x:1"], &[], true),
             (&["--xds-address", "http://x:1"], &[], false),

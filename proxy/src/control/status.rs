@@ -134,11 +134,6 @@ impl Status {
         });
     }
 
-    /// Whether something of each type was ever received.
-    pub(crate) fn synced(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).synced
-    }
-
     /// What is to be told now.
     pub(crate) fn report(&self) -> Report {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).report(Instant::now())

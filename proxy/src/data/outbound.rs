@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mesh::baggage::Baggage;
 use mesh::route::{Route, route};
-use mesh::{Service, Text, Workload};
+use mesh::{Mesh, OrigDst, Service, Text, Workload};
 use rustls::pki_types::{IpAddr as TlsIp, Ipv4Addr as TlsIpv4, ServerName};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -31,7 +31,7 @@ pub(super) async fn serve(accepted: Accepted) {
     if mesh::probe::is_probe(orig_dst) {
         return probe::answer(stream, &pod).await;
     }
-    let mesh = worker.node.mesh.load_full();
+    let mesh = demanded(&worker, &pod, orig_dst).await;
     let source = pod.workload(&mesh);
     let decision = route(&mesh, &source, orig_dst, rand::random());
     let mut facts = Facts {
@@ -107,6 +107,18 @@ pub(super) async fn serve(accepted: Accepted) {
             event.finish(&Err(ConnectionError::NoUpstream(decision.reason)));
         }
     }
+}
+
+/// The mesh, with what is needed for this connection where that has to be asked for.
+async fn demanded(worker: &Worker, pod: &Pod, to: OrigDst) -> Arc<Mesh> {
+    let mesh = worker.node.mesh.load_full();
+    let Some(demand) = &worker.node.demand else { return mesh };
+    let network = &pod.workload(&mesh).network;
+    if mesh.workload_by_ip(network, to.ip()).is_some() || mesh.service_by_vip(network, to.ip()).is_some() {
+        return mesh;
+    }
+    demand.address(network, to.ip()).await;
+    worker.node.mesh.load_full()
 }
 
 /// A stream to the destination. A pooled tunnel may turn out to be closing: then once more, on a new one, for nothing of

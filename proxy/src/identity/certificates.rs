@@ -119,7 +119,7 @@ impl Certificates {
                 .map_err(|e| wrong(e.to_string()))?;
         let before = self.roots.replace(issued.roots);
         let roots = self.roots.borrow();
-        if !before.is_empty() && before != *roots {
+        if !before.is_empty() && roots.iter().any(|r| !before.contains(r)) {
             tracing::info!("the roots of the mesh have changed: all certificates are renewed");
             for (other, sender) in self.held.borrow().iter().filter(|(i, _)| *i != identity) {
                 sender.send_modify(|held| trust_also(other, held, &roots));

@@ -57,7 +57,9 @@ impl Credentials {
             .with_client_cert_verifier(Arc::new(clients))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
         server.alpn_protocols = vec![b"h2".to_vec()];
-        server.send_tls13_tickets = 0; // nobody resumes; tunnels live long
+        // Nobody resumes: tunnels live long, and a session that is resumed is not verified again.
+        server.send_tls13_tickets = 0;
+        server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(Self { identity, server: Arc::new(server), validity, key, roots, trust, clients: Mutex::default() })
     }
 

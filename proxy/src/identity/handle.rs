@@ -31,13 +31,13 @@ pub(crate) struct Handle {
     urgent: UnboundedSender<Identity>,
 }
 
-/// There is no certificate that is valid now.
+/// There is no certificate that is valid now. The reason follows, if it is known.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{what} of {identity}{}", .trouble.as_ref().map_or_else(String::new, |t| format!(": {t}")))]
-pub(crate) struct NoCredentials {
-    what: &'static str,
-    identity: Identity,
-    trouble: Option<String>,
+pub(crate) enum NoCredentials {
+    #[error("there is no certificate of {0} yet{1}")]
+    NotYet(Identity, String),
+    #[error("the certificate of {0} has expired{1}")]
+    Expired(Identity, String),
 }
 
 impl Held {
@@ -74,7 +74,10 @@ impl Handle {
     }
 
     fn none(&self, held: &Held) -> NoCredentials {
-        let what = if held.credentials.is_some() { "the certificate has expired" } else { "there is no certificate yet" };
-        NoCredentials { what, identity: self.identity.clone(), trouble: held.trouble.clone() }
+        let why = held.trouble.as_ref().map_or_else(String::new, |t| format!(": {t}"));
+        match held.credentials {
+            Some(_) => NoCredentials::Expired(self.identity.clone(), why),
+            None => NoCredentials::NotYet(self.identity.clone(), why),
+        }
     }
 }

@@ -14,6 +14,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(150);
 /// Retries differ by this part, so that the proxies of a cluster do not ask in step.
 const SPREAD: f64 = 0.2;
+/// Roots may change in circles, when the servers of an authority disagree; certificates do not follow each turn.
+const ROTATION_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How urgent a certificate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +32,8 @@ pub(crate) enum Priority {
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     entries: BTreeMap<Identity, Entry>,
+    /// When all were asked for again for the last time.
+    rotated: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -118,8 +122,13 @@ impl Schedule {
         }
     }
 
-    /// The root has been rotated: all certificates are asked for again, in their turn.
+    /// The root has been rotated: all certificates are asked for again, in their turn, unless that was done a moment ago.
     pub(crate) fn renew_all(&mut self, now: SystemTime) {
+        let recently = |then: SystemTime| now.duration_since(then).is_ok_and(|since| since < ROTATION_INTERVAL);
+        if self.rotated.is_some_and(recently) {
+            return;
+        }
+        self.rotated = Some(now);
         for entry in self.entries.values_mut().filter(|e| !e.asking && e.failures == 0) {
             entry.due = entry.due.min(now);
         }
@@ -223,6 +232,25 @@ mod tests {
             asked += 1;
         }
         assert!(asked < 10, "{asked} times in a minute");
+    }
+
+    #[test]
+    fn a_rotation_renews_all_once_and_not_in_circles() {
+        let mut s = Schedule::default();
+        for name in ["a", "b"] {
+            s.wanted(&id(name), at(0));
+            assert_eq!(s.next(at(0)), Some(id(name)));
+            s.issued(&id(name), at(0), at(10_000), at(20_000));
+        }
+        s.renew_all(at(1));
+        assert_eq!([s.next(at(1)), s.next(at(1)), s.next(at(1))], [Some(id("a")), Some(id("b")), None]);
+        for name in ["a", "b"] {
+            s.issued(&id(name), at(2), at(10_000), at(20_000));
+            s.renew_all(at(2));
+        }
+        assert_eq!(s.next(at(3)), None);
+        s.renew_all(at(700));
+        assert!(s.next(at(700)).is_some());
     }
 
     #[test]
