@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::control;
 use crate::data::{Node, Phase};
-use crate::identity::{Certificates, Held};
+use crate::identity::{Certificates, Dump, Held};
 use crate::inpod::{PodStatus, Pods};
 
 #[derive(Serialize)]
@@ -141,6 +141,7 @@ impl Told {
             ("workloads", list(mesh.workloads().map(|w| &**w))),
             ("services", list(mesh.services().map(|s| &**s))),
             ("policies", list(mesh.policies().map(|p| &**p))),
+            ("certificates", list(self.certificates.all().iter().map(|(identity, held)| Dump::new(identity, held)))),
             ("pods", list(self.pods.status().into_iter())),
         ])
     }
