@@ -157,7 +157,7 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
     }
     let mut plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, &presented.annotations)?;
     look_for_istio(&mut plan, &presented.netns)?;
-    let uid = presented.pod.uid.clone().unwrap_or_else(|| workload.uid.clone());
+    let uid = presented.pod.uid.clone().unwrap_or_else(|| workload.uid.to_string());
     let subject = Subject { attachment: presented.attachment.clone(), uid, netns: presented.netns.id() };
     let _turn = agent.joining.begin(subject).ok_or(Refusal::Busy)?;
     let enrolled = enrol(agent, socket, &presented, &workload, plan, decision.reason).await;
@@ -223,8 +223,8 @@ async fn enrol(
     let record = Record {
         attachment: presented.attachment.clone(),
         pod: presented.pod.clone(),
-        uid: presented.pod.uid.clone().unwrap_or_else(|| workload.uid.clone()),
-        service_account: workload.service_account.clone(),
+        uid: presented.pod.uid.clone().unwrap_or_else(|| workload.uid.to_string()),
+        service_account: workload.service_account.to_string(),
         netns_inode: presented.netns.id().ino,
         netns_path: presented.netns_path.clone(),
         plan,

@@ -96,8 +96,8 @@ async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reas
     let record = Record {
         attachment: pod.attachment.clone(),
         pod: pod.pod.clone(),
-        uid: pod.pod.uid.clone().unwrap_or_else(|| workload.uid.clone()),
-        service_account: workload.service_account.clone(),
+        uid: pod.pod.uid.clone().unwrap_or_else(|| workload.uid.to_string()),
+        service_account: workload.service_account.to_string(),
         netns_inode: pod.netns_inode,
         netns_path: pod.netns_path.clone(),
         plan,

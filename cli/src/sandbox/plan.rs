@@ -64,10 +64,10 @@ pub(crate) fn plan(mesh: &Mesh) -> anyhow::Result<(Vec<Node>, Vec<Pod>)> {
             names.push(&w.node);
         }
         pods.push(Pod {
-            namespace: w.namespace.clone(),
-            name: w.name.clone(),
-            uid: w.uid.clone(),
-            node: w.node.clone(),
+            namespace: w.namespace.to_string(),
+            name: w.name.to_string(),
+            uid: w.uid.to_string(),
+            node: w.node.to_string(),
             ips: w.workload_ips.clone(),
         });
     }

@@ -1,26 +1,27 @@
 //! What the ends of a tunnel tell each other about their workloads, for telemetry only.
 
+use crate::text::Text;
 use crate::workload::{Workload, WorkloadType};
 
 /// Attributes of a workload as the `baggage` header carries them; empty where unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Baggage {
     /// `k8s.cluster.name`
-    pub cluster_id: String,
+    pub cluster_id: Text,
     /// `k8s.namespace.name`
-    pub namespace: String,
+    pub namespace: Text,
     /// `k8s.{deployment|cronjob|pod|job}.name`
-    pub workload_name: String,
+    pub workload_name: Text,
     /// Which of these it was.
     pub workload_type: WorkloadType,
     /// `service.name`
-    pub canonical_name: String,
+    pub canonical_name: Text,
     /// `service.version`
-    pub canonical_revision: String,
+    pub canonical_revision: Text,
     /// `cloud.region`
-    pub region: String,
+    pub region: Text,
     /// `cloud.availability_zone`
-    pub zone: String,
+    pub zone: Text,
 }
 
 impl From<&Workload> for Baggage {
@@ -78,7 +79,7 @@ impl Baggage {
                     &mut baggage.workload_name
                 }
             };
-            value.clone_into(field);
+            *field = value.into();
         }
         baggage
     }

@@ -58,6 +58,5 @@ fn rank(preferences: &[Scope], a: &Workload, b: &Workload) -> usize {
 
 /// The endpoint's own mapping goes before that of the service; 0 in the service's means "ask the endpoint".
 fn target_port(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
-    let own = endpoint.ports.get(&port).copied();
-    own.or_else(|| service.ports.get(&port).copied()).filter(|p| *p != 0)
+    endpoint.ports.get(port).or_else(|| service.ports.get(port)).filter(|p| *p != 0)
 }

@@ -7,10 +7,14 @@ use error_code::{ErrorCode, mesh as codes};
 use serde::Deserialize;
 
 use crate::enrol::belongs;
+use crate::gateway::{ApplicationTunnel, GatewayAddress, Vip, WeightedWaypoint};
 use crate::identity::DEFAULT_TRUST_DOMAIN;
+use crate::membership::Memberships;
 use crate::policy::Policy;
-use crate::service::{LoadBalancer, NetworkAddress, Service};
+use crate::ports::Ports;
+use crate::service::{IpFamilies, LoadBalancer, Service, Visibility};
 use crate::snapshot::{Mesh, Namespace};
+use crate::text::Text;
 use crate::workload::{HealthStatus, Locality, Protocol, Workload, WorkloadType};
 
 /// Why a mesh file is not taken.
@@ -50,55 +54,82 @@ struct File {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileWorkload {
-    name: String,
-    namespace: String,
+    name: Text,
+    namespace: Text,
     #[serde(default)]
     workload_ips: Vec<IpAddr>,
-    uid: Option<String>,
+    #[serde(default)]
+    hostname: Text,
+    uid: Option<Text>,
     protocol: Option<Protocol>,
-    trust_domain: Option<String>,
-    service_account: Option<String>,
+    trust_domain: Option<Text>,
+    service_account: Option<Text>,
     #[serde(default)]
-    network: String,
+    network: Text,
+    waypoint: Option<GatewayAddress>,
+    network_gateway: Option<GatewayAddress>,
     #[serde(default)]
-    node: String,
-    workload_name: Option<String>,
+    node: Text,
+    #[serde(default)]
+    native_tunnel: bool,
+    application_tunnel: Option<ApplicationTunnel>,
+    workload_name: Option<Text>,
     #[serde(default)]
     workload_type: WorkloadType,
-    canonical_name: Option<String>,
-    canonical_revision: Option<String>,
-    cluster_id: Option<String>,
+    canonical_name: Option<Text>,
+    canonical_revision: Option<Text>,
+    cluster_id: Option<Text>,
     #[serde(default)]
     locality: Locality,
     #[serde(default)]
-    authorization_policies: Vec<String>,
+    authorization_policies: Vec<Text>,
     #[serde(default)]
     status: HealthStatus,
     capacity: Option<u32>,
     #[serde(default)]
-    services: BTreeMap<String, BTreeMap<u16, u16>>,
+    services: Memberships,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
     #[serde(default)]
     host_network: bool,
+    #[serde(default)]
+    network_mode: NetworkMode,
+}
+
+/// ztunnel's way to say `hostNetwork`.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+enum NetworkMode {
+    #[default]
+    Standard,
+    HostNetwork,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileService {
-    name: String,
-    namespace: String,
-    hostname: Option<String>,
+    name: Text,
+    namespace: Text,
+    hostname: Option<Text>,
     #[serde(default)]
-    vips: Vec<NetworkAddress>,
+    vips: Vec<Vip>,
     #[serde(default)]
-    ports: BTreeMap<u16, u16>,
+    ports: Ports,
     #[serde(default)]
-    subject_alt_names: Vec<String>,
+    subject_alt_names: Vec<Text>,
+    waypoint: Option<GatewayAddress>,
+    #[serde(default)]
+    weighted_waypoints: Vec<WeightedWaypoint>,
+    #[serde(default)]
+    ingress_use_waypoint: bool,
     #[serde(default)]
     load_balancer: LoadBalancer,
+    ip_families: Option<IpFamilies>,
+    #[serde(default)]
+    canonical: bool,
+    #[serde(default)]
+    visibility: Visibility,
 }
 
 /// Reads a mesh file.
@@ -121,9 +152,9 @@ pub fn parse_mesh_file(text: &str) -> Result<Mesh, MeshFileError> {
 }
 
 fn workload(w: FileWorkload, enrolled: bool) -> Workload {
-    let or = |value: Option<String>, default: &str| value.unwrap_or_else(|| default.to_owned());
+    let or = |value: Option<Text>, default: &str| value.unwrap_or_else(|| default.into());
     Workload {
-        uid: w.uid.unwrap_or_else(|| format!("{}/{}", w.namespace, w.name)),
+        uid: w.uid.unwrap_or_else(|| format!("{}/{}", w.namespace, w.name).into()),
         protocol: w.protocol.unwrap_or(if enrolled { Protocol::Hbone } else { Protocol::Tcp }),
         trust_domain: or(w.trust_domain.filter(|t| !t.is_empty()), DEFAULT_TRUST_DOMAIN),
         service_account: or(w.service_account, "default"),
@@ -144,19 +175,30 @@ fn workload(w: FileWorkload, enrolled: bool) -> Workload {
         services: w.services,
         labels: w.labels,
         annotations: w.annotations,
-        host_network: w.host_network,
+        host_network: w.host_network || w.network_mode == NetworkMode::HostNetwork,
+        hostname: w.hostname,
+        waypoint: w.waypoint,
+        network_gateway: w.network_gateway,
+        native_tunnel: w.native_tunnel,
+        application_tunnel: w.application_tunnel,
     }
 }
 
 fn service(s: FileService) -> Service {
     Service {
-        hostname: s.hostname.unwrap_or_else(|| format!("{}.{}.svc.cluster.local", s.name, s.namespace)),
+        hostname: s.hostname.unwrap_or_else(|| format!("{}.{}.svc.cluster.local", s.name, s.namespace).into()),
         name: s.name,
         namespace: s.namespace,
         vips: s.vips,
         ports: s.ports,
         subject_alt_names: s.subject_alt_names,
+        waypoint: s.waypoint,
+        weighted_waypoints: s.weighted_waypoints,
+        ingress_use_waypoint: s.ingress_use_waypoint,
         load_balancer: s.load_balancer,
+        ip_families: s.ip_families,
+        canonical: s.canonical,
+        visibility: s.visibility,
     }
 }
 
@@ -170,13 +212,13 @@ fn check(file: &File) -> Result<(), MeshFileError> {
         .iter()
         .map(|s| {
             let hostname =
-                s.hostname.clone().unwrap_or_else(|| format!("{}.{}.svc.cluster.local", s.name, s.namespace));
+                s.hostname.clone().unwrap_or_else(|| format!("{}.{}.svc.cluster.local", s.name, s.namespace).into());
             format!("{}/{hostname}", s.namespace)
         })
         .collect();
     for w in &file.workloads {
         let name = format!("{}/{}", w.namespace, w.name);
-        if !names.insert(w.uid.clone().unwrap_or_else(|| name.clone())) {
+        if !names.insert(w.uid.clone().unwrap_or_else(|| name.clone().into())) {
             return error(format!("workloads: {name} is there twice"));
         }
         for ip in w.workload_ips.iter().filter(|_| !w.host_network) {
@@ -184,7 +226,7 @@ fn check(file: &File) -> Result<(), MeshFileError> {
                 return error(format!("workloads: {other} and {name} both have the address {ip}"));
             }
         }
-        if let Some(key) = w.services.keys().find(|k| !services.contains(*k)) {
+        if let Some(key) = w.services.keys().find(|k| !services.contains(k.as_str())) {
             return error(format!("workloads: {name} belongs to service {key}, which is not in services"));
         }
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::text::Text;
+
 /// The trust domain when nothing else is said.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
@@ -10,11 +12,11 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     /// Such as `cluster.local`.
-    pub trust_domain: String,
+    pub trust_domain: Text,
     /// Kubernetes namespace.
-    pub namespace: String,
+    pub namespace: Text,
     /// Kubernetes service account.
-    pub service_account: String,
+    pub service_account: Text,
 }
 
 /// A text that is no identity of the form that Istio uses.
@@ -45,9 +47,9 @@ impl FromStr for Identity {
                 if ![trust_domain, namespace, service_account].contains(&"") =>
             {
                 Ok(Self {
-                    trust_domain: trust_domain.to_owned(),
-                    namespace: namespace.to_owned(),
-                    service_account: service_account.to_owned(),
+                    trust_domain: trust_domain.into(),
+                    namespace: namespace.into(),
+                    service_account: service_account.into(),
                 })
             }
             _ => Err(NotAnIdentity(s.to_owned())),

@@ -3,16 +3,18 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::text::Text;
+
 /// An authorization policy. Rules are alternatives; the clauses of a rule must all hold; the matches of a clause are
 /// alternatives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
     /// Policy name.
-    pub name: String,
+    pub name: Text,
     /// Policy namespace; empty for a global one.
     #[serde(default)]
-    pub namespace: String,
+    pub namespace: Text,
     /// Which workloads it is about.
     pub scope: PolicyScope,
     /// What a match means.
@@ -92,20 +94,20 @@ pub struct Match {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceAccount {
     /// Its namespace.
-    pub namespace: String,
+    pub namespace: Text,
     /// Its name.
-    pub service_account: String,
+    pub service_account: Text,
 }
 
 /// How a text is compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StringMatch {
     /// The whole text.
-    Exact(String),
+    Exact(Text),
     /// How it begins.
-    Prefix(String),
+    Prefix(Text),
     /// How it ends.
-    Suffix(String),
+    Suffix(Text),
     /// Whether there is one.
     Presence,
 }

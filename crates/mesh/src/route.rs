@@ -8,6 +8,7 @@ use crate::balance::choose;
 use crate::decision::Decision;
 use crate::service::{LoadBalancerMode, Service};
 use crate::snapshot::Mesh;
+use crate::text::Text;
 use crate::workload::{Protocol, Workload};
 
 /// The port on which every proxy accepts HBONE.
@@ -23,7 +24,7 @@ pub enum Route {
         /// What the tunnel leads to.
         authority: PodAddr,
         /// SPIFFE ids, one of which the other end must prove.
-        expected: Vec<String>,
+        expected: Vec<Text>,
         /// The workload there.
         workload: Arc<Workload>,
         /// The service that was addressed.
@@ -101,7 +102,7 @@ fn to_workload(
     match workload.protocol {
         Protocol::Hbone => {
             let mut expected = service.map(|s| s.subject_alt_names.clone()).unwrap_or_default();
-            expected.push(workload.identity().to_string());
+            expected.push(workload.identity().to_string().into());
             let route = Route::Tunnel {
                 tunnel: TunnelAddr(SocketAddr::new(to.ip(), HBONE_PORT)),
                 authority: PodAddr(to),

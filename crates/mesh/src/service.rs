@@ -1,54 +1,64 @@
 //! Services: names and virtual addresses that stand for workloads.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::{GatewayAddress, Vip, WeightedWaypoint};
+use crate::ports::Ports;
+use crate::text::Text;
+
 /// A Kubernetes Service, or a ServiceEntry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     /// Service name.
-    pub name: String,
+    pub name: Text,
     /// Service namespace.
-    pub namespace: String,
+    pub namespace: Text,
     /// Fully qualified name.
-    pub hostname: String,
-    /// Virtual addresses.
-    pub vips: Vec<NetworkAddress>,
+    pub hostname: Text,
+    /// Virtual addresses, and ranges of them.
+    pub vips: Vec<Vip>,
     /// Target port for each service port; 0 where each workload has its own.
-    pub ports: BTreeMap<u16, u16>,
+    pub ports: Ports,
     /// Identities that its workloads may have besides their own.
-    pub subject_alt_names: Vec<String>,
+    pub subject_alt_names: Vec<Text>,
+    /// What traffic to it passes through.
+    pub waypoint: Option<GatewayAddress>,
+    /// Several waypoints that share its traffic, and go before the one above.
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
+    /// Whether ingress gateways use the waypoint, too. Nothing to us: it is said for them.
+    pub ingress_use_waypoint: bool,
     /// How an endpoint is chosen.
     pub load_balancer: LoadBalancer,
+    /// Which families it has, if that is said.
+    pub ip_families: Option<IpFamilies>,
+    /// Whether it is the one that a host name means where no namespace decides.
+    pub canonical: bool,
+    /// Who may see it.
+    pub visibility: Visibility,
 }
 
-/// An address within a network, written `network/address`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NetworkAddress {
-    /// Network name; empty for the only one.
-    pub network: String,
-    /// The address.
-    pub address: IpAddr,
+/// Families of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum IpFamilies {
+    /// Both.
+    Dual,
+    /// IPv4 alone.
+    IPv4,
+    /// IPv6 alone.
+    IPv6,
 }
 
-impl Serialize for NetworkAddress {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&format!("{}/{}", self.network, self.address))
-    }
-}
-
-impl<'de> Deserialize<'de> for NetworkAddress {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        let (network, address) = text.rsplit_once('/').unwrap_or(("", &text));
-        let address = address
-            .parse()
-            .map_err(|_| serde::de::Error::custom(format!("{text:?} is not of the form NETWORK/ADDRESS")))?;
-        Ok(Self { network: network.to_owned(), address })
-    }
+/// Who may see a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Visibility {
+    /// Everybody.
+    #[default]
+    Public,
+    /// Its own namespace.
+    Namespace,
 }
 
 /// How an endpoint is chosen among those of a service.
@@ -108,5 +118,21 @@ impl Service {
     /// `namespace/hostname`: what workloads and others refer to.
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.hostname)
+    }
+
+    /// Whether workloads of a namespace may see it.
+    pub fn is_visible_to(&self, namespace: &str) -> bool {
+        self.visibility == Visibility::Public || self.namespace == *namespace
+    }
+}
+
+impl IpFamilies {
+    /// Whether an address is of one of these families.
+    pub fn contain(self, ip: IpAddr) -> bool {
+        match self {
+            Self::Dual => true,
+            Self::IPv4 => ip.is_ipv4(),
+            Self::IPv6 => ip.is_ipv6(),
+        }
     }
 }

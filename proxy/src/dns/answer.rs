@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use mesh::gateway::Vip;
 use mesh::service::{HealthPolicy, Service};
 use mesh::workload::HealthStatus;
 use mesh::{Mesh, Workload};
@@ -72,7 +73,7 @@ fn find<'m>(name: &str, asker: &Asker<'m>) -> Option<&'m Arc<Service>> {
 /// that has none itself ("headless"). `None` when the mesh cannot know them.
 fn addresses(service: &Service, asker: &Asker<'_>) -> Option<Vec<IpAddr>> {
     let network = &asker.workload.network;
-    let vips: Vec<IpAddr> = service.vips.iter().filter(|v| v.network == *network).map(|v| v.address).collect();
+    let vips: Vec<IpAddr> = service.vips.iter().filter(|v| v.network == *network).filter_map(Vip::address).collect();
     if !vips.is_empty() {
         return Some(vips);
     }

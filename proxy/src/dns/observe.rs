@@ -48,8 +48,8 @@ impl Asked {
             // "Unknown" for all types without a name, so that a pod cannot make any number of series.
             request_query_type: query.question.as_ref().map_or("-", |q| q.query_type().into()),
             request_protocol: protocol.as_str(),
-            source_canonical_service: workload.canonical_name.clone(),
-            source_canonical_revision: workload.canonical_revision.clone(),
+            source_canonical_service: workload.canonical_name.to_string(),
+            source_canonical_revision: workload.canonical_revision.to_string(),
         };
         metrics.dns_requests.get_or_create(&labels).inc();
         Self { metrics: metrics.clone(), labels, client, started: Instant::now() }

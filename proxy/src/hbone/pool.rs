@@ -6,7 +6,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use mesh::TunnelAddr;
+use mesh::{Text, TunnelAddr};
 use tokio::sync::watch;
 
 use super::client::Tunnel;
@@ -21,7 +21,7 @@ pub(crate) struct TunnelKey {
     pub(crate) pod: String,
     pub(crate) to: TunnelAddr,
     /// SPIFFE ids, one of which the peer proves.
-    pub(crate) expected: Vec<String>,
+    pub(crate) expected: Vec<Text>,
 }
 
 /// The tunnels of one worker.

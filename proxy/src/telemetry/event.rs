@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh::baggage::Baggage;
-use mesh::{ClientAddr, Identity, PodAddr, Service, Workload};
+use mesh::{ClientAddr, Identity, PodAddr, Service, Text, Workload};
 use prometheus_client::metrics::counter::Counter;
 
 use super::metrics::{Metrics, Reporter, TrafficLabels};
@@ -25,7 +25,7 @@ pub(crate) enum Direction {
 pub(crate) struct Side {
     pub(crate) attributes: Baggage,
     /// Pod name; the owner's name stands in the attributes.
-    pub(crate) workload: Option<String>,
+    pub(crate) workload: Option<Text>,
     /// Proved by a certificate.
     pub(crate) identity: Option<Identity>,
 }
@@ -114,7 +114,7 @@ impl Drop for Event {
 impl Event {
     fn log(&self) {
         let f = &self.facts;
-        let text = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+        let text = |s: &Text| (!s.is_empty()).then(|| s.clone());
         let src_workload = f.source.workload.clone().or_else(|| text(&f.source.attributes.workload_name));
         let dst_workload = f.destination.workload.clone().or_else(|| text(&f.destination.attributes.workload_name));
         let (src_namespace, dst_namespace) =
