@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use api::discovery::{DeltaResponse, Resource};
 use api::protobuf::Kind;
-use underpass_tests::control_plane::resources::{
-    deny, endpoint, garbage, pod, policy_resource, workload_resource,
-};
+use underpass_tests::control_plane::resources::{deny, endpoint, garbage, pod, policy_resource, workload_resource};
 use underpass_tests::control_plane::{CaFault, Scene, say};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{PEER4, PEER6};
@@ -51,7 +49,10 @@ fn two_pods_talk_as_a_control_plane_says() {
     assert_eq!(scene.plane.certificates.identities(), [CLIENT, SERVER], "one for each, as they joined");
     scene.line_with(&["in step with https://127.0.0.1:15012: 3 addresses, 0 policies"]);
     let metrics = scene.node.get("127.0.0.1:15020", "/metrics").unwrap().1;
-    assert!(metrics.contains("istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}"), "{metrics}");
+    assert!(
+        metrics.contains("istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}"),
+        "{metrics}"
+    );
     assert!(metrics.contains("underpass_state_age_seconds 0"), "{metrics}");
 }
 
@@ -224,7 +225,8 @@ fn a_control_plane_that_misbehaves_stops_no_traffic() {
     let empty = vec![Resource::default(); 10_000];
     d.send(DeltaResponse { type_url: api::ADDRESS.to_owned(), resources: empty, ..DeltaResponse::default() });
     until("the empty ones are refused", || d.refusals().iter().any(|r| r.ends_with("more")).then_some(()));
-    let acknowledged = |url: &str| d.said().iter().any(|s| s.request.type_url == url && s.request.error_detail.is_none());
+    let acknowledged =
+        |url: &str| d.said().iter().any(|s| s.request.type_url == url && s.request.error_detail.is_none());
     assert!(acknowledged("type.googleapis.com/x"), "what is unknown is acknowledged");
     scene.talk();
 
@@ -305,7 +307,11 @@ fn unknown_field(bytes: &[u8]) -> Vec<u8> {
 fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
     let scene = Scene::new("ca-faults");
     let cases = [
-        (CaFault::WrongIdentity("spiffe://cluster.local/ns/default/sa/server"), "UP-CONTROL-007", "it is for spiffe://"),
+        (
+            CaFault::WrongIdentity("spiffe://cluster.local/ns/default/sa/server"),
+            "UP-CONTROL-007",
+            "it is for spiffe://",
+        ),
         (CaFault::WrongKey, "UP-CONTROL-007", "it is for another key"),
         (CaFault::Expired, "UP-CONTROL-007", "it has expired"),
         (CaFault::ForeignRoot, "UP-CONTROL-007", "it does not lead to the roots that came with it"),
@@ -392,7 +398,10 @@ fn a_root_of_the_mesh_is_rotated_while_connections_go_on() {
 fn workloads_are_asked_for_on_demand() {
     let scene = Scene::with("xds-on-demand", &[("XDS_ON_DEMAND", "true")]);
     let said = scene.plane.discovery.said();
-    assert_eq!((said[0].request.subscribe.clone(), said[0].request.unsubscribe.clone()), (vec!["*".into()], vec!["*".into()]));
+    assert_eq!(
+        (said[0].request.subscribe.clone(), said[0].request.unsubscribe.clone()),
+        (vec!["*".into()], vec!["*".into()])
+    );
     scene.talk();
     let asked: Vec<String> =
         scene.plane.discovery.said().into_iter().flat_map(|s| s.request.subscribe).filter(|n| n != "*").collect();

@@ -4,9 +4,12 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use netns::NetNs;
 use serde_json::{Value, json};
 
+use super::api::{connect_tls, trusting};
 use super::binary;
 use super::daemon::Daemon;
 use super::fabric::{CONTROL_PLANE, host_ips};
@@ -108,6 +111,15 @@ impl Istiod {
 /// Where a node finds istiod.
 pub fn address() -> SocketAddr {
     SocketAddr::new(ip(), PORT)
+}
+
+/// Connects to it under TLS, as a client that has these roots.
+///
+/// # Errors
+/// When it is not there, or is not known by these roots.
+pub fn shake_hands(from: &NetNs, roots: &str) -> std::io::Result<()> {
+    let tls = Arc::new(trusting(roots));
+    connect_tls(from, address(), &tls, NAME.try_into().map_err(std::io::Error::other)?).map(drop)
 }
 
 fn ip() -> IpAddr {

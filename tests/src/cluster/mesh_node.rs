@@ -116,9 +116,12 @@ impl MeshNode {
 
     /// How the proxy says that it stands with istiod.
     pub fn line(&self) -> String {
-        let status = self.processes.get("127.0.0.1:15000", "/status").unwrap().1;
-        let status: Value = serde_json::from_str(&status).unwrap();
-        status["controlPlane"]["line"].as_str().unwrap().to_owned()
+        self.status()["controlPlane"]["line"].as_str().unwrap().to_owned()
+    }
+
+    /// What the proxy says of itself.
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.processes.get("127.0.0.1:15000", "/status").unwrap().1).unwrap()
     }
 
     /// The agent has its pods from a file: it does not know Kubernetes.

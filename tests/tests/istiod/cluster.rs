@@ -1,10 +1,7 @@
 //! The control plane by itself, before any proxy: what istiod knows of our objects, and by which root and token it is spoken to.
 
-use std::sync::Arc;
-
-use netns::NetNs;
 use serde_json::{Value, json};
-use underpass_tests::cluster::{Authority, Cluster, NAME, Pod, address, connect_tls, missing, root, trusting};
+use underpass_tests::cluster::{Authority, Cluster, Pod, missing, root, shake_hands};
 use underpass_tests::sandbox::until;
 use underpass_tests::skip::skip;
 
@@ -148,8 +145,4 @@ fn known(cluster: &Cluster, pod: &Pod) -> Option<Value> {
 
 fn known_that(cluster: &Cluster, pod: &Pod, is: impl Fn(&Value) -> bool) -> Option<Value> {
     known(cluster, pod).filter(|w| is(w))
-}
-
-fn shake_hands(from: &NetNs, roots: &str) -> std::io::Result<()> {
-    connect_tls(from, address(), &Arc::new(trusting(roots)), NAME.try_into().unwrap()).map(drop)
 }
