@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use api::discovery::{DeltaResponse, Resource};
 use api::protobuf::Kind;
-use underpass_tests::control_plane::resources::{
-    deny, endpoint, garbage, pod, policy_resource, workload_resource,
-};
+use underpass_tests::control_plane::resources::{deny, endpoint, garbage, pod, policy_resource, workload_resource};
 use underpass_tests::control_plane::{CaFault, Scene, say};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{PEER4, PEER6};
@@ -51,7 +49,10 @@ fn two_pods_talk_as_a_control_plane_says() {
     assert_eq!(scene.plane.certificates.identities(), [CLIENT, SERVER], "one for each, as they joined");
     scene.line_with(&["in step with https://127.0.0.1:15012: 3 addresses, 0 policies"]);
     let metrics = scene.node.get("127.0.0.1:15020", "/metrics").unwrap().1;
-    assert!(metrics.contains("istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}"), "{metrics}");
+    assert!(
+        metrics.contains("istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}"),
+        "{metrics}"
+    );
     assert!(metrics.contains("underpass_state_age_seconds 0"), "{metrics}");
 }
 
@@ -225,7 +226,8 @@ fn a_control_plane_that_misbehaves_stops_no_traffic() {
     let empty = vec![Resource::default(); 10_000];
     d.send(DeltaResponse { type_url: api::ADDRESS.to_owned(), resources: empty, ..DeltaResponse::default() });
     until("the empty ones are refused", || d.refusals().iter().any(|r| r.ends_with("more")).then_some(()));
-    let acknowledged = |url: &str| d.said().iter().any(|s| s.request.type_url == url && s.request.error_detail.is_none());
+    let acknowledged =
+        |url: &str| d.said().iter().any(|s| s.request.type_url == url && s.request.error_detail.is_none());
     assert!(acknowledged("type.googleapis.com/x"), "what is unknown is acknowledged");
     scene.talk();
 
@@ -306,7 +308,11 @@ fn unknown_field(bytes: &[u8]) -> Vec<u8> {
 fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
     let scene = Scene::new("ca-faults");
     let cases = [
-        (CaFault::WrongIdentity("spiffe://cluster.local/ns/default/sa/server"), "UP-CONTROL-007", "it is for spiffe://"),
+        (
+            CaFault::WrongIdentity("spiffe://cluster.local/ns/default/sa/server"),
+            "UP-CONTROL-007",
+            "it is for spiffe://",
+        ),
         (CaFault::WrongKey, "UP-CONTROL-007", "it is for another key"),
         (CaFault::Expired, "UP-CONTROL-007", "it has expired"),
         (CaFault::ForeignRoot, "UP-CONTROL-007", "it does not lead to the roots that came with it"),

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use http::{Method, Request};
-use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::crypto::SupportedKxGroup;
+use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::version::{TLS12, TLS13};
 use rustls::{NamedGroup, ProtocolVersion};
 use underpass_tests::control_plane::{Scene, say};
@@ -97,7 +97,9 @@ fn connections_of_a_revoked_certificate_are_cut() {
     };
     // A list that cannot be read changes nothing, and is told.
     write("no list");
-    until("it is told", || scene.status()["revocationTrouble"].as_str().filter(|t| t.contains("UP-CONTROL-010")).map(drop));
+    until("it is told", || {
+        scene.status()["revocationTrouble"].as_str().filter(|t| t.contains("UP-CONTROL-010")).map(drop)
+    });
     scene.talk();
     open.iter_mut().for_each(|o| say(o).unwrap());
     // The client's certificate is revoked: its connections end, and there are no new ones.

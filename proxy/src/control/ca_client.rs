@@ -133,7 +133,8 @@ mod tests {
         let key = request.certification_request_info.subject_pki.parsed().unwrap();
         assert_eq!(key.key_size(), 256);
         let [attribute] = request.certification_request_info.attributes() else { panic!("one attribute") };
-        let x509_parser::cri_attributes::ParsedCriAttribute::ExtensionRequest(extensions) = attribute.parsed_attribute()
+        let x509_parser::cri_attributes::ParsedCriAttribute::ExtensionRequest(extensions) =
+            attribute.parsed_attribute()
         else {
             panic!("extensions are asked for")
         };
@@ -153,7 +154,9 @@ mod tests {
         assert_eq!(sizes(&[&leaf, &root]), Ok((1, 1)));
         assert_eq!(sizes(&[&leaf, &root, &root]), Ok((1, 1)), "the root is not sent");
         assert_eq!(sizes(&[&format!("{leaf}{root}")]), Ok((1, 1)));
-        for bad in [vec![], vec![""], vec![leaf.as_str()], vec!["x", "y"], vec![leaf.as_str(), ""], vec!["", root.as_str()]] {
+        for bad in
+            [vec![], vec![""], vec![leaf.as_str()], vec!["x", "y"], vec![leaf.as_str(), ""], vec!["", root.as_str()]]
+        {
             assert!(answer(&bad).is_err(), "{bad:?}");
         }
     }

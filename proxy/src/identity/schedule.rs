@@ -50,14 +50,8 @@ struct Entry {
 impl Schedule {
     /// A pod has this identity. The first one has a certificate asked for.
     pub(crate) fn wanted(&mut self, identity: &Identity, now: SystemTime) {
-        let fresh = || Entry {
-            pods: 0,
-            priority: Priority::Warmup,
-            due: now,
-            asking: false,
-            failures: 0,
-            expires: None,
-        };
+        let fresh =
+            || Entry { pods: 0, priority: Priority::Warmup, due: now, asking: false, failures: 0, expires: None };
         self.entries.entry(identity.clone()).or_insert_with(fresh).pods += 1;
     }
 
