@@ -189,12 +189,13 @@ fn a_control_plane_that_misbehaves_stops_no_traffic() {
     };
 
     // The stream is dropped, and ended with statuses.
-    for (what, fault) in [
-        ("a drop", Box::new(|| scene.plane.cut()) as Box<dyn Fn()>),
-        ("an end", Box::new(|| d.end(0, ""))),
-        ("UNAVAILABLE", Box::new(|| d.end(14, "transport is closing"))),
-        ("a refusal", Box::new(|| d.end(16, "request authenticate failure"))),
-    ] {
+    let faults: [(&str, &dyn Fn()); 4] = [
+        ("a drop", &|| scene.plane.cut()),
+        ("an end", &|| d.end(0, "")),
+        ("UNAVAILABLE", &|| d.end(14, "transport is closing")),
+        ("a refusal", &|| d.end(16, "request authenticate failure")),
+    ];
+    for (what, fault) in faults {
         let streams = d.heads().len();
         fault();
         again(what, streams);
@@ -203,16 +204,16 @@ fn a_control_plane_that_misbehaves_stops_no_traffic() {
 
     // Garbage instead of a message, and half of one.
     let streams = d.heads().len();
-    d.send_raw(64, vec![0xff; 64]);
+    d.send_raw(64, vec![0xffu8; 64]);
     again("garbage", streams);
     let streams = d.heads().len();
-    d.send_raw(1 << 20, vec![0; 1000]);
+    d.send_raw(1 << 20, vec![0u8; 1000]);
     scene.talk();
     scene.plane.cut();
     again("half a push", streams);
     // One that says it is larger than any may be.
     let streams = d.heads().len();
-    d.send_raw((1 << 32) - 1, vec![0; 1000]);
+    d.send_raw((1 << 32) - 1, vec![0u8; 1000]);
     again("a message of 4 GiB", streams);
     scene.log_with(&["UP-CONTROL-003", "OutOfRange"]);
 
@@ -289,7 +290,7 @@ fn a_push_of_two_hundred_mebibytes_holds_up_nothing() {
     println!("slowest {slowest:?}, {before} MiB before, {most} MiB at most");
     // Larger ones are not taken, and do no harm.
     let streams = scene.plane.discovery.heads().len();
-    scene.plane.discovery.send_raw((200 << 20) + 1, vec![0; 1000]);
+    scene.plane.discovery.send_raw((200 << 20) + 1, vec![0u8; 1000]);
     until("another stream", || (scene.plane.discovery.heads().len() > streams).then_some(()));
     scene.talk();
 }
@@ -398,10 +399,7 @@ fn a_root_of_the_mesh_is_rotated_while_connections_go_on() {
 fn workloads_are_asked_for_on_demand() {
     let scene = Scene::with("xds-on-demand", &[("XDS_ON_DEMAND", "true")]);
     let said = scene.plane.discovery.said();
-    assert_eq!(
-        (said[0].request.subscribe.clone(), said[0].request.unsubscribe.clone()),
-        (vec!["*".into()], vec!["*".into()])
-    );
+    assert_eq!([&said[0].request.subscribe, &said[0].request.unsubscribe], [&["*".to_owned()], &["*".to_owned()]]);
     scene.talk();
     let asked: Vec<String> =
         scene.plane.discovery.said().into_iter().flat_map(|s| s.request.subscribe).filter(|n| n != "*").collect();

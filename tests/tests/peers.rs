@@ -48,14 +48,14 @@ fn versions_and_key_exchanges_are_as_configured() {
     let none = Speech { alpn: vec![], ..Speech::default() };
     assert_eq!(tunnel(&scene, CLIENT, none), tls13(NamedGroup::X25519MLKEM768), "without ALPN");
     assert!(tunnel(&scene, CLIENT, tls12.clone()).is_err());
-    scene.log_with(&["UP-PROXY-005", "SupportedVersionsExtensionRequired"]);
+    scene.log_with(&["UP-PROXY-005", "incompatible"]);
     drop(scene);
 
     let scene = Scene::with("tls-pqc", &[("COMPLIANCE_POLICY", "pqc")]);
     scene.talk();
     assert_eq!(tunnel(&scene, CLIENT, Speech::default()), tls13(NamedGroup::X25519MLKEM768));
     assert!(tunnel(&scene, CLIENT, classic).is_err());
-    scene.log_with(&["UP-PROXY-005", "NoKxGroupsInCommon"]);
+    scene.log_with(&["UP-PROXY-005", "incompatible"]);
     drop(scene);
 
     let scene = Scene::with("tls-12", &[("TLS12_ENABLED", "true")]);
