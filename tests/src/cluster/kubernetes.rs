@@ -1,7 +1,7 @@
 //! The Kubernetes API: etcd, the API server and the controllers, in a namespace of their own. No kubelet: nodes and pods are
 //! objects, as far as nobody runs them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use netns::NetNs;
@@ -12,7 +12,7 @@ use super::daemon::Daemon;
 use super::fabric::{CONTROL_PLANE, Fabric, host_ips};
 use super::pki::Pki;
 
-const ETCD: &str = "http://127.0.0.1:2379";
+const ETCD: &str = "127.0.0.1:2379";
 /// The first of each range of services is the API server's own.
 const SERVICES: &str = "10.96.0.0/16,fd00:96::/112";
 const API_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
@@ -43,7 +43,8 @@ impl Kubernetes {
         let ips = host_ips(CONTROL_PLANE);
         let pki = Pki::create(&folder.join("pki"), &[ips[0], ips[1], API_SERVICE, Ipv4Addr::LOCALHOST.into()]);
         let api = Api::new(&netns, SocketAddr::new(ips[0], 6443), pki.ca(), "admin");
-        let etcd = start_etcd(&netns, folder);
+        let mut etcd = start_etcd(&netns, folder);
+        etcd.await_ready(|| netns.run(|| TcpStream::connect(ETCD)).unwrap().ok());
         let mut api_server = start_api_server(&netns, folder, &pki);
         api_server.await_ready(|| api.get("/readyz").ok());
         let controllers = start_controllers(&netns, folder, &pki);
@@ -69,7 +70,7 @@ impl Kubernetes {
 fn start_etcd(netns: &NetNs, folder: &Path) -> Daemon {
     let data = folder.join("etcd");
     let data = format!("--data-dir={}", data.display());
-    let urls = ["--listen-client-urls", "--advertise-client-urls"].map(|flag| format!("{flag}={ETCD}"));
+    let urls = ["--listen-client-urls", "--advertise-client-urls"].map(|flag| format!("{flag}=http://{ETCD}"));
     let peers = "--listen-peer-urls=http://127.0.0.1:2380".to_owned();
     let [listen, advertise] = urls;
     // Nobody needs these data after a crash of the machine.
@@ -81,7 +82,7 @@ fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
     let address = host_ips(CONTROL_PLANE)[0];
     let file = |flag: &str, name: &str| format!("--{flag}={}", pki.path(name));
     let arguments = [
-        format!("--etcd-servers={ETCD}"),
+        format!("--etcd-servers=http://{ETCD}"),
         "--bind-address=::".to_owned(),
         format!("--advertise-address={address}"),
         "--secure-port=6443".to_owned(),
