@@ -81,7 +81,7 @@ fn workloads_and_policies_come_and_go() {
     let mut open = scene.try_talk(Scene::destinations()[0]).unwrap();
     let principal = "cluster.local/ns/default/sa/client";
     scene.plane.discovery.set(api::AUTHORIZATION, [policy_resource(deny("no-client", principal))]);
-    scene.silent();
+    scene.refused(Scene::destinations()[0]);
     assert!(say(&mut open).is_err(), "an open connection is cut, too");
     scene.log_with(&["UP-PROXY-010", "default/no-client"]);
     scene.plane.discovery.remove(api::AUTHORIZATION, &["default/no-client"]);
@@ -141,6 +141,7 @@ fn a_bad_resource_is_refused_by_name_and_the_rest_is_in_force() {
 #[test]
 fn a_new_stream_says_what_is_there_and_brings_what_has_changed() {
     let scene = Scene::new("xds-reconnect");
+    scene.talk();
     std::fs::write(scene.node.file("token"), "the-second-token").unwrap();
     scene.plane.away(true);
     scene.line_with(&["no connection to", "UP-CONTROL-00", "ago is in force: 3 addresses, 0 policies"]);
@@ -165,6 +166,7 @@ fn a_new_stream_says_what_is_there_and_brings_what_has_changed() {
 #[test]
 fn the_root_of_the_control_plane_may_change() {
     let scene = Scene::new("xds-root");
+    scene.talk();
     scene.plane.change_root();
     scene.line_with(&["no connection to", "UP-CONTROL-002", "UnknownIssuer"]);
     scene.talk();
@@ -179,6 +181,7 @@ fn the_root_of_the_control_plane_may_change() {
 #[test]
 fn a_control_plane_that_misbehaves_stops_no_traffic() {
     let scene = Scene::new("xds-faults");
+    scene.talk();
     let d = &scene.plane.discovery;
     let before = scene.memory();
     let in_step = || drop(scene.line_with(&["in step with", "addresses, 0 policies"]));
@@ -344,6 +347,7 @@ fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
 #[test]
 fn an_authority_that_is_silent_or_away_costs_only_pods_that_come() {
     let scene = Scene::new("ca-silent");
+    scene.talk();
     scene.plane.certificates.misbehave(Some(CaFault::Silent));
     scene.talk();
     scene.remove("client");
@@ -367,15 +371,20 @@ fn certificates_are_renewed_at_half_of_their_life_and_forgotten_with_the_last_po
     let began = Instant::now();
     until("it is renewed", || (asked(CLIENT) >= 3).then_some(()));
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(1500), "renewed after {took:?}");
+    assert!(took >= Duration::from_millis(900), "renewed after {took:?}"); // certificates know whole seconds
     scene.try_talk(Scene::destinations()[0]).unwrap();
     // While it is valid it is used, whatever the authority says; then it is not.
     certificates.misbehave(Some(CaFault::Refuse(14, "no")));
     scene.try_talk(Scene::destinations()[0]).unwrap();
-    scene.silent();
+    until("it has expired", || {
+        let certificates = scene.status()["certificates"].as_array().unwrap().clone();
+        certificates.iter().any(|c| c["identity"] == CLIENT && c["state"] == "Expired").then_some(())
+    });
+    // The tunnel that is open goes on; another one is not opened.
+    scene.refused(Scene::destinations()[1]);
     scene.log_with(&["UP-CONTROL-008", "the certificate of spiffe://cluster.local/ns/default/sa/client has expired"]);
     certificates.misbehave(None);
-    until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
+    until("a later answer is good", || scene.try_talk(Scene::destinations()[1]).ok());
     assert_eq!(asked(SERVER), 1, "the others are not asked for");
 }
 
@@ -403,7 +412,6 @@ fn workloads_are_asked_for_on_demand() {
     scene.talk();
     let asked: Vec<String> =
         scene.plane.discovery.said().into_iter().flat_map(|s| s.request.subscribe).filter(|n| n != "*").collect();
-    for name in ["/10.78.0.2", "/10.96.0.10", "/fd78::2", "/fd96::10"] {
-        assert!(asked.iter().any(|a| a == name), "{name} was not asked for: {asked:?}");
-    }
+    // Their other addresses came with them.
+    assert_eq!(asked, ["/10.78.0.2", "/10.96.0.10"]);
 }

@@ -244,7 +244,8 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_an_error_with_a_code() {
-        let cases: [(&[&str], &[(&str, &str)], bool); 13] = [
+        type Case = (&'static [&'static str], &'static [(&'static str, &'static str)], bool);
+        let cases: [Case; 13] = [
             (&["--xds-on-demand", "true"], &[], false),
             (&["--xds-address", ""], &[], false),
             (&["--xds-address", "x:1"], &[], true),

@@ -237,7 +237,8 @@ mod tests {
             s.issued(&id(name), at(0), at(10_000), at(20_000));
         }
         s.renew_all(at(1));
-        assert_eq!([s.next(at(1)), s.next(at(1)), s.next(at(1))], [Some(id("a")), Some(id("b")), None]);
+        let asked: std::collections::BTreeSet<_> = std::iter::from_fn(|| s.next(at(1))).collect();
+        assert_eq!(asked, [id("a"), id("b")].into());
         for name in ["a", "b"] {
             s.issued(&id(name), at(2), at(10_000), at(20_000));
             s.renew_all(at(2));
