@@ -30,8 +30,14 @@ pub use pki::Authority;
 pub use roots::Roots;
 
 /// What it consists of.
-const PARTS: [&str; 5] =
-    ["bin/etcd", "bin/kube-apiserver", "bin/kube-controller-manager", "bin/pilot-discovery", "bin/manifests"];
+const PARTS: [&str; 6] = [
+    "bin/etcd",
+    "bin/kube-apiserver",
+    "bin/kube-controller-manager",
+    "bin/pilot-discovery",
+    "bin/istioctl",
+    "bin/manifests",
+];
 
 /// What is missing for one on this machine.
 pub fn missing() -> Option<String> {
@@ -84,6 +90,11 @@ impl Cluster {
 pub fn root(cluster: &Cluster, namespace: &str) -> Option<String> {
     let path = format!("/api/v1/namespaces/{namespace}/configmaps/istio-ca-root-cert");
     Some(cluster.kubernetes.api.get(&path).ok()?["data"]["root-cert.pem"].as_str()?.to_owned())
+}
+
+/// The path of Istio's command.
+pub fn istioctl() -> PathBuf {
+    binary("istioctl")
 }
 
 /// The path of a part.

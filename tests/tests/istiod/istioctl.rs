@@ -1,0 +1,50 @@
+//! What people see of our proxy through `istioctl ztunnel-config`.
+#![allow(clippy::disallowed_types)] // istioctl is a program
+
+use std::process::Command;
+
+use serde_json::json;
+use underpass_tests::cluster::{Cluster, MeshNode, istioctl, missing};
+use underpass_tests::sandbox::until;
+use underpass_tests::skip::skip;
+
+#[test]
+fn istioctl_shows_workloads_services_policies_and_certificates_of_the_proxy() {
+    if let Some(why) = missing() {
+        return skip("istioctl_shows_workloads_services_policies_and_certificates_of_the_proxy", &why);
+    }
+    let cluster = Cluster::shared();
+    cluster.namespace("shown", &[("istio.io/dataplane-mode", "ambient")]);
+    let vips = cluster.service("shown", "server", 80, 8080);
+    let spec = json!({ "action": "DENY", "rules": [{ "to": [{ "operation": { "ports": ["9"] } }] }] });
+    cluster.policy("AuthorizationPolicy", "shown", "not-9", &spec);
+    let mut node = MeshNode::start(&cluster, "shown", "shown");
+    let server = node.pod(&cluster, "server");
+    let (ip, vip) = (server.ips[0].to_string(), vips[0].to_string());
+    let expected: [(&str, &[&str]); 4] = [
+        ("workloads", &["shown", "server", &ip, "HBONE"]),
+        ("services", &["shown", "server", &vip]),
+        ("policies", &["shown", "not-9", "Deny"]),
+        ("certificates", &["spiffe://cluster.local/ns/shown/sa/server", "Leaf", "Available", "true"]),
+    ];
+    for (view, words) in expected {
+        let mut last = String::new();
+        let shown = underpass_tests::sandbox::happens(|| {
+            last = show(&node, view);
+            last.lines().find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned)
+        });
+        assert!(shown.is_some(), "no line of `istioctl ztunnel-config {view}` has {words:?}:\n{last}");
+    }
+    until("the root is shown, too", || show(&node, "certificates").contains("Root").then_some(()));
+}
+
+/// What `istioctl` makes of the proxy's dump.
+fn show(node: &MeshNode, view: &str) -> String {
+    let file = node.processes.file("dump.json");
+    std::fs::write(&file, node.processes.get("127.0.0.1:15000", "/config_dump").unwrap().1).unwrap();
+    let mut command = Command::new(istioctl());
+    command.args(["ztunnel-config", view, "--file"]).arg(&file).env_clear().env("HOME", node.processes.file(""));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{view}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
