@@ -56,7 +56,7 @@ fn labels_decide_who_belongs() {
 
 fn to(mesh: &Mesh, dst: &str, random: u64) -> Route {
     let source = mesh.workload_by_name("default", "client").unwrap();
-    route(mesh, source, OrigDst(dst.parse().unwrap()), random).outcome
+    route(mesh, source, OrigDst(dst.parse().unwrap()), random, &[]).outcome
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_destination_decides_the_route() {
         Route::Tunnel { tunnel, authority, expected, .. } => (tunnel.to_string(), authority.to_string(), expected),
         other => panic!("no tunnel but {other:?}"),
     };
-    let server = vec!["spiffe://cluster.local/ns/default/sa/server".to_owned()];
+    let server = vec!["spiffe://cluster.local/ns/default/sa/server".into()];
     assert_eq!(
         tunnel(to(&mesh, "10.0.0.2:8080", 0)),
         ("10.0.0.2:15008".into(), "10.0.0.2:8080".into(), server.clone())
@@ -104,7 +104,7 @@ fn verdict(policies: &str, identity: Option<&str>, workload: &str) -> (Verdict, 
         destination: "10.0.0.2:8080".parse::<SocketAddr>().unwrap().into(),
     };
     let decision = authorize(&mesh, mesh.workload_by_name("default", workload).unwrap(), &connection);
-    (decision.outcome, decision.reason)
+    (decision.outcome.verdict, decision.reason)
 }
 
 const CLIENT: Option<&str> = Some("spiffe://cluster.local/ns/default/sa/client");
@@ -149,7 +149,7 @@ fn deny_goes_before_allow_and_what_is_unknown_denies() {
     let deny =
         "  - { name: d, namespace: default, scope: Namespace, action: Deny, rules: [[[{ principals: [Presence] }]]] }";
     let both = format!("{}\n{deny}", allow(""));
-    assert_eq!(verdict(&both, CLIENT, "server"), (Verdict::Deny, "explicitly denied by: default/d".into()));
+    assert_eq!(verdict(&both, CLIENT, "server"), (Verdict::Deny, "explicitly denied by: default/d (rule 1)".into()));
     assert_eq!(verdict(&both, None, "server").0, Verdict::Allow);
     let no_rules = "  - { name: none, namespace: default, scope: Namespace, action: Allow }";
     assert_eq!(verdict(no_rules, CLIENT, "server").1, "allow policies exist, but none allowed");
