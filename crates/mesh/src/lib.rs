@@ -13,6 +13,7 @@ mod compiled;
 pub mod decision;
 mod endpoints;
 pub mod enrol;
+pub mod explain;
 mod few;
 pub mod file;
 pub mod gateway;
