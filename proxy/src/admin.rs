@@ -1,14 +1,20 @@
 //! Admin, metrics and readiness over HTTP.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use admin_http::{Answer, Asked, json, metrics, not_found, text};
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::control;
 use crate::data::{Node, Phase};
+use crate::identity::{Certificates, Held};
 use crate::inpod::{PodStatus, Pods};
 
 #[derive(Serialize)]
@@ -17,57 +23,125 @@ struct Status {
     version: &'static str,
     ready: bool,
     connections: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control_plane: Option<control::Report>,
+    certificate_source: String,
+    certificates: Vec<CertificateStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revocation_trouble: Option<String>,
     pods: Vec<PodStatus>,
 }
 
-/// The admin interface, for people on the node.
-pub(crate) fn admin(node: &Node, pods: &Pods, asked: &Asked<'_>) -> Answer {
-    match asked.path {
-        "/status" => json(&Status {
-            version: env!("CARGO_PKG_VERSION"),
-            ready: is_ready(node, pods),
-            connections: node.connections.load(Ordering::Relaxed),
-            pods: pods.status(),
-        }),
-        "/config_dump" => json(&config_dump(node, pods)),
-        "/metrics" => metrics(node.metrics.encode()),
-        _ => not_found(&["/status", "/config_dump", "/metrics"]),
-    }
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CertificateStatus {
+    identity: String,
+    /// Available, Expired or Initializing.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
 }
 
-/// What a scraper asks for.
-pub(crate) fn stats(node: &Node, asked: &Asked<'_>) -> Answer {
-    match asked.path {
-        "/metrics" | "/stats/prometheus" => metrics(node.metrics.encode()),
-        _ => not_found(&["/metrics", "/stats/prometheus"]),
-    }
+/// What is told to whoever asks.
+pub(crate) struct Told {
+    pub(crate) node: Arc<Node>,
+    pub(crate) pods: Rc<Pods>,
+    pub(crate) certificates: Rc<Certificates>,
+    /// How the proxy stands with the control plane, if it has one.
+    pub(crate) plane: Option<Arc<control::Status>>,
+    /// Whether it is known what pods may reach.
+    pub(crate) has_mesh: Cell<bool>,
 }
 
-/// What a kubelet asks for.
-pub(crate) fn readiness(node: &Node, pods: &Pods, asked: &Asked<'_>) -> Answer {
-    match asked.path {
-        "/healthz/ready" if is_ready(node, pods) => text(StatusCode::OK, "ready\n"),
-        "/healthz/ready" if *node.phase.borrow() != Phase::Serving => {
-            text(StatusCode::INTERNAL_SERVER_ERROR, "not ready, stopping\n")
+impl Told {
+    /// The admin interface, for people on the node.
+    pub(crate) fn admin(&self, asked: &Asked<'_>) -> Answer {
+        match asked.path {
+            "/status" => json(&self.status()),
+            "/config_dump" => json(&self.config_dump()),
+            "/metrics" => self.metrics(),
+            _ => not_found(&["/status", "/config_dump", "/metrics"]),
         }
-        "/healthz/ready" => text(StatusCode::INTERNAL_SERVER_ERROR, "not ready, pending: workload proxy manager\n"),
-        _ => not_found(&["/healthz/ready"]),
     }
-}
 
-fn is_ready(node: &Node, pods: &Pods) -> bool {
-    pods.synced.get() && *node.phase.borrow() == Phase::Serving
-}
-
-fn config_dump(node: &Node, pods: &Pods) -> BTreeMap<&'static str, Value> {
-    let mesh = node.mesh.load();
-    fn list<T: Serialize>(items: impl Iterator<Item = T>) -> Value {
-        items.filter_map(|i| serde_json::to_value(i).ok()).collect()
+    /// What a scraper asks for.
+    pub(crate) fn stats(&self, asked: &Asked<'_>) -> Answer {
+        match asked.path {
+            "/metrics" | "/stats/prometheus" => self.metrics(),
+            _ => not_found(&["/metrics", "/stats/prometheus"]),
+        }
     }
-    BTreeMap::from([
-        ("workloads", list(mesh.workloads().map(|w| &**w))),
-        ("services", list(mesh.services().map(|s| &**s))),
-        ("policies", list(mesh.policies().map(|p| &**p))),
-        ("pods", list(pods.status().into_iter())),
-    ])
+
+    /// What a kubelet asks for.
+    pub(crate) fn readiness(&self, asked: &Asked<'_>) -> Answer {
+        let not = |why: &str| text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, {why}\n"));
+        match asked.path {
+            "/healthz/ready" if *self.node.phase.borrow() != Phase::Serving => not("stopping"),
+            "/healthz/ready" => match self.pending()[..] {
+                [] => text(StatusCode::OK, "ready\n"),
+                ref pending => not(&format!("pending: {}", pending.join(", "))),
+            },
+            _ => not_found(&["/healthz/ready"]),
+        }
+    }
+
+    /// What is awaited before the proxy is ready, in ztunnel's words.
+    fn pending(&self) -> Vec<&'static str> {
+        let tasks =
+            [("state manager", self.has_mesh.get()), ("workload proxy manager", self.pods.synced.get())];
+        tasks.into_iter().filter(|(_, done)| !done).map(|(task, _)| task).collect()
+    }
+
+    fn status(&self) -> Status {
+        let now = SystemTime::now();
+        let certificate = |(identity, held): (mesh::Identity, Held)| {
+            let state = match (&held.credentials, held.valid(now)) {
+                (_, Some(_)) => "Available",
+                (Some(_), None) => "Expired",
+                (None, None) => "Initializing",
+            };
+            let validity = held.credentials.as_ref().map(|c| &c.validity);
+            CertificateStatus {
+                identity: identity.to_string(),
+                state,
+                serial: validity.map(|v| v.serial.clone()),
+                expires_in_s: validity.map(|v| v.not_after.duration_since(now).unwrap_or_default().as_secs()),
+                trouble: held.trouble,
+            }
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            ready: self.pending().is_empty() && *self.node.phase.borrow() == Phase::Serving,
+            connections: self.node.connections.load(Ordering::Relaxed),
+            control_plane: self.plane.as_ref().map(|p| p.report()),
+            certificate_source: self.certificates.source(),
+            certificates: self.certificates.all().into_iter().map(certificate).collect(),
+            revocation_trouble: self.certificates.revocation_trouble(),
+            pods: self.pods.status(),
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        if let Some(age) = self.plane.as_ref().and_then(|p| p.report().state_age_s) {
+            self.node.metrics.control.state_age.set(i64::try_from(age).unwrap_or(i64::MAX));
+        }
+        metrics(self.node.metrics.encode())
+    }
+
+    fn config_dump(&self) -> BTreeMap<&'static str, Value> {
+        let mesh = self.node.mesh.load();
+        fn list<T: Serialize>(items: impl Iterator<Item = T>) -> Value {
+            items.filter_map(|i| serde_json::to_value(i).ok()).collect()
+        }
+        BTreeMap::from([
+            ("workloads", list(mesh.workloads().map(|w| &**w))),
+            ("services", list(mesh.services().map(|s| &**s))),
+            ("policies", list(mesh.policies().map(|p| &**p))),
+            ("pods", list(self.pods.status().into_iter())),
+        ])
+    }
 }

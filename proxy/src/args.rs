@@ -1,12 +1,16 @@
 //! The command line. Environment names of ztunnel are accepted where they mean the same.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::control;
 use crate::dns;
+
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+const STATS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15020);
 
 /// Serves every enrolled pod of this node from within its network namespace.
 #[derive(Debug, Parser)]
@@ -21,10 +25,12 @@ pub(crate) struct Args {
     /// Name of this node.
     #[arg(long, env = "NODE_NAME", default_value = "")]
     pub(crate) node: String,
-    /// The mesh file: workloads, services and policies. Read again whenever it changes.
+    /// The mesh file: workloads, services and policies, in place of a control plane. Read again whenever it changes.
     #[arg(long, env = "LOCAL_XDS_PATH")]
-    pub(crate) mesh_file: PathBuf,
-    /// The folder of the local certificate authority; made on first use.
+    pub(crate) mesh_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) control: control::Options,
+    /// The folder of the local certificate authority, which issues certificates where no control plane does; made on first use.
     #[arg(long, env = "UNDERPASS_CA_DIR", default_value = "/var/lib/underpass/ca")]
     pub(crate) ca_dir: PathBuf,
     /// One proxy for all pods of a node is the only mode.
@@ -34,7 +40,7 @@ pub(crate) struct Args {
     /// the cores, and two at least.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_parser = WorkerThreads::parse)]
     pub(crate) workers: Option<WorkerThreads>,
-    /// The cluster that this node belongs to. Only told in the log: the mesh file says it of each workload.
+    /// The cluster that this node belongs to; the control plane is told.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub(crate) cluster_id: String,
     /// The network that this node belongs to. Only told in the log: the mesh file says it of each workload.
@@ -53,12 +59,12 @@ pub(crate) struct Args {
     /// rules), such as 10.96.0.10 or [fd96::10]:53. The default is what this process uses itself, by /etc/resolv.conf.
     #[arg(long, env = "UNDERPASS_DNS_UPSTREAM", value_delimiter = ',', value_parser = dns::name_server)]
     dns_upstream: Vec<SocketAddr>,
-    /// Admin interface.
-    #[arg(long, env = "UNDERPASS_PROXY_ADMIN", default_value = "127.0.0.1:15000")]
-    pub(crate) admin_addr: SocketAddr,
-    /// Metrics.
-    #[arg(long, default_value = "[::]:15020")]
-    pub(crate) stats_addr: SocketAddr,
+    /// Admin interface; 127.0.0.1:15000, unless PROXY_CONFIG says another port.
+    #[arg(long, env = "UNDERPASS_PROXY_ADMIN")]
+    pub(crate) admin_addr: Option<SocketAddr>,
+    /// Metrics; [::]:15020, unless PROXY_CONFIG says another port.
+    #[arg(long)]
+    pub(crate) stats_addr: Option<SocketAddr>,
     /// Readiness.
     #[arg(long, default_value = "[::]:15021")]
     pub(crate) readiness_addr: SocketAddr,
@@ -90,6 +96,39 @@ impl WorkerThreads {
 }
 
 impl Args {
+    /// The command line and the environment, or the end of the process with the reason.
+    pub(crate) fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|e| {
+            if e.use_stderr() {
+                let code = error_code::control::SETTING;
+                eprintln!("{code}: {} Next step: {}", code.what, code.next_step);
+            }
+            e.exit()
+        })
+    }
+
+    /// What concerns the control plane. Ports and threads that PROXY_CONFIG says are used where no option does.
+    pub(crate) fn settings(&mut self) -> Result<control::Settings, control::SettingError> {
+        let settings = self.control.settings(&control::Context {
+            has_mesh_file: self.mesh_file.is_some(),
+            answers_dns: self.dns_capture,
+            node_name: &self.node,
+            cluster_id: &self.cluster_id,
+            variables: std::env::vars_os().filter_map(|(n, v)| n.into_string().ok().zip(v.into_string().ok())).collect(),
+        })?;
+        let config = &settings.proxy_config;
+        let port = |port: Option<u16>, address: SocketAddr| SocketAddr::new(address.ip(), port.unwrap_or(address.port()));
+        self.admin_addr.get_or_insert(port(config.proxy_admin_port, ADMIN));
+        self.stats_addr.get_or_insert(port(config.stats_port, STATS));
+        self.workers = self.workers.or(config.concurrency.map(WorkerThreads::Number));
+        Ok(settings)
+    }
+
+    /// Where admin interface and metrics are.
+    pub(crate) fn own_addresses(&self) -> [SocketAddr; 2] {
+        [self.admin_addr.unwrap_or(ADMIN), self.stats_addr.unwrap_or(STATS)]
+    }
+
     /// How names are answered, if they are.
     pub(crate) fn dns_settings(&self) -> Option<dns::Settings> {
         self.dns_capture.then(|| dns::Settings::new(&self.cluster_domain, self.dns_upstream.clone()))
@@ -106,7 +145,7 @@ impl Args {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration such as 500ms, 5s or 2m");
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let number: u64 = digits.parse().map_err(|_| wrong())?;

@@ -4,22 +4,23 @@
 
 mod admin;
 mod args;
+mod control;
 mod data;
 mod dns;
 mod hbone;
 mod identity;
 mod inpod;
+mod source;
 mod telemetry;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,69 +34,104 @@ use inpod::Pods;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// How often it is looked whether credentials are to be renewed.
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
-
 fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+    let mut args = Args::read();
+    let settings = args.settings()?;
     let logs = telemetry::init_logs();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = LocalSet::new().block_on(&runtime, run(args));
+    let done = LocalSet::new().block_on(&runtime, run(args, settings));
     drop(logs);
     done
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
-    let ca = identity::LocalCa::open(&args.ca_dir)?;
-    let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let mesh = mesh_file::watch(&args.mesh_file, move |loaded| {
-        let _ = changed.send(loaded); // nobody listens only when the process ends
-    })?;
+async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
+    let metrics = Arc::new(telemetry::Metrics::new());
+    let certificates = Rc::new(certificates(&args, &settings)?);
+    let (first, mut changes, plane) = source::begin(&args, settings, &metrics)?;
     let (set_phase, phase) = watch::channel(Phase::Serving);
     let node = Arc::new(Node {
-        mesh: ArcSwap::from_pointee(mesh),
-        metrics: Arc::new(telemetry::Metrics::new()),
+        mesh: ArcSwap::new(first.mesh),
+        metrics,
         phase,
         dns: args.dns_settings(),
+        demand: plane.as_ref().and_then(|p| p.demand.clone()),
         connections: Default::default(),
     });
-    let admin = listen(args.admin_addr).await?;
-    let stats = listen(args.stats_addr).await?;
+    let [admin, stats] = args.own_addresses();
+    let (admin, stats) = (listen(admin).await?, listen(stats).await?);
     let readiness = listen(args.readiness_addr).await?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::start(args.worker_count(cores), node.clone())?;
-    let pods = Rc::new(Pods::new(node.clone(), workers, ca, args.ipv6));
-    tracing::info!(node = args.node, cluster = args.cluster_id, network = args.network, "proxy starts");
+    let trust_domain = args.control.trust_domain.as_str().into();
+    let pods = Rc::new(Pods::new(node.clone(), workers, certificates.clone(), trust_domain, args.ipv6));
+    let account = &args.control.service_account;
+    tracing::info!(node = args.node, cluster = args.cluster_id, network = args.network, account, "proxy starts");
 
-    let (n, p) = (node.clone(), pods.clone());
-    spawn_local(admin_http::serve(admin, move |asked| admin::admin(&n, &p, &asked)));
-    let n = node.clone();
-    spawn_local(admin_http::serve(stats, move |asked| admin::stats(&n, &asked)));
-    let (n, p) = (node.clone(), pods.clone());
-    spawn_local(admin_http::serve(readiness, move |asked| admin::readiness(&n, &p, &asked)));
-    let follower = spawn_local({
-        let (pods, socket) = (pods.clone(), args.zds_socket.clone());
-        async move { inpod::follow(pods, &socket).await }
+    let told = Rc::new(admin::Told {
+        node: node.clone(),
+        pods: pods.clone(),
+        certificates: certificates.clone(),
+        plane: plane.map(|p| p.status),
+        has_mesh: first.complete.into(),
     });
+    let t = told.clone();
+    spawn_local(admin_http::serve(admin, move |asked| t.admin(&asked)));
+    let t = told.clone();
+    spawn_local(admin_http::serve(stats, move |asked| t.stats(&asked)));
+    let t = told.clone();
+    spawn_local(admin_http::serve(readiness, move |asked| t.readiness(&asked)));
+    spawn_local(certificates.run());
+    let follow = || {
+        let (pods, socket) = (pods.clone(), args.zds_socket.clone());
+        spawn_local(async move { inpod::follow(pods, &socket).await })
+    };
+    // Without a mesh it is not known what a pod may reach, so none is served, and none starts, before there is one.
+    let mut follower = first.complete.then(follow);
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut renewal = tokio::time::interval(RENEWAL_INTERVAL);
     loop {
         tokio::select! {
-            Some(loaded) = changes.recv() => match loaded {
-                Ok(mesh) => pods.mesh_changed(Arc::new(mesh)),
-                Err(e) => tracing::error!("the mesh that was read last stays in force: {e}"),
-            },
-            _ = renewal.tick() => pods.renew(SystemTime::now()),
+            newest = changes.next() => {
+                let Some(newest) = newest else { continue };
+                pods.mesh_changed(newest.mesh);
+                if let Some(demand) = &node.demand {
+                    demand.in_force(newest.push);
+                }
+                if newest.complete {
+                    told.has_mesh.set(true);
+                    follower.get_or_insert_with(follow);
+                }
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    follower.abort();
+    if let Some(follower) = follower {
+        follower.abort();
+    }
     drain(&node, &set_phase, args.drain).await;
     Ok(())
+}
+
+/// Where certificates come from, and what is accepted.
+fn certificates(args: &Args, settings: &control::Settings) -> anyhow::Result<identity::Certificates> {
+    let options = &args.control;
+    let revocations = match &options.crl_path {
+        Some(path) => {
+            let code = error_code::control::CRL;
+            identity::Revocations::follow(path).with_context(|| format!("{code}: {}", path.display()))?
+        }
+        None => identity::Revocations::none(),
+    };
+    let domains = identity::TrustDomains::new(&options.trust_domain, &options.trust_domain_aliases);
+    let trust = Arc::new(identity::Trust { tls: settings.tls.clone(), domains, revocations });
+    let source = match &settings.ca {
+        Some(server) => identity::Source::ControlPlane(control::CaClient::new(server.clone(), settings.secret_ttl)),
+        None => identity::Source::Folder(identity::LocalCa::open(&args.ca_dir)?),
+    };
+    Ok(identity::Certificates::new(source, trust))
 }
 
 /// No more connections; those that are open may finish until the deadline.

@@ -124,6 +124,15 @@ impl Node {
         self.spawn(command, "proxy.log")
     }
 
+    /// Starts a proxy that has its mesh from a control plane, which the environment names.
+    pub fn start_controlled_proxy(&mut self, environment: &[(&str, &str)]) -> u32 {
+        let mut command = Command::new(binary("underpass-proxy"));
+        command.arg("proxy").env("NODE_NAME", "node").env("INPOD_UDS", self.zds_socket());
+        command.env("ZTUNNEL_WORKER_THREADS", "2").arg("--ca-dir").arg(self.file("ca"));
+        command.envs(environment.iter().copied());
+        self.spawn(command, "proxy.log")
+    }
+
     /// Starts the proxy and waits until it has the agent's snapshot.
     pub fn start_ready_proxy(&mut self) -> u32 {
         self.start_ready_proxy_with(&[])

@@ -41,6 +41,7 @@ macro_rules! codes {
 
 pub mod agent;
 pub mod cni;
+pub mod control;
 pub mod mesh;
 pub mod proxy;
 pub mod redirect;
@@ -52,6 +53,7 @@ pub const AREAS: &[(&str, &[ErrorCode])] = &[
     ("Redirection", redirect::ALL),
     ("Node agent", agent::ALL),
     ("Proxy", proxy::ALL),
+    ("Control plane", control::ALL),
     ("Mesh file", mesh::ALL),
     ("Sandbox", sandbox::ALL),
 ];

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use error_code::{ErrorCode, proxy as codes};
 
 use crate::hbone::OpenError;
+use crate::identity::NoCredentials;
 
 /// Why a connection failed or was ended.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -16,6 +17,10 @@ pub(crate) enum ConnectionError {
     ConnectTunnel { to: SocketAddr, why: String },
     #[error("{code}: TLS handshake with {with}: {why}", code = self.code())]
     Tls { with: SocketAddr, why: String },
+    #[error("{code}: {0}", code = self.code())]
+    NoCredentials(#[from] NoCredentials),
+    #[error("{code}: the certificate of {0} is revoked", code = self.code())]
+    Revoked(String),
     #[error("{code}: {0}", code = self.code())]
     Tunnel(OpenError),
     #[error("{code}: {0}", code = self.code())]
@@ -45,6 +50,8 @@ impl ConnectionError {
             Self::Connect { .. } => &codes::CONNECT,
             Self::ConnectTunnel { .. } => &codes::CONNECT_TUNNEL,
             Self::Tls { .. } => &codes::TLS,
+            Self::NoCredentials(_) => &error_code::control::NO_CREDENTIALS,
+            Self::Revoked(_) => &error_code::control::REVOKED,
             Self::Tunnel(OpenError::Ended(_)) | Self::TunnelBroke(_) => &codes::TUNNEL_BROKE,
             Self::Tunnel(_) => &codes::TUNNEL_REFUSED,
             Self::NoUpstream(_) => &codes::NO_UPSTREAM,
@@ -63,6 +70,8 @@ impl ConnectionError {
         match self {
             Self::Denied(_) | Self::PolicyChanged(_) => "DENY",
             Self::Tls { .. } => "TLS_FAILURE",
+            Self::NoCredentials(_) => "IDENTITY_ERROR",
+            Self::Revoked(_) => "CERT_REVOKED",
             Self::TunnelBroke(_) => "H2_HANDSHAKE_FAILURE",
             Self::Tunnel(OpenError::Refused(status)) if *status == http::StatusCode::UNAUTHORIZED => "DENY",
             Self::Connect { .. } | Self::ConnectTunnel { .. } | Self::NoUpstream(_) | Self::SelfCall(_) => "CONNECT",

@@ -9,15 +9,17 @@ use http::StatusCode;
 use mesh::authorize::Connection;
 use mesh::baggage::Baggage;
 use mesh::{ClientAddr, Identity, PodAddr};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use webpki::KeyUsage;
 
 use super::connection::{Accepted, cut_short, is_own_port, source_side};
 use super::error::ConnectionError;
 use super::worker::{Phase, Worker};
 use super::{policed, relay, sockets};
 use crate::hbone::{self, Incoming};
-use crate::identity::{explain, peer_identity};
+use crate::identity::{explain, is_revoked, peer_identity};
 use crate::inpod::Pod;
 use crate::telemetry::{Direction, Event, Facts, Side};
 
@@ -31,6 +33,8 @@ struct Peer {
     /// Where the tunnel was accepted: an address of the pod.
     local: SocketAddr,
     identity: Identity,
+    /// True when the certificate that proved it is revoked.
+    revoked: watch::Receiver<bool>,
 }
 
 /// Serves a tunnel until it ends.
@@ -38,9 +42,13 @@ pub(super) async fn serve(accepted: Accepted) {
     let Accepted { worker, pod, stream, peer, .. } = accepted;
     let Ok(local) = stream.local_addr() else { return };
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-    let server = pod.credentials.load().server.clone();
-    let tls = match timeout(TLS_DEADLINE, TlsAcceptor::from(server).accept(stream)).await {
+    let credentials = match pod.credentials().await {
+        Ok(credentials) => credentials,
+        Err(e) => return early_end(peer, local, &e.into()),
+    };
+    let tls = match timeout(TLS_DEADLINE, TlsAcceptor::from(credentials.server.clone()).accept(stream)).await {
         Ok(Ok(tls)) => tls,
+        Ok(Err(e)) if is_revoked(&e) => return early_end(peer, local, &ConnectionError::Revoked("the peer".to_owned())),
         Ok(Err(e)) => return early_end(peer, local, &ConnectionError::Tls { with: peer, why: explain(&e) }),
         Err(_) => {
             return early_end(peer, local, &ConnectionError::Tls { with: peer, why: "not done in time".to_owned() });
@@ -50,7 +58,9 @@ pub(super) async fn serve(accepted: Accepted) {
         let why = "the peer proved no identity".to_owned(); // the verifier has seen one
         return early_end(peer, local, &ConnectionError::Tls { with: peer, why });
     };
-    let peer = Rc::new(Peer { worker: worker.clone(), pod: pod.clone(), client: peer.into(), local, identity });
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let (revoke, revoked) = watch::channel(false);
+    let peer = Rc::new(Peer { worker: worker.clone(), pod: pod.clone(), client: peer.into(), local, identity, revoked });
     let mut phase = worker.node.phase.clone();
     let drain = async {
         let _ = phase.wait_for(|p| *p != Phase::Serving).await; // the end of everything is a drain, too
@@ -64,6 +74,10 @@ pub(super) async fn serve(accepted: Accepted) {
             tracing::debug!(peer = %peer.client, "a tunnel ended: {e}");
         },
         _ = cut_short(&worker, &pod) => {}
+        who = credentials.until_revoked(chain, KeyUsage::client_auth()) => {
+            tracing::warn!(peer = %peer.client, "a tunnel is cut: {}", ConnectionError::Revoked(who));
+            let _ = revoke.send(true); // it has no stream
+        }
     }
 }
 
@@ -107,6 +121,7 @@ async fn stream_of(peer: Rc<Peer>, incoming: Incoming) {
         tokio::select! {
             why = registration.denied() => why,
             why = cut_short(&peer.worker, pod) => why,
+            why = revoked(&peer) => why,
         }
     };
     tokio::pin!(cut);
@@ -126,6 +141,14 @@ async fn stream_of(peer: Rc<Peer>, incoming: Incoming) {
         }
     };
     event.finish(&outcome);
+}
+
+/// Completes when the peer's certificate is revoked.
+async fn revoked(peer: &Peer) -> ConnectionError {
+    match peer.revoked.clone().wait_for(|revoked| *revoked).await {
+        Ok(_) => ConnectionError::Revoked(peer.identity.to_string()),
+        Err(_) => std::future::pending().await, // the tunnel has ended otherwise
+    }
 }
 
 /// What the peer asks for, if it is something in this pod.

@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use mesh::baggage::Baggage;
 use mesh::route::{Route, route};
-use mesh::{Service, Workload};
+use mesh::{Mesh, OrigDst, Service, Text, Workload};
 use rustls::pki_types::{IpAddr as TlsIp, Ipv4Addr as TlsIpv4, ServerName};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use webpki::KeyUsage;
 
 use super::connection::{Accepted, cut_short, is_own_port};
 use super::error::ConnectionError;
 use super::worker::Worker;
 use super::{probe, relay, sockets};
 use crate::hbone::{HboneStream, OpenError, Opening, StreamCount, Tunnel, TunnelKey};
-use crate::identity::explain;
+use crate::identity::{explain, is_revoked};
 use crate::inpod::{PORTS, Pod};
 use crate::telemetry::{Direction, Event, Facts, Side};
 
@@ -30,7 +31,7 @@ pub(super) async fn serve(accepted: Accepted) {
     if mesh::probe::is_probe(orig_dst) {
         return probe::answer(stream, &pod).await;
     }
-    let mesh = worker.node.mesh.load_full();
+    let mesh = demanded(&worker, &pod, orig_dst).await;
     let source = pod.workload(&mesh);
     let decision = route(&mesh, &source, orig_dst, rand::random());
     let mut facts = Facts {
@@ -52,8 +53,7 @@ pub(super) async fn serve(accepted: Accepted) {
     tracing::debug!(from = source.namespaced_name(), to = %orig_dst, "route: {}", decision.reason);
     match decision.outcome {
         Route::Tunnel { tunnel, authority, expected, workload, service } => {
-            let identity = pod.credentials.load().identity.clone();
-            facts.source.identity = Some(identity);
+            facts.source.identity = Some(pod.identity());
             facts.destination = Side::workload(&workload, Some(workload.identity()));
             facts.destination_addr = tunnel.0;
             facts.authority = Some(authority);
@@ -109,6 +109,18 @@ pub(super) async fn serve(accepted: Accepted) {
     }
 }
 
+/// The mesh, with what is needed for this connection where that has to be asked for.
+async fn demanded(worker: &Worker, pod: &Pod, to: OrigDst) -> Arc<Mesh> {
+    let mesh = worker.node.mesh.load_full();
+    let Some(demand) = &worker.node.demand else { return mesh };
+    let network = &pod.workload(&mesh).network;
+    if mesh.workload_by_ip(network, to.ip()).is_some() || mesh.service_by_vip(network, to.ip()).is_some() {
+        return mesh;
+    }
+    demand.address(network, to.ip()).await;
+    worker.node.mesh.load_full()
+}
+
 /// A stream to the destination. A pooled tunnel may turn out to be closing: then once more, on a new one, for nothing of
 /// the connection has been sent yet.
 async fn open(
@@ -134,15 +146,24 @@ async fn start_tunnel(pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, Connectio
             if e.kind() == std::io::ErrorKind::TimedOut { " (a NetworkPolicy may block port 15008)" } else { "" };
         ConnectionError::ConnectTunnel { to, why: format!("{e}{hint}") }
     };
+    let credentials = pod.credentials().await?;
     let tcp = sockets::connect(&pod, to, None).await.map_err(unreachable)?;
     let tls_failed = |why: String| ConnectionError::Tls { with: to, why };
-    let config = pod.credentials.load().client(&key.expected).map_err(|e| tls_failed(e.to_string()))?;
+    let config = credentials.client(&key.expected).map_err(|e| tls_failed(e.to_string()))?;
     // Never sent: SNI is off, and the certificate is verified by its SPIFFE id.
     let name = ServerName::IpAddress(TlsIp::V4(TlsIpv4::from([0, 0, 0, 0])));
     let handshake = timeout(TLS_DEADLINE, TlsConnector::from(config).connect(name, tcp));
     let tls = handshake.await.map_err(|_| tls_failed(format!("not done within {} s", TLS_DEADLINE.as_secs())))?;
-    let tls = tls.map_err(|e| tls_failed(explain(&e)))?;
-    Tunnel::start(tls).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
+    let tls = tls.map_err(|e| match is_revoked(&e) {
+        true => ConnectionError::Revoked(key.expected.iter().map(Text::as_str).collect::<Vec<_>>().join(" or ")),
+        false => tls_failed(explain(&e)),
+    })?;
+    let peer = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let revoked = async move {
+        let who = credentials.until_revoked(peer, KeyUsage::server_auth()).await;
+        tracing::warn!("a tunnel is cut: {}", ConnectionError::Revoked(who));
+    };
+    Tunnel::start(tls, revoked).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
 }
 
 fn forwarded(client: SocketAddr, service: Option<&Service>) -> String {

@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) phase: watch::Receiver<Phase>,
     /// How names are answered; `None` leaves DNS alone.
     pub(crate) dns: Option<dns::Settings>,
+    /// Where addresses of the mesh are asked for one by one.
+    pub(crate) demand: Option<Arc<crate::control::Demand>>,
     /// Connections that are open now, and streams of tunnels.
     pub(crate) connections: AtomicUsize,
 }

@@ -1,6 +1,7 @@
 //! The end of a tunnel that opens it.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -55,8 +56,8 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Begins HTTP/2 on a connection. A task of its own drives it until it ends or nobody has it any more.
-    pub(crate) async fn start<I>(io: I) -> io::Result<Self>
+    /// Begins HTTP/2 on a connection. A task of its own drives it until it ends, nobody has it any more, or `cut` completes.
+    pub(crate) async fn start<I>(io: I, cut: impl Future<Output = ()> + 'static) -> io::Result<Self>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -88,6 +89,7 @@ impl Tunnel {
                     tracing::debug!("a tunnel ended: {e}");
                 },
                 () = silent => {}
+                () = cut => {}
             }
             let _ = end.send(true); // nobody waits for it
         });

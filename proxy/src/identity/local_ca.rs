@@ -16,8 +16,10 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::issued::Issued;
+
 /// How long a workload's certificate is valid; it is renewed at half of that.
-pub(crate) const VALIDITY: Duration = Duration::from_secs(24 * 3600);
+const VALIDITY: Duration = Duration::from_secs(24 * 3600);
 /// Certificates begin a little in the past, for clocks that differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -39,14 +41,6 @@ pub(crate) struct LocalCa {
     /// From the CA's own certificate up, without the root.
     intermediates: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
-}
-
-/// A certificate with its key and its chain.
-pub(crate) struct Issued {
-    /// Leaf first.
-    pub(crate) chain: Vec<CertificateDer<'static>>,
-    pub(crate) key: PrivateKeyDer<'static>,
-    pub(crate) not_after: SystemTime,
 }
 
 impl LocalCa {
@@ -91,23 +85,17 @@ impl LocalCa {
     pub(crate) fn issue(&self, identity: &Identity) -> Result<Issued, CaError> {
         let key = KeyPair::generate()?; // P-256, as Istio's
         let now = SystemTime::now();
-        let not_after = now + VALIDITY;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
         params.not_before = (now - CLOCK_SKEW).into();
-        params.not_after = not_after.into();
+        params.not_after = (now + VALIDITY).into();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&key, &self.issuer)?;
         let chain = std::iter::once(leaf.der().clone()).chain(self.intermediates.iter().cloned()).collect();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        Ok(Issued { chain, key, not_after })
-    }
-
-    /// Whom to trust.
-    pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.roots
+        Ok(Issued { chain, key, roots: self.roots.clone() })
     }
 }
 

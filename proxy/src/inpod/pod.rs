@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use mesh::identity::DEFAULT_TRUST_DOMAIN;
 use mesh::workload::Protocol;
-use mesh::{Identity, Mesh, Workload};
+use mesh::{Identity, Mesh, Text, Workload};
 use netns::NetNs;
 use tokio::sync::watch;
 use zds::WorkloadInfo;
 
 use crate::dns;
-use crate::identity::Credentials;
+use crate::identity::{Credentials, Handle, NoCredentials};
 
 /// Where the proxy listens in a pod.
 pub(crate) struct Ports {
@@ -33,8 +32,8 @@ pub(crate) struct Pod {
     pub(crate) uid: String,
     pub(crate) info: WorkloadInfo,
     pub(crate) netns: NetNs,
-    /// Replaced when they are renewed.
-    pub(crate) credentials: ArcSwap<Credentials>,
+    /// The way to its certificate. Replaced when the mesh says that the pod is somebody else.
+    pub(super) certificate: ArcSwap<Handle>,
     /// What may be asked at once.
     pub(crate) dns: dns::Limits,
     /// True when the pod has left.
@@ -48,10 +47,21 @@ impl Pod {
         known.cloned().unwrap_or_else(|| Arc::new(unknown_to_mesh(&self.uid, &self.info)))
     }
 
-    /// Who a pod is: its service account, in the trust domain that the mesh says.
-    pub(crate) fn identity(info: &WorkloadInfo, mesh: &Mesh) -> Identity {
+    /// What it proves its identity with; waited for, when it has just come.
+    pub(crate) async fn credentials(&self) -> Result<Arc<Credentials>, NoCredentials> {
+        let handle = self.certificate.load_full();
+        handle.get().await
+    }
+
+    /// Who it is.
+    pub(crate) fn identity(&self) -> Identity {
+        self.certificate.load().identity.clone()
+    }
+
+    /// Who a pod is: its service account, in the trust domain that the mesh says, or else in ours.
+    pub(super) fn identity_of(info: &WorkloadInfo, mesh: &Mesh, trust_domain: &Text) -> Identity {
         let known = mesh.workload_by_name(&info.namespace, &info.name);
-        let trust_domain = known.map_or_else(|| DEFAULT_TRUST_DOMAIN.into(), |w| w.trust_domain.clone());
+        let trust_domain = known.map_or_else(|| trust_domain.clone(), |w| w.trust_domain.clone());
         let service_account = if info.service_account.is_empty() { "default" } else { &info.service_account };
         Identity { trust_domain, namespace: (&info.namespace).into(), service_account: service_account.into() }
     }

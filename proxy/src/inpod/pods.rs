@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use mesh::Mesh;
+use mesh::{Mesh, Text};
 use netns::NetNs;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ use zds::WorkloadInfo;
 use super::pod::{PORTS, Pod};
 use crate::data::{Listener, Node, Workers, sockets};
 use crate::dns;
-use crate::identity::{Credentials, CredentialsError, LocalCa};
+use crate::identity::{Certificates, Claim};
 
 /// Why a pod cannot be served, as the agent is told.
 #[derive(Debug, thiserror::Error)]
@@ -24,15 +25,15 @@ pub(crate) enum StartError {
     Listen { port: u16, source: std::io::Error },
     #[error("{code}: port {port} (UDP): {source}", code = error_code::proxy::LISTEN)]
     ListenUdp { port: u16, source: std::io::Error },
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
 }
 
 /// The pods that are served.
 pub(crate) struct Pods {
     node: Arc<Node>,
     workers: RefCell<Workers>,
-    ca: LocalCa,
+    certificates: Rc<Certificates>,
+    /// Of pods of which the mesh says none.
+    trust_domain: Text,
     ipv6: bool,
     served: RefCell<BTreeMap<String, Served>>,
     /// True when the agent has named every pod.
@@ -41,6 +42,8 @@ pub(crate) struct Pods {
 
 struct Served {
     pod: Arc<Pod>,
+    /// Of the pod's certificate.
+    claim: Claim,
     leave: watch::Sender<bool>,
 }
 
@@ -53,12 +56,29 @@ pub(crate) struct PodStatus {
     name: String,
     identity: String,
     certificate_expires_in_s: u64,
+    /// Why it has no certificate, or no newer one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_trouble: Option<String>,
     netns: String,
 }
 
 impl Pods {
-    pub(crate) fn new(node: Arc<Node>, workers: Workers, ca: LocalCa, ipv6: bool) -> Self {
-        Self { node, workers: RefCell::new(workers), ca, ipv6, served: RefCell::default(), synced: Default::default() }
+    pub(crate) fn new(
+        node: Arc<Node>,
+        workers: Workers,
+        certificates: Rc<Certificates>,
+        trust_domain: Text,
+        ipv6: bool,
+    ) -> Self {
+        Self {
+            node,
+            workers: RefCell::new(workers),
+            certificates,
+            trust_domain,
+            ipv6,
+            served: RefCell::default(),
+            synced: Default::default(),
+        }
     }
 
     /// Listens in a pod and serves it. A pod of the same uid is given up first.
@@ -79,13 +99,14 @@ impl Pods {
             let socket = dns::listen(&netns, PORTS.dns, self.ipv6);
             datagrams = socket.map_err(|source| StartError::ListenUdp { port: PORTS.dns, source })?;
         }
-        let identity = Pod::identity(&info, &self.node.mesh.load());
-        let credentials = ArcSwap::from_pointee(Credentials::issue(&self.ca, identity)?);
+        let identity = Pod::identity_of(&info, &self.node.mesh.load(), &self.trust_domain);
+        let (claim, handle) = self.certificates.claim(&identity);
+        let certificate = ArcSwap::from_pointee(handle);
         let (leave, gone) = watch::channel(false);
         tracing::info!(uid, namespace = info.namespace, name = info.name, netns = %netns.id(), "serving a pod");
-        let pod = Arc::new(Pod { uid: uid.to_owned(), info, netns, credentials, dns: Default::default(), gone });
+        let pod = Arc::new(Pod { uid: uid.to_owned(), info, netns, certificate, dns: Default::default(), gone });
         self.workers.borrow_mut().serve(&pod, listeners, datagrams);
-        self.served.borrow_mut().insert(uid.to_owned(), Served { pod, leave });
+        self.served.borrow_mut().insert(uid.to_owned(), Served { pod, claim, leave });
         self.node.metrics.pods_started.inc();
         self.node.metrics.active_pods.inc();
         Ok(())
@@ -101,26 +122,15 @@ impl Pods {
         self.node.metrics.active_pods.dec();
     }
 
-    /// Puts a new mesh in force. A pod whose identity it changes gets new credentials.
+    /// Puts a new mesh in force. A pod whose identity it changes gets another certificate.
     pub(crate) fn mesh_changed(&self, mesh: Arc<Mesh>) {
-        self.workers.borrow().mesh_changed(mesh);
-        self.renew(SystemTime::now());
-    }
-
-    /// Renews credentials whose time has come.
-    pub(crate) fn renew(&self, now: SystemTime) {
-        let mesh = self.node.mesh.load_full();
-        for served in self.served.borrow().values() {
-            let pod = &served.pod;
-            let identity = Pod::identity(&pod.info, &mesh);
-            let current = pod.credentials.load();
-            if current.identity == identity && now < current.renew_at {
-                continue;
-            }
-            match Credentials::issue(&self.ca, identity) {
-                Ok(credentials) => pod.credentials.store(Arc::new(credentials)),
-                // Tried again at the next turn; the present ones are good for half their life yet.
-                Err(e) => tracing::error!(uid = pod.uid, "credentials cannot be renewed: {e}"),
+        self.workers.borrow().mesh_changed(mesh.clone());
+        for served in self.served.borrow_mut().values_mut() {
+            let identity = Pod::identity_of(&served.pod.info, &mesh, &self.trust_domain);
+            if served.pod.identity() != identity {
+                let (claim, handle) = self.certificates.claim(&identity);
+                served.claim = claim;
+                served.pod.certificate.store(Arc::new(handle));
             }
         }
     }
@@ -128,13 +138,17 @@ impl Pods {
     pub(crate) fn status(&self) -> Vec<PodStatus> {
         let now = SystemTime::now();
         let status = |served: &Served| {
-            let credentials = served.pod.credentials.load();
+            let certificate = served.pod.certificate.load();
+            let held = certificate.held();
+            let not_after = held.credentials.as_ref().map(|c| c.validity.not_after);
+            let left = not_after.and_then(|end| end.duration_since(now).ok()).unwrap_or_default();
             PodStatus {
                 uid: served.pod.uid.clone(),
                 namespace: served.pod.info.namespace.clone(),
                 name: served.pod.info.name.clone(),
-                identity: credentials.identity.to_string(),
-                certificate_expires_in_s: credentials.not_after.duration_since(now).unwrap_or_default().as_secs(),
+                identity: certificate.identity.to_string(),
+                certificate_expires_in_s: left.as_secs(),
+                certificate_trouble: held.trouble,
                 netns: served.pod.netns.id().to_string(),
             }
         };

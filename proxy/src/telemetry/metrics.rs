@@ -8,6 +8,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::control_metrics::ControlMetrics;
+
 /// Who counts: the client's proxy or the server's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types)] // these are the label values
@@ -72,6 +74,7 @@ pub(crate) struct Metrics {
     pub(crate) dns_upstream_requests: Family<DnsLabels, Counter>,
     pub(crate) dns_upstream_failures: Family<DnsLabels, Counter>,
     pub(crate) dns_upstream_seconds: Family<DnsLabels, Histogram>,
+    pub(crate) control: ControlMetrics,
     pub(crate) active_pods: Gauge,
     pub(crate) pods_started: Counter,
     pub(crate) pods_stopped: Counter,
@@ -89,6 +92,7 @@ impl Metrics {
             dns_upstream_requests: Family::default(),
             dns_upstream_failures: Family::default(),
             dns_upstream_seconds: Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
+            control: ControlMetrics::default(),
             active_pods: Gauge::default(),
             pods_started: Counter::default(),
             pods_stopped: Counter::default(),
@@ -112,6 +116,7 @@ impl Metrics {
             Unit::Seconds,
             metrics.dns_upstream_seconds.clone(),
         );
+        metrics.control.register(r);
         r.register("workload_manager_active_proxy_count", "Pods that are served", metrics.active_pods.clone());
         r.register(
             "workload_manager_proxies_started",

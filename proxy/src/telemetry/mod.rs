@@ -1,5 +1,6 @@
 //! What the proxy tells about itself: the access log, metrics, and the format of log lines.
 
+mod control_metrics;
 mod event;
 mod log_format;
 mod metrics;

@@ -1,0 +1,93 @@
+//! Who this proxy says it is when it asks for the mesh.
+
+use std::collections::BTreeMap;
+
+use api::discovery::Node;
+use api::protobuf::{Kind, List, Struct, Value};
+
+/// What Istio's charts put before the names of metadata.
+const PREFIX: &str = "ISTIO_META_";
+/// The same for values that are JSON.
+const JSON_PREFIX: &str = "ISTIO_METAJSON_";
+
+/// What is known of the pod that this proxy runs in.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Own<'a> {
+    pub(crate) pod_name: &'a str,
+    pub(crate) pod_namespace: &'a str,
+    pub(crate) instance_ip: &'a str,
+    pub(crate) node: &'a str,
+}
+
+/// The node, with what `variables` of the environment and `more` say of it.
+///
+/// # Errors
+/// The variable whose value is no JSON, though it should be.
+pub(crate) fn node(
+    own: &Own<'_>,
+    variables: impl IntoIterator<Item = (String, String)>,
+    more: &BTreeMap<String, String>,
+) -> Result<Node, String> {
+    let ip = if own.instance_ip.is_empty() { "1.1.1.1" } else { own.instance_ip };
+    let (name, namespace) = (own.pod_name, own.pod_namespace);
+    let mut fields = BTreeMap::new();
+    for (key, value) in more {
+        fields.insert(key.strip_prefix(PREFIX).unwrap_or(key).to_owned(), value.as_str().into());
+    }
+    for (variable, value) in variables {
+        if let Some(key) = variable.strip_prefix(JSON_PREFIX) {
+            let json = serde_json::from_str(&value).map_err(|e| format!("{variable} is no JSON: {e}"))?;
+            fields.insert(key.to_owned(), from_json(json));
+        } else if let Some(key) = variable.strip_prefix(PREFIX) {
+            fields.insert(key.to_owned(), value.as_str().into());
+        }
+    }
+    for (key, value) in [("NAME", name), ("NAMESPACE", namespace), ("INSTANCE_IPS", ip), ("NODE_NAME", own.node)] {
+        fields.insert(key.to_owned(), value.into());
+    }
+    Ok(Node {
+        id: format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        metadata: Some(Struct { fields }),
+    })
+}
+
+fn from_json(json: serde_json::Value) -> Value {
+    let kind = match json {
+        serde_json::Value::Null => Kind::Null(0),
+        serde_json::Value::Bool(b) => Kind::Bool(b),
+        serde_json::Value::Number(n) => Kind::Number(n.as_f64().unwrap_or_default()),
+        serde_json::Value::String(s) => Kind::Text(s),
+        serde_json::Value::Array(items) => Kind::List(List { values: items.into_iter().map(from_json).collect() }),
+        serde_json::Value::Object(members) => {
+            Kind::Struct(members.into_iter().map(|(key, value)| (key, from_json(value))).collect())
+        }
+    };
+    kind.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_told_as_istiod_expects_it() {
+        let own = Own { pod_name: "ztunnel-x", pod_namespace: "istio-system", instance_ip: "10.0.0.9", node: "n1" };
+        let variables = [
+            ("ISTIO_META_CLUSTER_ID", "c1"),
+            ("ISTIO_METAJSON_LABELS", r#"{"app":"ztunnel","n":[1,true,null]}"#),
+            ("HOME", "/root"),
+        ];
+        let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let more = BTreeMap::from([("ISTIO_META_NETWORK".to_owned(), "net".to_owned())]);
+        let told = node(&own, variables, &more).unwrap();
+        assert_eq!(told.id, "ztunnel~10.0.0.9~ztunnel-x.istio-system~istio-system.svc.cluster.local");
+        let fields = told.metadata.unwrap().fields;
+        let names: Vec<_> = fields.keys().map(String::as_str).collect();
+        assert_eq!(names, ["CLUSTER_ID", "INSTANCE_IPS", "LABELS", "NAME", "NAMESPACE", "NETWORK", "NODE_NAME"]);
+        assert_eq!(fields["NODE_NAME"], "n1".into());
+        assert!(matches!(&fields["LABELS"].kind, Some(Kind::Struct(s)) if s.fields["app"] == "ztunnel".into()));
+        assert!(node(&Own::default(), [], &more).unwrap().id.starts_with("ztunnel~1.1.1.1~."));
+        let bad = [("ISTIO_METAJSON_X".to_owned(), "{".to_owned())];
+        assert!(node(&own, bad, &more).unwrap_err().starts_with("ISTIO_METAJSON_X is no JSON"));
+    }
+}

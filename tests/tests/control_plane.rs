@@ -1,0 +1,402 @@
+//! A proxy whose mesh and certificates come from a control plane: what it asks, what it makes of the answers, and what it
+//! does when the control plane fails in one way or another.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use api::discovery::{DeltaResponse, Resource};
+use api::protobuf::Kind;
+use underpass_tests::control_plane::resources::{
+    deny, endpoint, garbage, pod, policy_resource, workload_resource,
+};
+use underpass_tests::control_plane::{CaFault, Scene, say};
+use underpass_tests::sandbox::until;
+use underpass_tests::wire::{PEER4, PEER6};
+
+const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
+const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
+
+#[test]
+fn two_pods_talk_as_a_control_plane_says() {
+    let scene = Scene::new("xds-talk");
+    scene.talk();
+    let identities = [format!("src.identity=\"{CLIENT}\""), format!("dst.identity=\"{SERVER}\"")];
+    for direction in ["direction=\"outbound\"", "direction=\"inbound\""] {
+        for hbone in ["dst.hbone_addr=10.78.0.2:8080", "dst.hbone_addr=[fd78::2]:8080"] {
+            scene.log_with(&[direction, hbone, &identities[0], &identities[1]]);
+        }
+    }
+    // What was asked, and by whom.
+    let said = scene.plane.discovery.said();
+    let first: Vec<_> = said.iter().filter(|s| s.request.response_nonce.is_empty()).collect();
+    let types: Vec<_> = first.iter().map(|s| s.request.type_url.as_str()).collect();
+    assert_eq!(types, [api::ADDRESS, api::AUTHORIZATION]);
+    for request in first.iter().map(|s| &s.request) {
+        let node = request.node.as_ref().unwrap();
+        assert_eq!(node.id, "ztunnel~10.200.0.11~ztunnel-abcde.istio-system~istio-system.svc.cluster.local");
+        let metadata = &node.metadata.as_ref().unwrap().fields;
+        for (key, value) in [("NODE_NAME", "node"), ("NAME", "ztunnel-abcde"), ("DNS_CAPTURE", "false")] {
+            assert_eq!(metadata[key], value.into(), "{key}");
+        }
+        assert!(request.subscribe.is_empty() && request.initial_resource_versions.is_empty());
+    }
+    let nonces: Vec<_> = said.iter().filter(|s| !s.request.response_nonce.is_empty()).collect();
+    assert!(nonces.len() >= 2 && nonces.iter().all(|s| s.request.error_detail.is_none()), "all is acknowledged");
+    let head = &scene.plane.discovery.heads()[0];
+    assert_eq!((head.authorization.as_str(), head.cluster.as_str()), ("Bearer the-first-token", "Kubernetes"));
+    let (head, request) = scene.plane.certificates.asked()[0].clone();
+    assert_eq!((head.authorization.as_str(), head.cluster.as_str()), ("Bearer the-first-token", "Kubernetes"));
+    assert_eq!(request.validity_duration, 24 * 3600);
+    assert_eq!(request.metadata.unwrap().fields["ImpersonatedIdentity"].kind, Some(Kind::Text(CLIENT.to_owned())));
+    assert_eq!(scene.plane.certificates.identities(), [CLIENT, SERVER], "one for each, as they joined");
+    scene.line_with(&["in step with https://127.0.0.1:15012: 3 addresses, 0 policies"]);
+    let metrics = scene.node.get("127.0.0.1:15020", "/metrics").unwrap().1;
+    assert!(metrics.contains("istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}"), "{metrics}");
+    assert!(metrics.contains("underpass_state_age_seconds 0"), "{metrics}");
+}
+
+#[test]
+fn no_pod_is_served_before_everything_was_said_once() {
+    let mut scene = Scene::unready("xds-ready");
+    scene.know_pods();
+    scene.plane.discovery.silence(api::AUTHORIZATION, true);
+    scene.start_proxy(&[]);
+    let waiting = "not ready, pending: state manager, workload proxy manager\n";
+    until("it is not ready", || scene.readiness().ok().filter(|(s, body)| *s == 500 && body == waiting));
+    scene.line_with(&["which has said nothing of Authorization", "there is no state yet, so no pod is served"]);
+    let output = scene.try_enrol("client");
+    assert!(!output.status.success(), "a pod that must not run in the open has started");
+    scene.plane.discovery.silence(api::AUTHORIZATION, false);
+    scene.plane.cut();
+    scene.ready();
+    scene.enrol("client");
+    scene.enrol("server");
+    scene.talk();
+}
+
+#[test]
+fn workloads_and_policies_come_and_go() {
+    let scene = Scene::new("xds-change");
+    let mut open = scene.try_talk(Scene::destinations()[0]).unwrap();
+    let principal = "cluster.local/ns/default/sa/client";
+    scene.plane.discovery.set(api::AUTHORIZATION, [policy_resource(deny("no-client", principal))]);
+    scene.silent();
+    assert!(say(&mut open).is_err(), "an open connection is cut, too");
+    scene.log_with(&["UP-PROXY-010", "default/no-client"]);
+    scene.plane.discovery.remove(api::AUTHORIZATION, &["default/no-client"]);
+    until("it is allowed again", || scene.try_talk(Scene::destinations()[0]).ok());
+    // The server is said to have moved: the service leads nowhere.
+    scene.plane.discovery.remove(api::ADDRESS, &["Kubernetes//Pod/default/server"]);
+    until("the service has no endpoint", || scene.try_talk(Scene::destinations()[2]).is_err().then_some(()));
+    scene.plane.discovery.set(api::ADDRESS, [workload_resource(endpoint(pod("server", &[PEER4, PEER6])))]);
+    until("it has one again", || scene.try_talk(Scene::destinations()[2]).ok());
+    scene.talk();
+}
+
+#[test]
+fn a_bad_resource_is_refused_by_name_and_the_rest_is_in_force() {
+    let scene = Scene::new("xds-nack");
+    let mut legacy = pod("legacy", &["10.78.0.9".parse().unwrap()]);
+    legacy.tunnel_protocol = 2;
+    let mut short = pod("short", &[]);
+    short.addresses = vec![vec![1, 2, 3].into()];
+    let named = Resource { name: "another".to_owned(), ..workload_resource(pod("misnamed", &[])) };
+    let good = pod("good", &["10.78.0.8".parse().unwrap()]);
+    let all = [
+        workload_resource(legacy.clone()),
+        workload_resource(short),
+        named,
+        garbage(api::ADDRESS, "garbage"),
+        garbage(api::AUTHORIZATION, "disguised"),
+        workload_resource(good),
+    ];
+    scene.plane.discovery.set(api::ADDRESS, all);
+    let why = until("it is refused", || scene.plane.discovery.refusals().pop());
+    for part in [
+        "Kubernetes//Pod/default/legacy: tunnel_protocol: 2 is not known here",
+        "Kubernetes//Pod/default/short: addresses: an address of 3 bytes",
+        "another: it calls itself Kubernetes//Pod/default/misnamed",
+        "garbage: it cannot be decoded",
+        "disguised: it is a type.googleapis.com/istio.security.Authorization",
+    ] {
+        assert!(why.contains(part), "{part} is not in {why}");
+    }
+    scene.line_with(&["in step with", "4 addresses", "UP-CONTROL-004: 5 not taken, such as "]);
+    scene.log_with(&["UP-CONTROL-004", "Kubernetes//Pod/default/legacy was not taken"]);
+    let dump = scene.node.get("127.0.0.1:15000", "/config_dump").unwrap().1;
+    assert!(dump.contains("Kubernetes//Pod/default/good") && !dump.contains("Kubernetes//Pod/default/legacy"));
+    scene.talk();
+    // A version that is refused leaves the one before in force, and is not said to be had.
+    let mut worse = endpoint(pod("server", &[PEER4, PEER6]));
+    worse.tunnel_protocol = 2;
+    scene.plane.discovery.set(api::ADDRESS, [workload_resource(worse)]);
+    until("it is refused", || (scene.plane.discovery.refusals().len() > 1).then_some(()));
+    scene.talk();
+    let good: Vec<_> = ["legacy", "short"].map(|n| workload_resource(pod(n, &[]))).into();
+    scene.plane.discovery.set(api::ADDRESS, good);
+    until("they are forgiven", || (!scene.line().contains("legacy")).then_some(()));
+}
+
+#[test]
+fn a_new_stream_says_what_is_there_and_brings_what_has_changed() {
+    let scene = Scene::new("xds-reconnect");
+    std::fs::write(scene.node.file("token"), "the-second-token").unwrap();
+    scene.plane.away(true);
+    scene.line_with(&["no connection to", "UP-CONTROL-00", "ago is in force: 3 addresses, 0 policies"]);
+    scene.talk();
+    scene.plane.discovery.remove(api::ADDRESS, &["default/server.default.svc.cluster.local"]);
+    scene.plane.away(false);
+    scene.line_with(&["in step with", "2 addresses"]);
+    let said = scene.plane.discovery.said();
+    let last = said.iter().rfind(|s| s.request.node.is_some() && s.request.type_url == api::ADDRESS).unwrap();
+    let names: Vec<_> = last.request.initial_resource_versions.keys().map(String::as_str).collect();
+    let expected = [
+        "Kubernetes//Pod/default/client",
+        "Kubernetes//Pod/default/server",
+        "default/server.default.svc.cluster.local",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(scene.plane.discovery.heads().last().unwrap().authorization, "Bearer the-second-token");
+    let dump = scene.node.get("127.0.0.1:15000", "/config_dump").unwrap().1;
+    assert!(!dump.contains("server.default.svc.cluster.local\","), "what is gone was told");
+}
+
+#[test]
+fn the_root_of_the_control_plane_may_change() {
+    let scene = Scene::new("xds-root");
+    scene.plane.change_root();
+    scene.line_with(&["no connection to", "UP-CONTROL-002", "UnknownIssuer"]);
+    scene.talk();
+    scene.plane.write_root();
+    scene.line_with(&["in step with"]);
+    // The authority is behind the same server: a pod that comes now has its certificate, too.
+    scene.remove("client");
+    scene.enrol("client");
+    scene.talk();
+}
+
+#[test]
+fn a_control_plane_that_misbehaves_stops_no_traffic() {
+    let scene = Scene::new("xds-faults");
+    let d = &scene.plane.discovery;
+    let before = scene.memory();
+    let in_step = || drop(scene.line_with(&["in step with", "addresses, 0 policies"]));
+    let again = |what: &str, streams: usize| {
+        until(&format!("another stream after {what}"), || (d.heads().len() > streams).then_some(()));
+        in_step();
+        scene.talk();
+    };
+
+    // The stream is dropped, and ended with statuses.
+    for (what, fault) in [
+        ("a drop", Box::new(|| scene.plane.cut()) as Box<dyn Fn()>),
+        ("an end", Box::new(|| d.end(0, ""))),
+        ("UNAVAILABLE", Box::new(|| d.end(14, "transport is closing"))),
+        ("a refusal", Box::new(|| d.end(16, "request authenticate failure"))),
+    ] {
+        let streams = d.heads().len();
+        fault();
+        again(what, streams);
+    }
+    scene.log_with(&["UP-CONTROL-003", "request authenticate failure"]);
+
+    // Garbage instead of a message, and half of one.
+    let streams = d.heads().len();
+    d.send_raw(64, vec![0xff; 64]);
+    again("garbage", streams);
+    let streams = d.heads().len();
+    d.send_raw(1 << 20, vec![0; 1000]);
+    scene.talk();
+    scene.plane.cut();
+    again("half a push", streams);
+    // One that says it is larger than any may be.
+    let streams = d.heads().len();
+    d.send_raw((1 << 32) - 1, vec![0; 1000]);
+    again("a message of 4 GiB", streams);
+    scene.log_with(&["UP-CONTROL-003", "OutOfRange"]);
+
+    // A type that nobody asked for, and pushes that say nothing.
+    let unknown = DeltaResponse { type_url: "type.googleapis.com/x".to_owned(), ..DeltaResponse::default() };
+    d.send(unknown);
+    d.send(DeltaResponse { type_url: api::ADDRESS.to_owned(), ..DeltaResponse::default() });
+    let removed = vec!["nobody".to_owned(); 10_000];
+    d.send(DeltaResponse { type_url: api::ADDRESS.to_owned(), removed_resources: removed, ..DeltaResponse::default() });
+    let empty = vec![Resource::default(); 10_000];
+    d.send(DeltaResponse { type_url: api::ADDRESS.to_owned(), resources: empty, ..DeltaResponse::default() });
+    until("the empty ones are refused", || d.refusals().iter().any(|r| r.ends_with("more")).then_some(()));
+    let acknowledged = |url: &str| d.said().iter().any(|s| s.request.type_url == url && s.request.error_detail.is_none());
+    assert!(acknowledged("type.googleapis.com/x"), "what is unknown is acknowledged");
+    scene.talk();
+
+    // It connects and says nothing.
+    for url in [api::ADDRESS, api::AUTHORIZATION] {
+        d.silence(url, true);
+    }
+    scene.plane.cut();
+    scene.line_with(&["which has said nothing of Address and Authorization", "ago is in force: 3 addresses"]);
+    let age = || scene.status()["controlPlane"]["stateAgeS"].as_u64().unwrap();
+    until("the state becomes older", || (age() >= 1).then_some(()));
+    assert_eq!(scene.readiness().unwrap().0, 200, "ready it stays");
+    scene.talk();
+    for url in [api::ADDRESS, api::AUTHORIZATION] {
+        d.silence(url, false);
+    }
+    // It answers late.
+    d.delay(Duration::from_millis(700));
+    scene.plane.cut();
+    scene.line_with(&["which has said nothing of"]);
+    scene.talk();
+    in_step();
+    let after = scene.memory();
+    assert!(after < before + 64, "{before} MiB before, {after} MiB after");
+    assert!(!scene.node.log("proxy").contains("panicked"));
+}
+
+#[test]
+fn a_push_of_two_hundred_mebibytes_holds_up_nothing() {
+    let scene = Scene::new("xds-huge");
+    let before = scene.memory();
+    // Few workloads with long lists, so that what is decoded is as large as what is kept is small.
+    let filler = "x".repeat(8 * 1024);
+    let mut resources: Vec<Resource> = Vec::new();
+    for i in 0..24_000 {
+        let mut workload = pod(&format!("filler-{i}"), &[]);
+        workload.uid = format!("filler-{i}");
+        let mut resource = workload_resource(workload);
+        // A field that nobody knows, as a later version may have.
+        let value = &mut resource.resource.as_mut().unwrap().value;
+        let mut bytes = value.to_vec();
+        bytes.extend(unknown_field(filler.as_bytes()));
+        *value = bytes.into();
+        resource.version = "1".to_owned();
+        resources.push(resource);
+    }
+    let response = DeltaResponse { type_url: api::ADDRESS.to_owned(), resources, ..DeltaResponse::default() };
+    let size = prost::Message::encoded_len(&response) >> 20;
+    assert!((180..200).contains(&size), "{size} MiB");
+    scene.plane.discovery.send(response);
+    let patience = Instant::now() + Duration::from_secs(60);
+    let mut most = before;
+    let slowest = scene.talk_until(|| {
+        most = most.max(scene.memory());
+        assert!(Instant::now() < patience, "the push is never applied");
+        scene.line().contains("24003 addresses")
+    });
+    assert!(slowest < Duration::from_secs(2), "a new connection took {slowest:?}");
+    assert!(most < before + 1024, "{before} MiB before, {most} MiB at most");
+    println!("slowest {slowest:?}, {before} MiB before, {most} MiB at most");
+    // Larger ones are not taken, and do no harm.
+    let streams = scene.plane.discovery.heads().len();
+    scene.plane.discovery.send_raw((200 << 20) + 1, vec![0; 1000]);
+    until("another stream", || (scene.plane.discovery.heads().len() > streams).then_some(()));
+    scene.talk();
+}
+
+/// Field 200 with these bytes.
+fn unknown_field(bytes: &[u8]) -> Vec<u8> {
+    let mut field = Vec::new();
+    prost::encoding::encode_key(200, prost::encoding::WireType::LengthDelimited, &mut field);
+    prost::encoding::encode_varint(bytes.len() as u64, &mut field);
+    field.extend_from_slice(bytes);
+    field
+}
+
+#[test]
+fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
+    let scene = Scene::new("ca-faults");
+    let cases = [
+        (CaFault::WrongIdentity("spiffe://cluster.local/ns/default/sa/server"), "UP-CONTROL-007", "it is for spiffe://"),
+        (CaFault::WrongKey, "UP-CONTROL-007", "it is for another key"),
+        (CaFault::Expired, "UP-CONTROL-007", "it has expired"),
+        (CaFault::ForeignRoot, "UP-CONTROL-007", "it does not lead to the roots that came with it"),
+        (CaFault::NoRoot, "UP-CONTROL-007", "there is no certificate besides the root"),
+        (CaFault::Garbage, "UP-CONTROL-007", ""),
+        (CaFault::NoMessage, "UP-CONTROL-006", ""),
+        (CaFault::Refuse(16, "request impersonation authentication failure"), "UP-CONTROL-006", "impersonation"),
+    ];
+    for (fault, code, why) in cases {
+        scene.plane.certificates.misbehave(Some(fault.clone()));
+        scene.remove("client");
+        scene.enrol("client");
+        let trouble = until(&format!("{fault:?} is told"), || {
+            let status = scene.status();
+            let certificates = status["certificates"].as_array().unwrap().clone();
+            let client = certificates.iter().find(|c| c["identity"] == CLIENT)?.clone();
+            assert_ne!(client["state"], "Available", "{fault:?}");
+            client["trouble"].as_str().map(str::to_owned)
+        });
+        assert!(trouble.contains(code) && trouble.contains(why), "{fault:?}: {trouble}");
+        assert!(scene.try_talk(Scene::destinations()[0]).is_err(), "{fault:?}");
+        scene.plane.certificates.misbehave(None);
+        until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
+    }
+    scene.log_with(&["UP-CONTROL-008", "there is no certificate of spiffe://cluster.local/ns/default/sa/client yet"]);
+    scene.talk();
+}
+
+#[test]
+fn an_authority_that_is_silent_or_away_costs_only_pods_that_come() {
+    let scene = Scene::new("ca-silent");
+    scene.plane.certificates.misbehave(Some(CaFault::Silent));
+    scene.talk();
+    scene.remove("client");
+    scene.enrol("client"); // it joins at once, for nothing waits for the certificate but its connections
+    assert!(scene.try_talk(Scene::destinations()[0]).is_err());
+    scene.log_with(&["UP-CONTROL-006", "no answer within 10 s"]);
+    scene.plane.certificates.misbehave(None);
+    until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
+}
+
+#[test]
+fn certificates_are_renewed_at_half_of_their_life_and_forgotten_with_the_last_pod() {
+    let scene = Scene::new("ca-renew");
+    let certificates = &scene.plane.certificates;
+    let asked = |who: &str| certificates.identities().iter().filter(|i| *i == who).count();
+    assert_eq!((asked(CLIENT), asked(SERVER)), (1, 1));
+    scene.remove("client");
+    until("it is forgotten", || (scene.status()["certificates"].as_array().unwrap().len() == 1).then_some(()));
+    certificates.set_validity(Duration::from_secs(4));
+    scene.enrol("client");
+    let began = Instant::now();
+    until("it is renewed", || (asked(CLIENT) >= 3).then_some(()));
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1500), "renewed after {took:?}");
+    scene.try_talk(Scene::destinations()[0]).unwrap();
+    // While it is valid it is used, whatever the authority says; then it is not.
+    certificates.misbehave(Some(CaFault::Refuse(14, "no")));
+    scene.try_talk(Scene::destinations()[0]).unwrap();
+    scene.silent();
+    scene.log_with(&["UP-CONTROL-008", "the certificate of spiffe://cluster.local/ns/default/sa/client has expired"]);
+    certificates.misbehave(None);
+    until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
+    assert_eq!(asked(SERVER), 1, "the others are not asked for");
+}
+
+#[test]
+fn a_root_of_the_mesh_is_rotated_while_connections_go_on() {
+    let scene = Scene::new("ca-rotate");
+    let mut open = scene.try_talk(Scene::destinations()[0]).unwrap();
+    let certificates = &scene.plane.certificates;
+    certificates.rotate();
+    scene.remove("client");
+    scene.enrol("client");
+    // The new pod has a certificate of the new root. The server has one of the old root, and is given another at once.
+    scene.talk();
+    until("all are renewed", || (certificates.identities().iter().filter(|i| *i == SERVER).count() == 2).then_some(()));
+    scene.talk();
+    drop(say(&mut open)); // its pod has left
+    scene.log_with(&["the roots of the mesh have changed"]);
+}
+
+#[test]
+fn workloads_are_asked_for_on_demand() {
+    let scene = Scene::with("xds-on-demand", &[("XDS_ON_DEMAND", "true")]);
+    let said = scene.plane.discovery.said();
+    assert_eq!((said[0].request.subscribe.clone(), said[0].request.unsubscribe.clone()), (vec!["*".into()], vec!["*".into()]));
+    scene.talk();
+    let asked: Vec<String> =
+        scene.plane.discovery.said().into_iter().flat_map(|s| s.request.subscribe).filter(|n| n != "*").collect();
+    for name in ["/10.78.0.2", "/10.96.0.10", "/fd78::2", "/fd96::10"] {
+        assert!(asked.iter().any(|a| a == name), "{name} was not asked for: {asked:?}");
+    }
+}
