@@ -37,15 +37,15 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> anyhow::Result<()> {
     let mut args = Args::read();
     let settings = args.settings()?;
-    let logs = telemetry::init_logs();
+    let (logs, filter) = telemetry::init_logs();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = LocalSet::new().block_on(&runtime, run(args, settings));
+    let done = LocalSet::new().block_on(&runtime, run(args, settings, filter));
     drop(logs);
     done
 }
 
-async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
+async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilter) -> anyhow::Result<()> {
     let metrics = Arc::new(telemetry::Metrics::new());
     let certificates = Rc::new(certificates(&args, &settings)?);
     let (first, mut changes, plane) = source::begin(&args, settings, &metrics)?;
@@ -74,6 +74,9 @@ async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
         certificates: certificates.clone(),
         plane: plane.map(|p| p.status),
         has_mesh: first.complete.into(),
+        filter,
+        network: args.network.clone(),
+        source: args.source(),
     });
     let t = told.clone();
     spawn_local(admin_http::serve(admin, move |asked| t.admin(&asked)));

@@ -67,6 +67,16 @@ pub struct Explanation {
     pub more: bool,
 }
 
+/// An answer, and on what it rests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// Where the mesh that was asked comes from, in words.
+    pub from: String,
+    /// The answer.
+    #[serde(flatten)]
+    pub explanation: Explanation,
+}
+
 /// A workload, and whether it is in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

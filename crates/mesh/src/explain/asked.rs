@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Question, Unanswerable};
+use crate::gateway::Vip;
 use crate::service::Service;
 use crate::snapshot::Mesh;
 use crate::workload::Workload;
@@ -37,7 +38,7 @@ pub(super) fn destination(mesh: &Mesh, question: &Question<'_>, source: &Workloa
     // A service and a pod of one name: the application would ask for the service.
     if let Some(service) = service {
         let port = port_of(question, Some(&service)).map_err(which_port)?;
-        let own = service.vips.iter().filter(|v| v.network == source.network).map(|v| v.net.addr()).collect();
+        let own = service.vips.iter().filter(|v| v.network == source.network).filter_map(Vip::address).collect();
         return match best(own) {
             Some(ip) => Ok(SocketAddr::new(ip, port)),
             None => Err(which_port("the service has no address of its own; ask about one of its workloads".to_owned())),
