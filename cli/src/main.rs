@@ -3,7 +3,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_types)] // the sandbox plays the container runtime, which starts processes
 
+mod ask;
 mod demo;
+mod failure;
+mod node;
 mod sandbox;
 
 use std::path::PathBuf;
@@ -24,6 +27,23 @@ enum Area {
     /// A mesh on one machine, in network namespaces of its own.
     #[command(subcommand)]
     Sandbox(Sandbox),
+    /// Shows who is in the mesh on this node, and whether that was measured. Exit code 1: a pod is enrolled and not
+    /// verified; 2: it cannot be told.
+    Status {
+        #[command(flatten)]
+        asked: node::Asked,
+        /// A line for every pod, with the reason why it is in the mesh or not.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Looks now whether a pod of this node is really in the mesh: its rules, the proxy's listeners, and probes through them.
+    /// What differs is put right. Exit code 1: it is not; 2: it cannot be told.
+    Verify {
+        #[command(flatten)]
+        asked: node::Asked,
+        /// NAME or NAMESPACE/NAME.
+        pod: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,7 +93,11 @@ fn main() -> ExitCode {
     if std::env::args().next().is_some_and(|name| name.ends_with(sandbox::NET_PLUGIN)) {
         return sandbox::net_plugin();
     }
-    let Area::Sandbox(command) = Cli::parse().command;
+    let command = match Cli::parse().command {
+        Area::Sandbox(command) => command,
+        Area::Status { asked, all } => return told(node::status(&asked, all)),
+        Area::Verify { asked, pod } => return told(node::verify(&asked, &pod)),
+    };
     let done = match command {
         Sandbox::Up { file, foreground } => sandbox::up(file.as_deref(), foreground),
         Sandbox::Exec { pod, command } => sandbox::exec(&pod, &command),
@@ -90,4 +114,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The exit code of an answer; 2 where there is none.
+fn told(answer: anyhow::Result<ExitCode>) -> ExitCode {
+    answer.unwrap_or_else(|e| {
+        eprintln!("{e:#}");
+        ExitCode::from(2)
+    })
 }

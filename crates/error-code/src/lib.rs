@@ -40,6 +40,7 @@ macro_rules! codes {
 }
 
 pub mod agent;
+pub mod cli;
 pub mod cni;
 pub mod mesh;
 pub mod proxy;
@@ -54,6 +55,7 @@ pub const AREAS: &[(&str, &[ErrorCode])] = &[
     ("Proxy", proxy::ALL),
     ("Mesh file", mesh::ALL),
     ("Sandbox", sandbox::ALL),
+    ("Command line", cli::ALL),
 ];
 
 #[cfg(test)]
