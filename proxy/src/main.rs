@@ -48,6 +48,11 @@ fn main() -> anyhow::Result<()> {
 async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilter) -> anyhow::Result<()> {
     let metrics = Arc::new(telemetry::Metrics::new());
     let certificates = Rc::new(certificates(&args, &settings)?);
+    let from = match (&args.mesh_file, &settings.xds) {
+        (Some(path), _) => format!("mesh file {}", path.display()),
+        (None, Some(server)) => format!("control plane {}", server.address),
+        (None, None) => "nowhere".to_owned(),
+    };
     let (first, mut changes, plane) = source::begin(&args, settings, &metrics)?;
     let (set_phase, phase) = watch::channel(Phase::Serving);
     let node = Arc::new(Node {
@@ -76,7 +81,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
         has_mesh: first.complete.into(),
         filter,
         network: args.network.clone(),
-        source: args.source(),
+        source: from,
     });
     let t = told.clone();
     spawn_local(admin_http::serve(admin, move |asked| t.admin(&asked)));
