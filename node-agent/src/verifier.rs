@@ -191,7 +191,8 @@ fn note(agent: &Agent, pod: &Enrolled, found: Result<(), Finding>) -> Option<()>
     let watched = verifier.0.get_mut(&pod.record.uid)?;
     let (previous, at) = (watched.found.take(), Instant::now());
     let now = Verification::after(previous.as_ref(), found, at);
-    if previous.as_ref().map(Verification::state) != Some(now.state()) {
+    let news = previous.as_ref().map(Verification::state) != Some(now.state());
+    if news {
         match &now {
             Verification::Verified { .. } => {
                 let after = previous.as_ref().map(|p| (p.state(), at.saturating_duration_since(p.since())));
@@ -206,6 +207,8 @@ fn note(agent: &Agent, pod: &Enrolled, found: Result<(), Finding>) -> Option<()>
     }
     watched.found = Some(now);
     drop(verifier);
-    agent.count_pods();
+    if news {
+        agent.count_pods();
+    }
     Some(())
 }
