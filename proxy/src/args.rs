@@ -114,10 +114,13 @@ impl Args {
             answers_dns: self.dns_capture,
             node_name: &self.node,
             cluster_id: &self.cluster_id,
-            variables: std::env::vars_os().filter_map(|(n, v)| n.into_string().ok().zip(v.into_string().ok())).collect(),
+            variables: std::env::vars_os()
+                .filter_map(|(n, v)| n.into_string().ok().zip(v.into_string().ok()))
+                .collect(),
         })?;
         let config = &settings.proxy_config;
-        let port = |port: Option<u16>, address: SocketAddr| SocketAddr::new(address.ip(), port.unwrap_or(address.port()));
+        let port =
+            |port: Option<u16>, address: SocketAddr| SocketAddr::new(address.ip(), port.unwrap_or(address.port()));
         self.admin_addr.get_or_insert(port(config.proxy_admin_port, ADMIN));
         self.stats_addr.get_or_insert(port(config.stats_port, STATS));
         self.workers = self.workers.or(config.concurrency.map(WorkerThreads::Number));

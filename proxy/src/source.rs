@@ -66,8 +66,7 @@ pub(crate) fn begin(
     let on_demand = args.control.xds_on_demand;
     let demand = on_demand.then(|| Arc::new(Demand::new(ask)));
     let discovery = Discovery { server, node: settings.node, on_demand };
-    let outlets =
-        Outlets { newest, status: status.clone(), demand: demand.clone(), metrics: metrics.clone() };
+    let outlets = Outlets { newest, status: status.clone(), demand: demand.clone(), metrics: metrics.clone() };
     control::follow(discovery, demands, outlets)?;
     let plane = Plane { status, demand };
     Ok((Newest::default(), Changes::ControlPlane(changes), Some(plane)))

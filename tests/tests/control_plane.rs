@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use api::discovery::{DeltaResponse, Resource};
 use api::protobuf::Kind;
-use underpass_tests::control_plane::resources::{
-    deny, endpoint, garbage, pod, policy_resource, workload_resource,
-};
+use underpass_tests::control_plane::resources::{deny, endpoint, garbage, pod, policy_resource, workload_resource};
 use underpass_tests::control_plane::{CaFault, Scene, say};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{PEER4, PEER6};
@@ -51,7 +49,10 @@ fn two_pods_talk_as_a_control_plane_says() {
     assert_eq!(scene.plane.certificates.identities(), [CLIENT, SERVER], "one for each, as they joined");
     scene.line_with(&["in step with https://127.0.0.1:15012: 3 addresses, 0 policies"]);
     let metrics = scene.node.get("127.0.0.1:15020", "/metrics").unwrap().1;
-    assert!(metrics.contains("istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}"), "{metrics}");
+    assert!(
+        metrics.contains("istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}"),
+        "{metrics}"
+    );
     assert!(metrics.contains("underpass_state_age_seconds 0"), "{metrics}");
 }
 
@@ -80,7 +81,7 @@ fn workloads_and_policies_come_and_go() {
     let mut open = scene.try_talk(Scene::destinations()[0]).unwrap();
     let principal = "cluster.local/ns/default/sa/client";
     scene.plane.discovery.set(api::AUTHORIZATION, [policy_resource(deny("no-client", principal))]);
-    scene.silent();
+    scene.refused(Scene::destinations()[0]);
     assert!(say(&mut open).is_err(), "an open connection is cut, too");
     scene.log_with(&["UP-PROXY-010", "default/no-client"]);
     scene.plane.discovery.remove(api::AUTHORIZATION, &["default/no-client"]);
@@ -140,6 +141,7 @@ fn a_bad_resource_is_refused_by_name_and_the_rest_is_in_force() {
 #[test]
 fn a_new_stream_says_what_is_there_and_brings_what_has_changed() {
     let scene = Scene::new("xds-reconnect");
+    scene.talk();
     std::fs::write(scene.node.file("token"), "the-second-token").unwrap();
     scene.plane.away(true);
     scene.line_with(&["no connection to", "UP-CONTROL-00", "ago is in force: 3 addresses, 0 policies"]);
@@ -164,6 +166,7 @@ fn a_new_stream_says_what_is_there_and_brings_what_has_changed() {
 #[test]
 fn the_root_of_the_control_plane_may_change() {
     let scene = Scene::new("xds-root");
+    scene.talk();
     scene.plane.change_root();
     scene.line_with(&["no connection to", "UP-CONTROL-002", "UnknownIssuer"]);
     scene.talk();
@@ -178,6 +181,7 @@ fn the_root_of_the_control_plane_may_change() {
 #[test]
 fn a_control_plane_that_misbehaves_stops_no_traffic() {
     let scene = Scene::new("xds-faults");
+    scene.talk();
     let d = &scene.plane.discovery;
     let before = scene.memory();
     let in_step = || drop(scene.line_with(&["in step with", "addresses, 0 policies"]));
@@ -188,12 +192,13 @@ fn a_control_plane_that_misbehaves_stops_no_traffic() {
     };
 
     // The stream is dropped, and ended with statuses.
-    for (what, fault) in [
-        ("a drop", Box::new(|| scene.plane.cut()) as Box<dyn Fn()>),
-        ("an end", Box::new(|| d.end(0, ""))),
-        ("UNAVAILABLE", Box::new(|| d.end(14, "transport is closing"))),
-        ("a refusal", Box::new(|| d.end(16, "request authenticate failure"))),
-    ] {
+    let faults: [(&str, &dyn Fn()); 4] = [
+        ("a drop", &|| scene.plane.cut()),
+        ("an end", &|| d.end(0, "")),
+        ("UNAVAILABLE", &|| d.end(14, "transport is closing")),
+        ("a refusal", &|| d.end(16, "request authenticate failure")),
+    ];
+    for (what, fault) in faults {
         let streams = d.heads().len();
         fault();
         again(what, streams);
@@ -202,16 +207,16 @@ fn a_control_plane_that_misbehaves_stops_no_traffic() {
 
     // Garbage instead of a message, and half of one.
     let streams = d.heads().len();
-    d.send_raw(64, vec![0xff; 64]);
+    d.send_raw(64, vec![0xffu8; 64]);
     again("garbage", streams);
     let streams = d.heads().len();
-    d.send_raw(1 << 20, vec![0; 1000]);
+    d.send_raw(1 << 20, vec![0u8; 1000]);
     scene.talk();
     scene.plane.cut();
     again("half a push", streams);
     // One that says it is larger than any may be.
     let streams = d.heads().len();
-    d.send_raw((1 << 32) - 1, vec![0; 1000]);
+    d.send_raw((1 << 32) - 1, vec![0u8; 1000]);
     again("a message of 4 GiB", streams);
     scene.log_with(&["UP-CONTROL-003", "OutOfRange"]);
 
@@ -224,7 +229,8 @@ fn a_control_plane_that_misbehaves_stops_no_traffic() {
     let empty = vec![Resource::default(); 10_000];
     d.send(DeltaResponse { type_url: api::ADDRESS.to_owned(), resources: empty, ..DeltaResponse::default() });
     until("the empty ones are refused", || d.refusals().iter().any(|r| r.ends_with("more")).then_some(()));
-    let acknowledged = |url: &str| d.said().iter().any(|s| s.request.type_url == url && s.request.error_detail.is_none());
+    let acknowledged =
+        |url: &str| d.said().iter().any(|s| s.request.type_url == url && s.request.error_detail.is_none());
     assert!(acknowledged("type.googleapis.com/x"), "what is unknown is acknowledged");
     scene.talk();
 
@@ -287,7 +293,7 @@ fn a_push_of_two_hundred_mebibytes_holds_up_nothing() {
     println!("slowest {slowest:?}, {before} MiB before, {most} MiB at most");
     // Larger ones are not taken, and do no harm.
     let streams = scene.plane.discovery.heads().len();
-    scene.plane.discovery.send_raw((200 << 20) + 1, vec![0; 1000]);
+    scene.plane.discovery.send_raw((200 << 20) + 1, vec![0u8; 1000]);
     until("another stream", || (scene.plane.discovery.heads().len() > streams).then_some(()));
     scene.talk();
 }
@@ -305,7 +311,11 @@ fn unknown_field(bytes: &[u8]) -> Vec<u8> {
 fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
     let scene = Scene::new("ca-faults");
     let cases = [
-        (CaFault::WrongIdentity("spiffe://cluster.local/ns/default/sa/server"), "UP-CONTROL-007", "it is for spiffe://"),
+        (
+            CaFault::WrongIdentity("spiffe://cluster.local/ns/default/sa/server"),
+            "UP-CONTROL-007",
+            "it is for spiffe://",
+        ),
         (CaFault::WrongKey, "UP-CONTROL-007", "it is for another key"),
         (CaFault::Expired, "UP-CONTROL-007", "it has expired"),
         (CaFault::ForeignRoot, "UP-CONTROL-007", "it does not lead to the roots that came with it"),
@@ -337,6 +347,7 @@ fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
 #[test]
 fn an_authority_that_is_silent_or_away_costs_only_pods_that_come() {
     let scene = Scene::new("ca-silent");
+    scene.talk();
     scene.plane.certificates.misbehave(Some(CaFault::Silent));
     scene.talk();
     scene.remove("client");
@@ -360,15 +371,20 @@ fn certificates_are_renewed_at_half_of_their_life_and_forgotten_with_the_last_po
     let began = Instant::now();
     until("it is renewed", || (asked(CLIENT) >= 3).then_some(()));
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(1500), "renewed after {took:?}");
+    assert!(took >= Duration::from_millis(900), "renewed after {took:?}"); // certificates know whole seconds
     scene.try_talk(Scene::destinations()[0]).unwrap();
     // While it is valid it is used, whatever the authority says; then it is not.
     certificates.misbehave(Some(CaFault::Refuse(14, "no")));
     scene.try_talk(Scene::destinations()[0]).unwrap();
-    scene.silent();
+    until("it has expired", || {
+        let certificates = scene.status()["certificates"].as_array().unwrap().clone();
+        certificates.iter().any(|c| c["identity"] == CLIENT && c["state"] == "Expired").then_some(())
+    });
+    // The tunnel that is open goes on; another one is not opened.
+    scene.refused(Scene::destinations()[1]);
     scene.log_with(&["UP-CONTROL-008", "the certificate of spiffe://cluster.local/ns/default/sa/client has expired"]);
     certificates.misbehave(None);
-    until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
+    until("a later answer is good", || scene.try_talk(Scene::destinations()[1]).ok());
     assert_eq!(asked(SERVER), 1, "the others are not asked for");
 }
 
@@ -392,11 +408,10 @@ fn a_root_of_the_mesh_is_rotated_while_connections_go_on() {
 fn workloads_are_asked_for_on_demand() {
     let scene = Scene::with("xds-on-demand", &[("XDS_ON_DEMAND", "true")]);
     let said = scene.plane.discovery.said();
-    assert_eq!((said[0].request.subscribe.clone(), said[0].request.unsubscribe.clone()), (vec!["*".into()], vec!["*".into()]));
+    assert_eq!([&said[0].request.subscribe, &said[0].request.unsubscribe], [&["*".to_owned()], &["*".to_owned()]]);
     scene.talk();
     let asked: Vec<String> =
         scene.plane.discovery.said().into_iter().flat_map(|s| s.request.subscribe).filter(|n| n != "*").collect();
-    for name in ["/10.78.0.2", "/10.96.0.10", "/fd78::2", "/fd96::10"] {
-        assert!(asked.iter().any(|a| a == name), "{name} was not asked for: {asked:?}");
-    }
+    // Their other addresses came with them.
+    assert_eq!(asked, ["/10.78.0.2", "/10.96.0.10"]);
 }

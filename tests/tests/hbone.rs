@@ -8,58 +8,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
-use netns::NetNs;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use socket2::{Domain, Socket, Type};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use underpass_tests::peer::{Certificate, Speech, dial};
 use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, connect, read_line, serve_echo};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 
-/// Takes any server: these tests are about what the server makes of us.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// A certificate of the sandbox's own authority, or of another one.
-fn certificate(ca: &Path, identity: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+fn certificate(ca: &Path, identity: &str) -> Certificate {
     let read = |name: &str| std::fs::read_to_string(ca.join(name)).unwrap();
     let issuer =
         Issuer::from_ca_cert_pem(&read("ca-cert.pem"), KeyPair::from_pem(&read("ca-key.pem")).unwrap()).unwrap();
@@ -72,41 +31,10 @@ fn certificate(ca: &Path, identity: &str) -> (Vec<CertificateDer<'static>>, Priv
     (vec![leaf.der().clone(), root], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
 }
 
-fn config(identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, alpn: &[&[u8]]) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody));
-    let mut config = match identity {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
-    config
-}
-
-/// A connection to a pod's port 15008, from within another pod, marked as a proxy's.
-async fn dial(from: &NetNs, ip: IpAddr) -> TcpStream {
-    let to = SocketAddr::new(ip, 15008);
-    let socket = from.run(|| Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None).unwrap()).unwrap();
-    socket.set_mark(0x539).unwrap();
-    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.unwrap()
-}
-
-async fn tls(
-    from: &NetNs,
-    ip: IpAddr,
-    config: ClientConfig,
-) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    let name = ServerName::try_from("0.0.0.0").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, dial(from, ip).await).await
-}
-
 /// A tunnel as the pod `client` has it.
 async fn tunnel(sandbox: &Sandbox, ip: IpAddr) -> SendRequest<Bytes> {
-    let config = config(Some(certificate(&sandbox.folder().join("box/ca"), CLIENT)), &[b"h2"]);
-    let stream = tls(&sandbox.pod("client"), ip, config).await.unwrap();
+    let certificate = certificate(&sandbox.folder().join("box/ca"), CLIENT);
+    let stream = dial(&sandbox.pod("client"), ip, Some(certificate), Speech::default()).await.unwrap();
     let (requests, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
     requests
@@ -203,15 +131,15 @@ async fn only_a_peer_of_the_own_trust_domain_gets_a_tunnel() {
         std::fs::write(foreign.join(name), text).unwrap();
     }
     let refused = [
-        ("no certificate", config(None, &[b"h2"])),
-        ("a certificate of another authority", config(Some(certificate(&foreign, CLIENT)), &[b"h2"])),
-        ("another trust domain", config(Some(certificate(&ca, "spiffe://other/ns/default/sa/client")), &[b"h2"])),
-        ("no identity of Istio's form", config(Some(certificate(&ca, "spiffe://cluster.local/client")), &[b"h2"])),
-        ("only HTTP/1.1", config(Some(certificate(&ca, CLIENT)), &[b"http/1.1"])),
+        ("no certificate", None, Speech::default()),
+        ("a certificate of another authority", Some(certificate(&foreign, CLIENT)), Speech::default()),
+        ("another trust domain", Some(certificate(&ca, "spiffe://other/ns/default/sa/client")), Speech::default()),
+        ("no identity of Istio's form", Some(certificate(&ca, "spiffe://cluster.local/client")), Speech::default()),
+        ("only HTTP/1.1", Some(certificate(&ca, CLIENT)), Speech { alpn: vec![b"http/1.1"], ..Speech::default() }),
     ];
-    for (what, config) in refused {
+    for (what, certificate, speech) in refused {
         // In TLS 1.3 the client may think that all is well until the server has looked at its certificate.
-        let opened = match tls(&from, ip, config).await {
+        let opened = match dial(&from, ip, certificate, speech).await {
             Err(_) => false,
             Ok(stream) => match h2::client::handshake::<_>(stream).await {
                 Err(_) => false,

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use http::{Method, Request};
-use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::crypto::SupportedKxGroup;
+use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::version::{TLS12, TLS13};
 use rustls::{NamedGroup, ProtocolVersion};
 use underpass_tests::control_plane::{Scene, say};
@@ -40,22 +40,22 @@ fn versions_and_key_exchanges_are_as_configured() {
 
     let scene = Scene::new("tls-default");
     let tls13 = |group| Ok((ProtocolVersion::TLSv1_3, group));
-    assert_eq!(tunnel(&scene, CLIENT, Speech::default()), tls13(NamedGroup::X25519MLKEM768), "it is preferred");
-    assert_eq!(tunnel(&scene, CLIENT, groups(&[kx_group::X25519, HYBRID])), tls13(NamedGroup::X25519));
+    let hybrid = groups(&[HYBRID, kx_group::X25519]);
+    assert_eq!(tunnel(&scene, CLIENT, hybrid.clone()), tls13(NamedGroup::X25519MLKEM768));
     for (group, name) in [(kx_group::X25519, NamedGroup::X25519), (kx_group::SECP256R1, NamedGroup::secp256r1)] {
         assert_eq!(tunnel(&scene, CLIENT, groups(&[group])), tls13(name));
     }
-    let none = Speech { alpn: vec![], ..Speech::default() };
+    let none = Speech { alpn: vec![], ..hybrid.clone() };
     assert_eq!(tunnel(&scene, CLIENT, none), tls13(NamedGroup::X25519MLKEM768), "without ALPN");
     assert!(tunnel(&scene, CLIENT, tls12.clone()).is_err());
-    scene.log_with(&["UP-PROXY-005", "SupportedVersionsExtensionRequired"]);
+    scene.log_with(&["UP-PROXY-005", "incompatible"]);
     drop(scene);
 
     let scene = Scene::with("tls-pqc", &[("COMPLIANCE_POLICY", "pqc")]);
     scene.talk();
-    assert_eq!(tunnel(&scene, CLIENT, Speech::default()), tls13(NamedGroup::X25519MLKEM768));
+    assert_eq!(tunnel(&scene, CLIENT, hybrid), tls13(NamedGroup::X25519MLKEM768));
     assert!(tunnel(&scene, CLIENT, classic).is_err());
-    scene.log_with(&["UP-PROXY-005", "NoKxGroupsInCommon"]);
+    scene.log_with(&["UP-PROXY-005", "incompatible"]);
     drop(scene);
 
     let scene = Scene::with("tls-12", &[("TLS12_ENABLED", "true")]);
@@ -97,7 +97,9 @@ fn connections_of_a_revoked_certificate_are_cut() {
     };
     // A list that cannot be read changes nothing, and is told.
     write("no list");
-    until("it is told", || scene.status()["revocationTrouble"].as_str().filter(|t| t.contains("UP-CONTROL-010")).map(drop));
+    until("it is told", || {
+        scene.status()["revocationTrouble"].as_str().filter(|t| t.contains("UP-CONTROL-010")).map(drop)
+    });
     scene.talk();
     open.iter_mut().for_each(|o| say(o).unwrap());
     // The client's certificate is revoked: its connections end, and there are no new ones.
@@ -106,13 +108,13 @@ fn connections_of_a_revoked_certificate_are_cut() {
     for stream in &mut open {
         until("an open connection is cut", || say(stream).is_err().then_some(()));
     }
-    scene.silent();
+    scene.refused(Scene::destinations()[0]);
     scene.log_with(&["UP-CONTROL-009", "the certificate of spiffe://cluster.local/ns/default/sa/client is revoked"]);
     assert!(scene.status()["revocationTrouble"].is_null());
     // It is the server's instead: the client refuses to talk to it.
     let server = serial("server");
     write(&scene.plane.certificates.with_authority(|a| a.revoke(&[&server])));
-    scene.silent();
+    scene.refused(Scene::destinations()[0]);
     scene.log_with(&["UP-CONTROL-009", "the certificate of spiffe://cluster.local/ns/default/sa/server is revoked"]);
     write(&other.revoke(&["01"]));
     until("all is well again", || scene.try_talk(Scene::destinations()[0]).ok());

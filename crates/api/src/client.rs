@@ -26,7 +26,7 @@ pub const LARGEST_MESSAGE: usize = 200 * 1024 * 1024;
 /// A large push should not wait for one window after the other.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-/// A server that is gone is found out by pings, also while nothing is asked.
+/// A server that is gone is found out by pings, while something is asked; servers of gRPC do not like them at other times.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -56,8 +56,7 @@ impl Connection {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_DEADLINE)
-            .keep_alive_while_idle(true);
+            .keep_alive_timeout(PING_DEADLINE);
         let (requests, connection) = builder.handshake(TokioIo::new(io)).await?;
         tokio::spawn(connection); // whoever waits for an answer is told when it ends
         Ok(Self { requests, origin })

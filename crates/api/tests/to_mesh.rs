@@ -8,8 +8,8 @@ use api::workload as wire;
 use bytes::Bytes;
 use mesh::Resource;
 use mesh::workload::Protocol;
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 
 fn packed(type_url: &str, message: &impl Message) -> Any {
     Any { type_url: type_url.to_owned(), value: message.encode_to_vec().into() }
@@ -141,15 +141,25 @@ fn a_policy_is_taken_whole_or_not_at_all() {
         rules: vec![auth::Rule { clauses: vec![auth::Clause { matches: vec![m] }] }],
         dry_run: false,
     };
-    let take = |m| authorization("istio-system/istio_converted_static_strict", Some(&packed(api::AUTHORIZATION, &strict(m))));
+    let take =
+        |m| authorization("istio-system/istio_converted_static_strict", Some(&packed(api::AUTHORIZATION, &strict(m))));
     let Ok(Resource::Policy(p)) = take(not_principals.clone()) else { panic!("it is a policy") };
     assert_eq!(p.rules[0][0][0].not_principals, [mesh::policy::StringMatch::Presence]);
     assert_eq!(p.action, mesh::policy::Action::Deny);
     let address = |address: Vec<u8>, length| auth::Network { address: address.into(), length };
     let mistakes = [
-        (auth::Match { not_principals: vec![auth::StringMatch::default()], ..Default::default() }, "not_principals is missing"),
-        (auth::Match { source_ips: vec![address(vec![1, 2, 3, 4], 33)], ..Default::default() }, "source_ips: a prefix of 33 bits"),
-        (auth::Match { destination_ips: vec![address(vec![1], 8)], ..Default::default() }, "destination_ips: an address of 1 bytes"),
+        (
+            auth::Match { not_principals: vec![auth::StringMatch::default()], ..Default::default() },
+            "not_principals is missing",
+        ),
+        (
+            auth::Match { source_ips: vec![address(vec![1, 2, 3, 4], 33)], ..Default::default() },
+            "source_ips: a prefix of 33 bits",
+        ),
+        (
+            auth::Match { destination_ips: vec![address(vec![1], 8)], ..Default::default() },
+            "destination_ips: an address of 1 bytes",
+        ),
         (auth::Match { destination_ports: vec![70_000], ..Default::default() }, "destination_ports: 70000 is no port"),
     ];
     for (m, why) in mistakes {

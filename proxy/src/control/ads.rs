@@ -227,8 +227,7 @@ mod tests {
         let (kind, resources, removed, nonce) = push.into_parts();
         let (rejected, taken): (Vec<_>, Vec<_>) = resources.into_iter().partition(|r| bad.contains(&r.name.as_str()));
         let taken = taken.into_iter().map(|r| (r.name, r.version)).collect();
-        let rejected: Vec<_> =
-            rejected.into_iter().map(|r| Rejected { name: r.name, why: "bad".to_owned() }).collect();
+        let rejected: Vec<_> = rejected.into_iter().map(|r| Rejected { name: r.name, why: "bad".to_owned() }).collect();
         ads.applied(kind, nonce, taken, &removed, &rejected)
     }
 
@@ -252,7 +251,8 @@ mod tests {
         let ack = take(&mut ads, response(Kind::Address, "n1", &[("a", "1"), ("b", "1")], &[]), &[]);
         assert_eq!((ack.type_url.as_str(), ack.response_nonce.as_str(), ack.error_detail), (api::ADDRESS, "n1", None));
         assert!(!ads.synced(), "policies are still awaited");
-        let nack = take(&mut ads, response(Kind::Address, "n2", &[("a", "2"), ("b", "2"), ("c", "1")], &[]), &["b", "c"]);
+        let nack =
+            take(&mut ads, response(Kind::Address, "n2", &[("a", "2"), ("b", "2"), ("c", "1")], &[]), &["b", "c"]);
         assert_eq!(nack.response_nonce, "n2");
         assert_eq!(nack.error_detail.unwrap().message, "b: bad; c: bad");
         // On a new stream the server is told what is in force: of b that is the version before.
@@ -282,7 +282,10 @@ mod tests {
     fn on_demand_addresses_are_asked_for_once_and_again_on_a_new_stream() {
         let mut ads = Ads::new(node(), true);
         let first = ads.connected();
-        assert_eq!((first[0].subscribe.clone(), first[0].unsubscribe.clone()), (vec!["*".to_owned()], vec!["*".to_owned()]));
+        assert_eq!(
+            (first[0].subscribe.clone(), first[0].unsubscribe.clone()),
+            (vec!["*".to_owned()], vec!["*".to_owned()])
+        );
         assert!(first[1].subscribe.is_empty() && first[1].unsubscribe.is_empty(), "policies are all wanted");
         let asked = ads.demand("net/10.0.0.1".to_owned()).unwrap();
         assert_eq!((asked.type_url.as_str(), asked.subscribe), (api::ADDRESS, vec!["net/10.0.0.1".to_owned()]));
@@ -292,8 +295,7 @@ mod tests {
 
     #[test]
     fn reasons_are_no_longer_than_a_person_reads() {
-        let rejected: Vec<_> =
-            (0..10_000).map(|i| Rejected { name: format!("r{i}"), why: "bad".to_owned() }).collect();
+        let rejected: Vec<_> = (0..10_000).map(|i| Rejected { name: format!("r{i}"), why: "bad".to_owned() }).collect();
         let text = reasons(&rejected);
         assert!(text.len() < LONGEST_REASON + 50 && text.ends_with("more"), "{text}");
     }

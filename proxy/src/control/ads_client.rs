@@ -49,7 +49,11 @@ pub(crate) struct Outlets {
 }
 
 /// Starts the thread. `demands` are names that something waits for.
-pub(crate) fn follow(discovery: Discovery, demands: UnboundedReceiver<String>, outlets: Outlets) -> std::io::Result<()> {
+pub(crate) fn follow(
+    discovery: Discovery,
+    demands: UnboundedReceiver<String>,
+    outlets: Outlets,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ads = Ads::new(discovery.node, discovery.on_demand);
     let mut client = Client { server: discovery.server, ads, store: Store::default(), demands, outlets, pushes: 0 };

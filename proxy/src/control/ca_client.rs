@@ -1,6 +1,6 @@
 //! Asks a control plane for certificates, in the name of the pods of this node.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::Connection;
 use api::certificate::{CertificateRequest, IMPERSONATED_IDENTITY};
@@ -18,12 +18,21 @@ use crate::identity::{IssueError, Issued};
 /// From the request to its answer.
 const RPC_DEADLINE: Duration = Duration::from_secs(10);
 
+/// A connection that was idle for so long may be gone without our knowing.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// A client of `istio.v1.auth.IstioCertificateService`.
 pub(crate) struct CaClient {
     server: Server,
     validity: Duration,
-    /// The connection, and the roots by which the server was verified.
-    connection: Mutex<Option<(Connection, String)>>,
+    connection: Mutex<Option<Open>>,
+}
+
+struct Open {
+    connection: Connection,
+    /// By which the server was verified.
+    roots: String,
+    used: Instant,
 }
 
 impl CaClient {
@@ -66,14 +75,16 @@ impl CaClient {
     /// The connection that is open, unless the root has been rotated since: then another one.
     async fn connection(&self) -> Result<Connection, ConnectError> {
         let mut open = self.connection.lock().await;
-        if let Some((connection, roots)) = &*open
-            && !connection.is_closed()
-            && self.server.roots.read().is_ok_and(|now| now == *roots)
+        if let Some(open) = &mut *open
+            && !open.connection.is_closed()
+            && open.used.elapsed() < IDLE
+            && self.server.roots.read().is_ok_and(|now| now == open.roots)
         {
-            return Ok(connection.clone());
+            open.used = Instant::now();
+            return Ok(open.connection.clone());
         }
         let (connection, roots) = self.server.connect().await?;
-        *open = Some((connection.clone(), roots));
+        *open = Some(Open { connection: connection.clone(), roots, used: Instant::now() });
         Ok(connection)
     }
 }
@@ -133,7 +144,8 @@ mod tests {
         let key = request.certification_request_info.subject_pki.parsed().unwrap();
         assert_eq!(key.key_size(), 256);
         let [attribute] = request.certification_request_info.attributes() else { panic!("one attribute") };
-        let x509_parser::cri_attributes::ParsedCriAttribute::ExtensionRequest(extensions) = attribute.parsed_attribute()
+        let x509_parser::cri_attributes::ParsedCriAttribute::ExtensionRequest(extensions) =
+            attribute.parsed_attribute()
         else {
             panic!("extensions are asked for")
         };
@@ -153,7 +165,9 @@ mod tests {
         assert_eq!(sizes(&[&leaf, &root]), Ok((1, 1)));
         assert_eq!(sizes(&[&leaf, &root, &root]), Ok((1, 1)), "the root is not sent");
         assert_eq!(sizes(&[&format!("{leaf}{root}")]), Ok((1, 1)));
-        for bad in [vec![], vec![""], vec![leaf.as_str()], vec!["x", "y"], vec![leaf.as_str(), ""], vec!["", root.as_str()]] {
+        for bad in
+            [vec![], vec![""], vec![leaf.as_str()], vec!["x", "y"], vec![leaf.as_str(), ""], vec!["", root.as_str()]]
+        {
             assert!(answer(&bad).is_err(), "{bad:?}");
         }
     }

@@ -20,10 +20,8 @@ use super::token::{Token, TokenError};
 /// For each of: resolving and connecting, TLS, HTTP/2.
 const STEP_DEADLINE: Duration = Duration::from_secs(5);
 /// As the interface defines it.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(300))
-    .with_interval(Duration::from_secs(75))
-    .with_retries(9);
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(300)).with_interval(Duration::from_secs(75)).with_retries(9);
 
 /// `https://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +54,8 @@ pub(crate) struct ConnectError {
 impl Address {
     /// `https://HOST:PORT` or `HOST:PORT`; an IPv6 address in brackets.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| Err(format!("{text:?} is no address such as https://istiod.istio-system.svc:15012: {why}"));
+        let wrong =
+            |why: &str| Err(format!("{text:?} is no address such as https://istiod.istio-system.svc:15012: {why}"));
         let rest = match text.split_once("://") {
             Some(("https", rest)) => rest.trim_end_matches('/'),
             Some(_) => return wrong("only https is spoken"),
@@ -73,7 +72,11 @@ impl Address {
 
     /// As it stands in requests.
     fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -139,7 +142,8 @@ async fn connect(to: &Address) -> Result<TcpStream, String> {
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
-                let tuned = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE));
+                let tuned =
+                    stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE));
                 if let Err(e) = tuned {
                     tracing::debug!("keepalive of the connection to the control plane: {e}");
                 }
@@ -166,7 +170,16 @@ mod tests {
             assert_eq!(Address::parse(text), Ok(Address { host: host.to_owned(), port }), "{text}");
         }
         assert_eq!(Address::parse("https://[fd00::1]:443").unwrap().to_string(), "https://[fd00::1]:443");
-        for bad in ["", "istiod", "http://istiod:15012", "https://istiod", "https://:15012", "istiod:0x1", "a b:1", "istiod:70000"] {
+        for bad in [
+            "",
+            "istiod",
+            "http://istiod:15012",
+            "https://istiod",
+            "https://:15012",
+            "istiod:0x1",
+            "a b:1",
+            "istiod:70000",
+        ] {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
     }

@@ -222,7 +222,8 @@ mod tests {
     fn settings(args: &[&str], variables: &[(&str, &str)], has_mesh_file: bool) -> Result<Settings, String> {
         let command = Command::try_parse_from(std::iter::once(&"x").chain(args)).unwrap();
         let variables = variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let context = Context { has_mesh_file, answers_dns: true, node_name: "n1", cluster_id: "Kubernetes", variables };
+        let context =
+            Context { has_mesh_file, answers_dns: true, node_name: "n1", cluster_id: "Kubernetes", variables };
         command.options.settings(&context).map_err(|e| e.to_string())
     }
 
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_an_error_with_a_code() {
-        let cases: [(&[&str], &[(&str, &str)], bool); 13] = [
+        type Case = (&'static [&'static str], &'static [(&'static str, &'static str)], bool);
+        let cases: [Case; 13] = [
             (&["--xds-on-demand", "true"], &[], false),
             (&["--xds-address", ""], &[], false),
             (&["--xds-address", "x:1"], &[], true),
@@ -266,7 +268,8 @@ mod tests {
 
     #[test]
     fn every_request_says_the_cluster_and_what_the_environment_adds() {
-        let variables = [("ISTIO_META_CLUSTER_ID", "c1"), ("XDS_HEADER_x-tenant", "blue"), ("CA_HEADER_x-tenant", "red")];
+        let variables =
+            [("ISTIO_META_CLUSTER_ID", "c1"), ("XDS_HEADER_x-tenant", "blue"), ("CA_HEADER_x-tenant", "red")];
         let settings = settings(&["--alt-ca-hostname", "ca.example"], &variables, false).unwrap();
         let headers = |s: &Server| -> Vec<(String, String)> {
             s.headers.iter().map(|(k, v)| (k.to_string(), v.to_str().unwrap().to_owned())).collect()

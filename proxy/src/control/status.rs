@@ -226,7 +226,9 @@ mod tests {
         assert_eq!(line(), "no connection to https://istiod:15012 for 0 s; there is no state yet, so no pod is served");
         status.connected();
         pushed(&status, Kind::Address, &[Kind::Authorization], &[], vec![]);
-        assert!(line().starts_with("connected to https://istiod:15012, which has said nothing of Authorization for 0 s"));
+        assert!(
+            line().starts_with("connected to https://istiod:15012, which has said nothing of Authorization for 0 s")
+        );
         pushed(&status, Kind::Authorization, &[], &[], vec![]);
         assert_eq!(line(), "in step with https://istiod:15012: 2 addresses, 1 policies");
         assert_eq!(status.report().state_age_s, Some(0));

@@ -48,7 +48,9 @@ pub(super) async fn serve(accepted: Accepted) {
     };
     let tls = match timeout(TLS_DEADLINE, TlsAcceptor::from(credentials.server.clone()).accept(stream)).await {
         Ok(Ok(tls)) => tls,
-        Ok(Err(e)) if is_revoked(&e) => return early_end(peer, local, &ConnectionError::Revoked("the peer".to_owned())),
+        Ok(Err(e)) if is_revoked(&e) => {
+            return early_end(peer, local, &ConnectionError::Revoked("the peer".to_owned()));
+        }
         Ok(Err(e)) => return early_end(peer, local, &ConnectionError::Tls { with: peer, why: explain(&e) }),
         Err(_) => {
             return early_end(peer, local, &ConnectionError::Tls { with: peer, why: "not done in time".to_owned() });
@@ -58,9 +60,11 @@ pub(super) async fn serve(accepted: Accepted) {
         let why = "the peer proved no identity".to_owned(); // the verifier has seen one
         return early_end(peer, local, &ConnectionError::Tls { with: peer, why });
     };
-    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let chain =
+        tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
     let (revoke, revoked) = watch::channel(false);
-    let peer = Rc::new(Peer { worker: worker.clone(), pod: pod.clone(), client: peer.into(), local, identity, revoked });
+    let peer =
+        Rc::new(Peer { worker: worker.clone(), pod: pod.clone(), client: peer.into(), local, identity, revoked });
     let mut phase = worker.node.phase.clone();
     let drain = async {
         let _ = phase.wait_for(|p| *p != Phase::Serving).await; // the end of everything is a drain, too

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod credentials;
+mod dump;
 mod handle;
 mod issued;
 mod local_ca;
@@ -14,6 +15,7 @@ mod verify;
 
 pub(crate) use certificates::{Certificates, Claim};
 pub(crate) use credentials::{Credentials, Trust};
+pub(crate) use dump::Dump;
 pub(crate) use handle::{Handle, Held, NoCredentials};
 pub(crate) use issued::Issued;
 pub(crate) use local_ca::LocalCa;

@@ -108,9 +108,11 @@ fn parse(bytes: &[u8]) -> Result<Vec<CertRevocationList<'static>>, String> {
     let list = |der: &[u8]| OwnedCertRevocationList::from_der(der).map(CertRevocationList::Owned);
     let pem: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
     match pem {
-        Ok(lists) if !lists.is_empty() => {
-            lists.iter().map(|l| list(l)).collect::<Result<_, _>>().map_err(|e| format!("no list of revoked certificates: {e}"))
-        }
+        Ok(lists) if !lists.is_empty() => lists
+            .iter()
+            .map(|l| list(l))
+            .collect::<Result<_, _>>()
+            .map_err(|e| format!("no list of revoked certificates: {e}")),
         _ => Ok(vec![list(bytes).map_err(|e| format!("no list of revoked certificates in PEM or DER: {e}"))?]),
     }
 }

@@ -50,14 +50,8 @@ struct Entry {
 impl Schedule {
     /// A pod has this identity. The first one has a certificate asked for.
     pub(crate) fn wanted(&mut self, identity: &Identity, now: SystemTime) {
-        let fresh = || Entry {
-            pods: 0,
-            priority: Priority::Warmup,
-            due: now,
-            asking: false,
-            failures: 0,
-            expires: None,
-        };
+        let fresh =
+            || Entry { pods: 0, priority: Priority::Warmup, due: now, asking: false, failures: 0, expires: None };
         self.entries.entry(identity.clone()).or_insert_with(fresh).pods += 1;
     }
 
@@ -243,7 +237,8 @@ mod tests {
             s.issued(&id(name), at(0), at(10_000), at(20_000));
         }
         s.renew_all(at(1));
-        assert_eq!([s.next(at(1)), s.next(at(1)), s.next(at(1))], [Some(id("a")), Some(id("b")), None]);
+        let asked: std::collections::BTreeSet<_> = std::iter::from_fn(|| s.next(at(1))).collect();
+        assert_eq!(asked, [id("a"), id("b")].into());
         for name in ["a", "b"] {
             s.issued(&id(name), at(2), at(10_000), at(20_000));
             s.renew_all(at(2));

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;

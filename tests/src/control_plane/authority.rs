@@ -131,6 +131,6 @@ fn leaf(params: &mut CertificateParams, identity: &str, validity: Validity) {
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    let padded = if hex.len() % 2 == 0 { hex.to_owned() } else { format!("0{hex}") };
+    let padded = if hex.len().is_multiple_of(2) { hex.to_owned() } else { format!("0{hex}") };
     (0..padded.len()).step_by(2).map(|at| u8::from_str_radix(&padded[at..at + 2], 16).unwrap()).collect()
 }

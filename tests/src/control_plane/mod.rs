@@ -60,7 +60,7 @@ impl ControlPlane {
         let listener = netns.run(|| std::net::TcpListener::bind(address)).unwrap().unwrap();
         listener.set_nonblocking(true).unwrap();
         let server = Authority::new("the control plane's own");
-        let plane = Self {
+        let mut plane = Self {
             discovery: Arc::default(),
             certificates: Arc::new(Certificates::new(Authority::new("the mesh"))),
             server: Arc::new(Mutex::new(server)),
@@ -75,7 +75,8 @@ impl ControlPlane {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(serve(listener, shared, access));
         });
-        Self { thread: Some(thread), ..plane }
+        plane.thread = Some(thread);
+        plane
     }
 
     /// Cuts all connections; the next ones are served.

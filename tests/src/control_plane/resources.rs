@@ -63,14 +63,16 @@ pub fn deny(name: &str, principal: &str) -> Authorization {
 
 /// As a resource.
 pub fn workload_resource(workload: Workload) -> Resource {
-    let aliases = workload.addresses.iter().map(|a| format!("{}/{}", workload.network, ip(a))).collect();
+    let alias = |a: &Bytes| Some(format!("{}/{}", workload.network, ip(a)?));
+    let aliases = workload.addresses.iter().filter_map(alias).collect();
     let address = |workload| Address { r#type: Some(Type::Workload(workload)) };
     Resource { name: workload.uid.clone(), aliases, ..packed(api::ADDRESS, &address(workload)) }
 }
 
 /// As a resource.
 pub fn service_resource(service: Service) -> Resource {
-    let aliases = service.addresses.iter().map(|a| format!("{}/{}", a.network, ip(&a.address))).collect();
+    let alias = |a: &NetworkAddress| Some(format!("{}/{}", a.network, ip(&a.address)?));
+    let aliases = service.addresses.iter().filter_map(alias).collect();
     let name = format!("{}/{}", service.namespace, service.hostname);
     Resource { name, aliases, ..packed(api::ADDRESS, &Address { r#type: Some(Type::Service(service)) }) }
 }
@@ -100,9 +102,7 @@ fn octets(ip: IpAddr) -> Bytes {
     }
 }
 
-fn ip(bytes: &Bytes) -> IpAddr {
-    match bytes.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(&bytes[..]).unwrap()),
-        _ => IpAddr::from(<[u8; 16]>::try_from(&bytes[..]).unwrap()),
-    }
+fn ip(bytes: &Bytes) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(&bytes[..]).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(&bytes[..]).map(IpAddr::from)).ok()
 }

@@ -200,8 +200,7 @@ impl Scene {
 
     /// Waits until a new connection is refused.
     #[track_caller]
-    pub fn silent(&self) {
-        let to = Self::destinations()[0];
+    pub fn refused(&self, to: SocketAddr) {
         until("a connection is refused", || self.try_talk(to).is_err().then_some(()));
     }
 

@@ -8,7 +8,8 @@ use super::{Malformed, net, port, value};
 use crate::authorization as wire;
 
 pub(super) fn policy(a: wire::Authorization) -> Result<Policy, Malformed> {
-    let matches = |clause: wire::Clause| clause.matches.into_iter().map(connection_match).collect::<Result<Vec<_>, _>>();
+    let matches =
+        |clause: wire::Clause| clause.matches.into_iter().map(connection_match).collect::<Result<Vec<_>, _>>();
     let clauses = |rule: wire::Rule| rule.clauses.into_iter().map(matches).collect::<Result<Vec<_>, _>>();
     Ok(Policy {
         name: a.name.into(),

@@ -1,6 +1,8 @@
 //! Workloads, with the defaults that empty fields stand for.
 
-use mesh::gateway::{ApplicationTunnel, Destination, GatewayAddress, NamespacedHostname, NetworkAddress, TunnelProtocol};
+use mesh::gateway::{
+    ApplicationTunnel, Destination, GatewayAddress, NamespacedHostname, NetworkAddress, TunnelProtocol,
+};
 use mesh::identity::DEFAULT_TRUST_DOMAIN;
 use mesh::workload::{HealthStatus, Locality, Protocol, WorkloadType};
 use mesh::{Ports, Text, Workload};
