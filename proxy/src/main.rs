@@ -58,6 +58,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         metrics: Arc::new(telemetry::Metrics::new()),
         phase,
         dns: args.dns_settings(),
+        resolver: Arc::new(args.resolver()),
         connections: Default::default(),
     });
     let admin = listen(args.admin_addr).await?;

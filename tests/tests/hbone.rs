@@ -2,22 +2,21 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
 use netns::NetNs;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use underpass_tests::certificates::{acceptor, certificate};
+use underpass_tests::played_proxy::{dial, hbone};
 use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, connect, read_line, serve_echo};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
@@ -58,20 +57,6 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// A certificate of the sandbox's own authority, or of another one.
-fn certificate(ca: &Path, identity: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-    let read = |name: &str| std::fs::read_to_string(ca.join(name)).unwrap();
-    let issuer =
-        Issuer::from_ca_cert_pem(&read("ca-cert.pem"), KeyPair::from_pem(&read("ca-key.pem")).unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let leaf = params.signed_by(&key, &issuer).unwrap();
-    let root = CertificateDer::from_pem_slice(read("root-cert.pem").as_bytes()).unwrap();
-    (vec![leaf.der().clone(), root], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
-}
-
 fn config(identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, alpn: &[&[u8]]) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -86,21 +71,13 @@ fn config(identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>
     config
 }
 
-/// A connection to a pod's port 15008, from within another pod, marked as a proxy's.
-async fn dial(from: &NetNs, ip: IpAddr) -> TcpStream {
-    let to = SocketAddr::new(ip, 15008);
-    let socket = from.run(|| Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None).unwrap()).unwrap();
-    socket.set_mark(0x539).unwrap();
-    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.unwrap()
-}
-
 async fn tls(
     from: &NetNs,
     ip: IpAddr,
     config: ClientConfig,
 ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let name = ServerName::try_from("0.0.0.0").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, dial(from, ip).await).await
+    TlsConnector::from(Arc::new(config)).connect(name, dial(from, hbone(ip)).await).await
 }
 
 /// A tunnel as the pod `client` has it.
@@ -231,19 +208,6 @@ async fn only_a_peer_of_the_own_trust_domain_gets_a_tunnel() {
 /// A mesh in which `outsider` is said to have a proxy; the test plays it.
 fn with_impostor() -> String {
     MESH.replace("name: outsider, namespace: outside,", "name: outsider, namespace: outside, protocol: HBONE,")
-}
-
-/// The server's end of TLS, with a certificate of the sandbox's authority.
-fn acceptor(sandbox: &Sandbox, identity: &str) -> tokio_rustls::TlsAcceptor {
-    let (chain, key) = certificate(&sandbox.folder().join("box/ca"), identity);
-    let mut server = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    server.alpn_protocols = vec![b"h2".to_vec()];
-    tokio_rustls::TlsAcceptor::from(Arc::new(server))
 }
 
 #[tokio::test]

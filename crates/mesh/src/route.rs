@@ -33,8 +33,10 @@ pub enum Route {
         inner: Option<Vec<Text>>,
         /// What stands between.
         via: Via,
-        /// The workload at the other end of the tunnel.
+        /// The workload that is reached: a waypoint, or the destination.
         workload: Arc<Workload>,
+        /// The uid of the workload that is connected to: of the gateway, if there is one.
+        peer: Text,
         /// The service that was addressed.
         service: Option<Arc<Service>>,
     },
@@ -173,6 +175,7 @@ impl Ask<'_> {
                     expected: expected(service, workload),
                     inner: None,
                     via: Via::Nothing,
+                    peer: workload.uid.clone(),
                     workload: workload.clone(),
                     service: service.cloned(),
                 };
@@ -207,6 +210,7 @@ impl Ask<'_> {
                     expected: expected(of_waypoint, workload),
                     inner: None,
                     via,
+                    peer: workload.uid.clone(),
                     workload: workload.clone(),
                     service: service.cloned(),
                 };
@@ -238,6 +242,7 @@ impl Ask<'_> {
                     expected: expected(found.service, found.workload),
                     inner: Some(inner),
                     via: Via::NetworkGateway,
+                    peer: found.workload.uid.clone(),
                     workload: workload.clone(),
                     service: Some(service.clone()),
                 };
@@ -260,13 +265,13 @@ fn expected(service: Option<&Arc<Service>>, workload: &Workload) -> Vec<Text> {
 }
 
 impl Route {
-    /// The uid of the workload that is connected to, if another one may be tried when that fails.
-    pub fn endpoint(&self) -> Option<&Text> {
+    /// The uid of the workload that is connected to, if there may be another one for the same purpose.
+    pub fn replaceable(&self) -> Option<&Text> {
         match self {
-            Self::Tunnel { workload, .. } | Self::Direct { workload: Some(workload), service: Some(_), .. } => {
-                Some(&workload.uid)
-            }
-            _ => None,
+            Self::Tunnel { via: Via::Nothing, service: None, .. } => None,
+            Self::Tunnel { peer, .. } => Some(peer),
+            Self::Direct { workload, service, .. } => service.as_ref().and(workload.as_ref()).map(|w| &w.uid),
+            Self::Refuse { .. } => None,
         }
     }
 }

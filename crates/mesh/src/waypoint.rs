@@ -48,6 +48,9 @@ pub(crate) fn find_gateway<'m>(
     let group = match &gateway.destination {
         Destination::Address(at) => {
             if let Some(workload) = mesh.workload_by_ip(&at.network, at.address) {
+                if tried.contains(&workload.uid) {
+                    return Err(format!("{} was tried", gateway.destination));
+                }
                 let to = HostPort { host: Host::Address(at.address), port };
                 return Ok(Gateway { workload, to, service: None });
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh::baggage::Baggage;
-use mesh::{ClientAddr, Identity, PodAddr, Service, Text, Workload};
+use mesh::{ClientAddr, HostPort, Identity, Service, Text, Workload};
 use prometheus_client::metrics::counter::Counter;
 
 use super::metrics::{Metrics, Reporter, TrafficLabels};
@@ -46,7 +46,7 @@ pub(crate) struct Facts {
     /// Where this proxy's part of the connection leads.
     pub(crate) destination_addr: SocketAddr,
     /// What a tunnel leads to.
-    pub(crate) authority: Option<PodAddr>,
+    pub(crate) authority: Option<HostPort>,
     pub(crate) destination: Side,
     pub(crate) service: Option<Arc<Service>>,
 }
@@ -130,7 +130,7 @@ impl Event {
             Direction::Inbound => ("inbound", sent, received),
         };
         let duration = format!("{}ms", self.started.elapsed().as_millis());
-        let hbone_addr = f.authority.map(tracing::field::display);
+        let hbone_addr = f.authority.as_ref().map(tracing::field::display);
         macro_rules! line {
             ($level:expr) => {
                 tracing::event!(
