@@ -11,7 +11,7 @@ use crate::host::{Host, HostPort};
 use crate::service::{LoadBalancerMode, Service};
 use crate::snapshot::Mesh;
 use crate::text::Text;
-use crate::waypoint::{Gateway, find_gateway, is_gateway, waypoint_of};
+use crate::waypoint::{Gateway, find_gateway, is_gateway, is_waypoint_of, waypoint_of};
 use crate::workload::{Protocol, Workload};
 
 /// The port on which every proxy accepts HBONE.
@@ -110,7 +110,8 @@ impl Ask<'_> {
                 "the waypoint of service {key} is left out: {} is a workload's own address, too",
                 orig_dst.ip()
             )),
-            Some(waypoint) if is_gateway(mesh, source, waypoint) => {
+            // Any of several: else they would send to each other.
+            Some(_) if is_waypoint_of(mesh, source, service) => {
                 considered.push(format!("{} is the waypoint of service {key}", source.namespaced_name()));
             }
             Some(waypoint) => {

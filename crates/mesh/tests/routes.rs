@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use mesh::admit::{Admission, admit};
-use mesh::route::{Route, Via, route};
+use mesh::route::{Route, route};
 use mesh::{Decision, Mesh, OrigDst, Text, parse_mesh_file};
 
 const FILE: &str = r#"
@@ -107,6 +107,11 @@ fn a_service_is_reached_through_its_waypoint_which_is_told_the_virtual_address()
     assert_eq!(only("client", "10.96.0.14:80"), "refused", "a waypoint that nobody knows");
     // From the waypoint itself it goes on to the workload.
     assert!(only("waypoint", "10.96.0.5:80").starts_with("Nothing 10.0.0.6:15008 10.0.0.6:8080 "));
+    assert_eq!(
+        only("waypoint-2", "10.96.0.7:80"),
+        "refused",
+        "it is one of several waypoints of a service without workloads"
+    );
     // An address that is a workload's, too, is that workload's; and as a service it is balanced.
     assert!(only("client", "10.0.0.6:80").starts_with("Nothing 10.0.0.6:15008 10.0.0.6:8080 "));
 }

@@ -148,6 +148,8 @@ fn apply(store: &mut Store, steps: &[Step]) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn it_is_what_it_would_be_if_made_at_once(before in prop::collection::vec(step(), 0..40), after in prop::collection::vec(step(), 0..40)) {
         let mut store = Store::default();

@@ -106,7 +106,8 @@ impl OfPod {
 fn tell_dry_run(ruling: &Ruling, connection: &Connection) {
     if let Some((action, rule)) = &ruling.dry_run {
         let Connection { client, destination, .. } = connection;
-        tracing::info!(target: "policy", src.addr = %client, dst.addr = %destination, "dry run: {action:?} by {rule}");
+        let what = format!("dry run: {action:?} by {rule}");
+        tracing::event!(target: "policy", tracing::Level::INFO, src.addr = %client, dst.addr = %destination, "{what}");
     }
 }
 

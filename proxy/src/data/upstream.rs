@@ -78,9 +78,9 @@ impl Attempt<'_> {
                 let to = self.resolve(&tunnel).await?;
                 facts.destination_addr = to;
                 // Both are the same name, and must not become two addresses.
-                let authority = match &authority.host {
-                    host if *host == tunnel.host => SocketAddr::new(to.ip(), authority.port).into(),
-                    _ => authority,
+                let authority = match authority.host == tunnel.host {
+                    true => SocketAddr::new(to.ip(), authority.port).into(),
+                    false => authority,
                 };
                 facts.authority = Some(authority.clone());
                 let inner = inner.map(|expected| InnerKey { authority: authority.clone(), expected });

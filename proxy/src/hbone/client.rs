@@ -21,7 +21,7 @@ use super::stream::HboneStream;
 /// How long the peer may take for the answer to CONNECT; it connects to the application meanwhile, for 10 s at most.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
 /// Which network a request comes from.
-pub(crate) const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+pub(crate) const FORWARDED_NETWORK: &str = "x-forwarded-network";
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What a CONNECT says besides where to.
