@@ -1,6 +1,6 @@
 //! The PROXY protocol, version 2: what an application behind an application tunnel is told before the bytes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use mesh::admit::Header;
 use mesh::{ClientAddr, Identity};
@@ -61,6 +61,7 @@ fn tlv(body: &mut Vec<u8>, kind: u8, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
 
     fn header_of(client: &str, destination: &str, service: Option<&str>) -> Vec<u8> {
         let identity = "spiffe://t/ns/a/sa/b".parse().unwrap();
