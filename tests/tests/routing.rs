@@ -35,6 +35,12 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// Connects to something that is refused: the application may learn it at once, or when it reads.
+fn assert_refused(sandbox: &Sandbox, to: &str) {
+    let read = connect(&sandbox.pod("client"), address(to)).and_then(|mut stream| stream.read(&mut [0]));
+    assert!(read.is_err(), "the application was not cut off: {read:?}");
+}
+
 /// Sends a line and gets it back, after the line that the other side begins with.
 fn exchange(stream: &mut TcpStream) -> String {
     let first = read_line(stream).unwrap();
@@ -98,8 +104,7 @@ fn a_waypoint_that_is_not_there_lets_nothing_pass() {
     let sandbox = Sandbox::up_with("no-waypoint", &with_service("waypoint: { destination: outside/nowhere.example }"));
     serve_echo(&sandbox.pod("server"), 8080);
     for vip in VIPS {
-        let mut stream = connect(&sandbox.pod("client"), address(vip)).unwrap();
-        assert!(stream.read(&mut [0]).is_err(), "the application was not cut off");
+        assert_refused(&sandbox, vip);
         sandbox.access_line("node-1", &["outside/nowhere.example is unknown"]);
     }
 }
@@ -166,8 +171,7 @@ fn a_gateway_cannot_put_somebody_else_in_place_of_the_destination() {
     let at = hbone(sandbox.ips("outsider")[0]);
     let _played = PlayedProxy::start(&sandbox, "outsider", at, OUTSIDER, Then::PassTo(hbone(neighbour)));
     for vip in VIPS {
-        let mut stream = connect(&sandbox.pod("client"), address(vip)).unwrap();
-        assert!(stream.read(&mut [0]).is_err(), "the application was not cut off");
+        assert_refused(&sandbox, vip);
         sandbox.access_line("node-1", &["UP-PROXY-005", "the peer is spiffe://cluster.local/ns/default/sa/neighbour"]);
     }
 }
@@ -177,8 +181,7 @@ fn another_network_without_a_gateway_is_not_reached() {
     let sandbox = Sandbox::up_with("no-gateway", &with_server("network: far"));
     serve_echo(&sandbox.pod("server"), 8080);
     for vip in VIPS {
-        let mut stream = connect(&sandbox.pod("client"), address(vip)).unwrap();
-        assert!(stream.read(&mut [0]).is_err(), "the application was not cut off");
+        assert_refused(&sandbox, vip);
         sandbox.access_line("node-1", &["no valid destination", "it has no gateway"]);
     }
 }
@@ -204,8 +207,7 @@ services:"#;
 fn when_no_endpoint_can_be_connected_to_the_last_failure_is_told() {
     let sandbox = Sandbox::up("no-endpoint");
     for vip in VIPS {
-        let mut stream = connect(&sandbox.pod("client"), address(vip)).unwrap();
-        assert!(stream.read(&mut [0]).is_err(), "the application was not cut off");
+        assert_refused(&sandbox, vip);
     }
     sandbox.access_line("node-1", &["UP-PROXY-006", "503"]);
 }
@@ -261,8 +263,7 @@ services:
         .collect();
     clients.into_iter().for_each(|c| drop(c.join().unwrap()));
     assert_eq!(names.seen().len(), 2, "one question for each family, however many ask at once");
-    let mut stream = connect(&sandbox.pod("client"), address("10.96.0.21:80")).unwrap();
-    assert!(stream.read(&mut [0]).is_err(), "the application was not cut off");
+    assert_refused(&sandbox, "10.96.0.21:80");
     sandbox.access_line("node-1", &["unknown.example has no address"]);
 }
 
@@ -314,8 +315,8 @@ fn a_sandwiched_waypoint_is_told_who_connects_and_where_to() {
         and_service(&mesh, shop)
     ));
     until("the policy denies", || {
-        let mut stream = connect(&sandbox.pod("client"), address("10.96.0.30:80")).unwrap();
-        stream.read(&mut [0]).is_err().then_some(())
+        let stream = connect(&sandbox.pod("client"), address("10.96.0.30:80"));
+        stream.and_then(|mut s| s.read(&mut [0])).is_err().then_some(())
     });
     sandbox.access_line("node-2", &["explicitly denied by: default/d (rule 1)"]);
 }

@@ -198,7 +198,7 @@ impl Ask<'_> {
         service: Option<&Arc<Service>>,
         reason: String,
     ) -> Decision<Route> {
-        match find_gateway(self.mesh, self.source, waypoint, self.random, self.tried) {
+        match self.find(waypoint) {
             Ok(found) if found.workload.network != self.source.network => self.to_network(
                 found.workload,
                 service,
@@ -222,6 +222,10 @@ impl Ask<'_> {
         }
     }
 
+    fn find(&self, gateway: &GatewayAddress) -> Result<Gateway<'_>, String> {
+        find_gateway(self.mesh, self.source, gateway, self.orig_dst.ip(), self.random, self.tried)
+    }
+
     /// To a workload of another network: through its gateway, within which a tunnel leads to the workload.
     fn to_network(&self, workload: &Arc<Workload>, service: Option<&Arc<Service>>, reason: String) -> Decision<Route> {
         let reason = format!("{reason}, which is in network {:?}", workload.network);
@@ -229,7 +233,7 @@ impl Ask<'_> {
             let what = if service.is_some() { "it has no gateway" } else { "no service was addressed" };
             return refuse(service, format!("no valid destination: {reason}, and {what}"));
         };
-        match find_gateway(self.mesh, self.source, gateway, self.random, self.tried) {
+        match self.find(gateway) {
             Ok(found) => {
                 // The workload stands for many: who they are is said by the service, if it says so.
                 let inner = match service.subject_alt_names.is_empty() {
