@@ -13,6 +13,7 @@ use mesh::{Mesh, OrigDst, Policy, Ports, Removed, Resource, Service, Store, Text
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // a few of them, in tests
 enum Step {
     Put(Resource),
     RemoveAddress(String),
