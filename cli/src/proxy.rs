@@ -105,7 +105,8 @@ fn workloads(value: &Value) -> Table {
     Table::new(
         &["NAMESPACE", "NAME", "ADDRESS", "NODE", "PROTOCOL", "WAYPOINT", "STATUS"],
         items(value).map(|w| {
-            let at = if items(&w["workloadIps"]).next().is_some() { joined(&w["workloadIps"]) } else { text(w, "hostname") };
+            let at =
+                if items(&w["workloadIps"]).next().is_some() { joined(&w["workloadIps"]) } else { text(w, "hostname") };
             vec![
                 text(w, "namespace"),
                 text(w, "name"),
@@ -125,8 +126,12 @@ fn services(value: &Value) -> Table {
         items(value).map(|s| {
             let bare = |vip: &str| vip.split_once('/').map_or(vip, |(_, address)| address).to_owned();
             let vips: Vec<String> = items(&s["vips"]).filter_map(|v| v.as_str().map(bare)).collect();
-            let ports: Vec<String> =
-                s["ports"].as_object().into_iter().flatten().map(|(port, target)| format!("{port}->{target}")).collect();
+            let ports: Vec<String> = s["ports"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(port, target)| format!("{port}->{target}"))
+                .collect();
             let or = |all: Vec<String>| if all.is_empty() { "-".to_owned() } else { all.join(",") };
             let endpoints = s["endpoints"].as_object().cloned().unwrap_or_default();
             let healthy = endpoints.values().filter(|e| e["status"] != "Unhealthy").count();

@@ -61,6 +61,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
         phase,
         dns: args.dns_settings(),
         demand: plane.as_ref().and_then(|p| p.demand.clone()),
+        resolver: Arc::new(args.resolver()),
         connections: Default::default(),
     });
     let [admin, stats] = args.own_addresses();

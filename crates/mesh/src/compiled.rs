@@ -115,7 +115,7 @@ struct Texts {
 }
 
 impl Texts {
-    fn new(matches: &Vec<StringMatch>) -> Self {
+    fn new(matches: &[StringMatch]) -> Self {
         let exact = matches.iter().filter_map(|m| match m {
             StringMatch::Exact(text) => Some(text.clone()),
             _ => None,
@@ -134,7 +134,7 @@ impl Texts {
 struct Ranges(Vec<(IpAddr, IpAddr)>);
 
 impl Ranges {
-    fn new(nets: &Vec<IpNet>) -> Self {
+    fn new(nets: &[IpNet]) -> Self {
         let mut merged: Vec<(IpAddr, IpAddr)> = Vec::new();
         for (first, last) in sorted(nets.iter().map(|n| (n.network(), n.broadcast()))) {
             match merged.last_mut() {

@@ -11,7 +11,7 @@ use crate::host::{Host, HostPort};
 use crate::service::{LoadBalancerMode, Service};
 use crate::snapshot::Mesh;
 use crate::text::Text;
-use crate::waypoint::{Gateway, find_gateway, is_gateway, waypoint_of};
+use crate::waypoint::{Gateway, find_gateway, is_gateway, is_waypoint_of, waypoint_of};
 use crate::workload::{Protocol, Workload};
 
 /// The port on which every proxy accepts HBONE.
@@ -33,8 +33,10 @@ pub enum Route {
         inner: Option<Vec<Text>>,
         /// What stands between.
         via: Via,
-        /// The workload at the other end of the tunnel.
+        /// The workload that is reached: a waypoint, or the destination.
         workload: Arc<Workload>,
+        /// The uid of the workload that is connected to: of the gateway, if there is one.
+        peer: Text,
         /// The service that was addressed.
         service: Option<Arc<Service>>,
     },
@@ -108,7 +110,8 @@ impl Ask<'_> {
                 "the waypoint of service {key} is left out: {} is a workload's own address, too",
                 orig_dst.ip()
             )),
-            Some(waypoint) if is_gateway(mesh, source, waypoint) => {
+            // Any of several: else they would send to each other.
+            Some(_) if is_waypoint_of(mesh, source, service) => {
                 considered.push(format!("{} is the waypoint of service {key}", source.namespaced_name()));
             }
             Some(waypoint) => {
@@ -173,6 +176,7 @@ impl Ask<'_> {
                     expected: expected(service, workload),
                     inner: None,
                     via: Via::Nothing,
+                    peer: workload.uid.clone(),
                     workload: workload.clone(),
                     service: service.cloned(),
                 };
@@ -194,7 +198,7 @@ impl Ask<'_> {
         service: Option<&Arc<Service>>,
         reason: String,
     ) -> Decision<Route> {
-        match find_gateway(self.mesh, self.source, waypoint, self.random, self.tried) {
+        match self.find(waypoint) {
             Ok(found) if found.workload.network != self.source.network => self.to_network(
                 found.workload,
                 service,
@@ -207,6 +211,7 @@ impl Ask<'_> {
                     expected: expected(of_waypoint, workload),
                     inner: None,
                     via,
+                    peer: workload.uid.clone(),
                     workload: workload.clone(),
                     service: service.cloned(),
                 };
@@ -217,6 +222,10 @@ impl Ask<'_> {
         }
     }
 
+    fn find(&self, gateway: &GatewayAddress) -> Result<Gateway<'_>, String> {
+        find_gateway(self.mesh, self.source, gateway, self.orig_dst.ip(), self.random, self.tried)
+    }
+
     /// To a workload of another network: through its gateway, within which a tunnel leads to the workload.
     fn to_network(&self, workload: &Arc<Workload>, service: Option<&Arc<Service>>, reason: String) -> Decision<Route> {
         let reason = format!("{reason}, which is in network {:?}", workload.network);
@@ -224,7 +233,7 @@ impl Ask<'_> {
             let what = if service.is_some() { "it has no gateway" } else { "no service was addressed" };
             return refuse(service, format!("no valid destination: {reason}, and {what}"));
         };
-        match find_gateway(self.mesh, self.source, gateway, self.random, self.tried) {
+        match self.find(gateway) {
             Ok(found) => {
                 // The workload stands for many: who they are is said by the service, if it says so.
                 let inner = match service.subject_alt_names.is_empty() {
@@ -238,6 +247,7 @@ impl Ask<'_> {
                     expected: expected(found.service, found.workload),
                     inner: Some(inner),
                     via: Via::NetworkGateway,
+                    peer: found.workload.uid.clone(),
                     workload: workload.clone(),
                     service: Some(service.clone()),
                 };
@@ -260,13 +270,13 @@ fn expected(service: Option<&Arc<Service>>, workload: &Workload) -> Vec<Text> {
 }
 
 impl Route {
-    /// The uid of the workload that is connected to, if another one may be tried when that fails.
-    pub fn endpoint(&self) -> Option<&Text> {
+    /// The uid of the workload that is connected to, if there may be another one for the same purpose.
+    pub fn replaceable(&self) -> Option<&Text> {
         match self {
-            Self::Tunnel { workload, .. } | Self::Direct { workload: Some(workload), service: Some(_), .. } => {
-                Some(&workload.uid)
-            }
-            _ => None,
+            Self::Tunnel { via: Via::Nothing, service: None, .. } => None,
+            Self::Tunnel { peer, .. } => Some(peer),
+            Self::Direct { workload, service, .. } => service.as_ref().and(workload.as_ref()).map(|w| &w.uid),
+            Self::Refuse { .. } => None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Finding waypoints and gateways.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::endpoints::Group;
@@ -36,11 +37,13 @@ pub(crate) fn waypoint_of(service: &Service, random: u64) -> Option<&GatewayAddr
     chosen.map(|w| &w.waypoint)
 }
 
-/// Finds a workload that is this gateway, or says why there is none.
+/// Finds a workload that is this gateway, at an address of the same family as `like` if it has one; or says why there is
+/// none.
 pub(crate) fn find_gateway<'m>(
     mesh: &'m Mesh,
     source: &Workload,
     gateway: &GatewayAddress,
+    like: IpAddr,
     random: u64,
     tried: &[Text],
 ) -> Result<Gateway<'m>, String> {
@@ -48,6 +51,9 @@ pub(crate) fn find_gateway<'m>(
     let group = match &gateway.destination {
         Destination::Address(at) => {
             if let Some(workload) = mesh.workload_by_ip(&at.network, at.address) {
+                if tried.contains(&workload.uid) {
+                    return Err(format!("{} was tried", gateway.destination));
+                }
                 let to = HostPort { host: Host::Address(at.address), port };
                 return Ok(Gateway { workload, to, service: None });
             }
@@ -59,7 +65,6 @@ pub(crate) fn find_gateway<'m>(
     let Some((workload, port)) = group.choose(port, source, random, tried) else {
         return Err(format!("no healthy upstream: {} has no endpoint for port {port}", gateway.destination));
     };
-    let like = source.workload_ips.first().copied().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
     let to = HostPort { host: Host::of(workload, like), port };
     Ok(Gateway { workload, to, service: group.service.as_ref() })
 }

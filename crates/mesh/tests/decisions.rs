@@ -90,8 +90,13 @@ fn a_service_is_balanced_by_weight_and_refused_without_endpoints() {
         by_authority.into_iter().collect::<Vec<_>>(),
         [("10.0.0.2:8080".into(), 100), ("10.0.0.3:9090".into(), 300)]
     );
-    let Route::Tunnel { authority, .. } = to(&mesh, "[fd96::1]:80", 3) else { panic!("no tunnel") };
-    assert_eq!(authority.to_string(), "[fd00::2]:8080", "the caller's family where the endpoint has it");
+    let of_v6 = |random| match to(&mesh, "[fd96::1]:80", random) {
+        Route::Tunnel { authority, .. } => authority.to_string(),
+        other => panic!("no tunnel but {other:?}"),
+    };
+    let both: std::collections::BTreeSet<String> = (0..400).map(of_v6).collect();
+    let family = "the caller's family where the endpoint has it";
+    assert_eq!(both.into_iter().collect::<Vec<_>>(), ["10.0.0.3:9090", "[fd00::2]:8080"], "{family}");
     assert!(matches!(to(&mesh, "10.96.0.1:81", 0), Route::Refuse { .. }), "a port that it does not have");
     assert!(matches!(to(&mesh, "10.96.0.2:80", 0), Route::Refuse { .. }), "no endpoints");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mesh::gateway::Vip;
 use mesh::{Identity, Mesh, Policy, Service, Workload};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::identity::{self, Held};
 use crate::inpod::PodStatus;
+use crate::telemetry::{Direction, Facts, Open};
 
 /// What is dumped.
 #[derive(Serialize)]
@@ -36,7 +38,12 @@ pub(crate) struct DumpedService<'a> {
 
 impl<'a> Dump<'a> {
     /// Everything of a snapshot, and what is held for its pods.
-    pub(crate) fn new(mesh: &'a Mesh, certificates: &[(Identity, Held)], pods: &[PodStatus]) -> Self {
+    pub(crate) fn new(
+        mesh: &'a Mesh,
+        certificates: &[(Identity, Held)],
+        pods: &[PodStatus],
+        open: &[Arc<Open>],
+    ) -> Self {
         let staged = mesh.staged_services();
         Self {
             workloads: mesh.workloads().collect(),
@@ -44,7 +51,7 @@ impl<'a> Dump<'a> {
             policies: mesh.policies().collect(),
             staged_services: json!(staged.into_iter().map(|(k, v)| (k.as_str(), v)).collect::<BTreeMap<_, _>>()),
             certificates: certificates.iter().map(|(identity, held)| identity::Dump::new(identity, held)).collect(),
-            workload_state: pods.iter().map(state).collect(),
+            workload_state: pods.iter().map(|pod| state(pod, open)).collect(),
             version: json!({ "version": env!("CARGO_PKG_VERSION"), "component": "underpass-proxy" }),
         }
     }
@@ -66,6 +73,46 @@ fn service<'a>(mesh: &'a Mesh, service: &Service) -> DumpedService<'a> {
     DumpedService { service: value, endpoints: endpoints.collect() }
 }
 
-fn state(pod: &PodStatus) -> (String, Value) {
-    (pod.uid.clone(), json!(pod))
+/// A pod with its open connections.
+fn state(pod: &PodStatus, open: &[Arc<Open>]) -> (String, Value) {
+    let of_pod = |direction: Direction| {
+        let own = open.iter().filter(|o| o.facts.direction == direction && is_of(pod, &o.facts));
+        own.map(|o| connection(o)).collect::<Value>()
+    };
+    let info = json!({
+        "name": pod.name,
+        "namespace": pod.namespace,
+        "trustDomain": pod.identity.trust_domain,
+        "serviceAccount": pod.identity.service_account,
+    });
+    let connections = json!({ "inbound": of_pod(Direction::Inbound), "outbound": of_pod(Direction::Outbound) });
+    (pod.uid.clone(), json!({ "state": "Up", "info": info, "connections": connections }))
+}
+
+fn is_of(pod: &PodStatus, facts: &Facts) -> bool {
+    let own = match facts.direction {
+        Direction::Outbound => &facts.source,
+        Direction::Inbound => &facts.destination,
+    };
+    own.workload.as_ref().is_some_and(|name| *name == *pod.name) && own.attributes.namespace == *pod.namespace
+}
+
+fn connection(open: &Open) -> Value {
+    let facts = &open.facts;
+    let peer = match facts.direction {
+        Direction::Outbound => &facts.destination,
+        Direction::Inbound => &facts.source,
+    };
+    let actual = facts.destination_addr;
+    json!({
+        "src": facts.client.to_string(),
+        "originalDst": facts.asked_for.to_string(),
+        "actualDst": actual.to_string(),
+        "protocol": if facts.authority.is_some() { "HBONE" } else { "TCP" },
+        "peerIdentity": peer.identity.as_ref().map(ToString::to_string),
+        "service": facts.service.as_ref().map(|s| s.hostname.clone()),
+        "bytesReceived": open.received.load(Ordering::Relaxed),
+        "bytesSent": open.sent.load(Ordering::Relaxed),
+        "ageMs": u64::try_from(open.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
 }

@@ -9,7 +9,10 @@ use crate::telemetry::LogFilter;
 /// scope beside what holds already, `?reset` what it was at the start.
 pub(super) fn answer(filter: &LogFilter, asked: &Asked<'_>) -> Answer {
     if asked.method != Method::POST {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "it takes a POST: /logging, /logging?level=LEVEL, /logging?reset\n");
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "it takes a POST: /logging, /logging?level=LEVEL, /logging?reset\n",
+        );
     }
     let unescaped = asked.query.replace("%3D", "=").replace("%2C", ",").replace("%3A", ":");
     for parameter in unescaped.split('&').filter(|p| !p.is_empty()) {

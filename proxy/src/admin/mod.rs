@@ -145,6 +145,11 @@ impl Told {
 
     fn config_dump(&self) -> serde_json::Value {
         let mesh = self.node.mesh.load();
-        serde_json::json!(Dump::new(&mesh, &self.certificates.all(), &self.pods.status()))
+        serde_json::json!(Dump::new(
+            &mesh,
+            &self.certificates.all(),
+            &self.pods.status(),
+            &self.node.metrics.open.all()
+        ))
     }
 }

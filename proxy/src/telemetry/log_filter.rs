@@ -53,8 +53,7 @@ impl LogFilter {
 
 /// Log lines name a module of ours without the name of the program.
 fn full_name(scope: &str) -> String {
-    const MODULES: [&str; 9] =
-        ["admin", "control", "data", "dns", "hbone", "identity", "inpod", "source", "telemetry"];
+    const MODULES: [&str; 9] = ["admin", "control", "data", "dns", "hbone", "identity", "inpod", "source", "telemetry"];
     match scope.split("::").next() {
         Some(first) if MODULES.contains(&first) => format!("underpass_proxy::{scope}"),
         _ => scope.to_owned(),

@@ -110,10 +110,9 @@ fn judge(
 fn change(ruling: &Ruling, workload: &Workload, connection: &Connection, source: &Workload) -> Vec<String> {
     let mut change = match &ruling.why {
         Why::Allowed(_) | Why::NoAllowPolicy => return Vec::new(),
-        Why::UnknownPolicy(key) => vec![format!(
-            "policy {key} must arrive, or workload {} must not refer to it",
-            workload.namespaced_name()
-        )],
+        Why::UnknownPolicy(key) => {
+            vec![format!("policy {key} must arrive, or workload {} must not refer to it", workload.namespaced_name())]
+        }
         Why::Denied(rule) => vec![format!("{rule} must not match this connection")],
         Why::NoneAllowed => match &connection.identity {
             Some(identity) => {
@@ -143,4 +142,3 @@ pub(super) fn party(workload: &Workload) -> Party {
         node: workload.node.to_string(),
     }
 }
-
