@@ -50,7 +50,9 @@ impl Query {
         }
         let mut decoder = BinDecoder::new(bytes).clone(HEADER as u16);
         match Question::read(&mut decoder) {
-            Ok(question) if !is_compressed(&bytes[HEADER..]) => Ok(Self { question: Some(question), question_end: decoder.index(), ..foreign }),
+            Ok(question) if !is_compressed(&bytes[HEADER..]) => {
+                Ok(Self { question: Some(question), question_end: decoder.index(), ..foreign })
+            }
             _ => Err(Malformed::Refused(refusal(bytes))),
         }
     }
