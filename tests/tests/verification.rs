@@ -225,6 +225,7 @@ fn a_pod_is_looked_at_when_somebody_asks() {
     assert_eq!(found["state"], "verified");
     assert!(found["lastRepair"]["by"].as_str().unwrap().starts_with("nft (pid "), "{found}");
     // The change, perhaps the agent's own look meanwhile finished by ours, and ours; a repair is not looked at again.
+    until("both are counted", || (looks() >= before + 2).then_some(()));
     assert_eq!(looks(), before + 2);
     // Asked while the proxy is away, it says so at once.
     node.kill_all();

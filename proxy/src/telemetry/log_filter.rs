@@ -37,6 +37,9 @@ impl LogFilter {
         if asked.parse::<LevelFilter>().is_ok() {
             return self.set(asked.to_owned());
         }
+        if let Some(part) = asked.split(',').find(|part| !part.contains('=')) {
+            return Err(format!("{part:?} is no level and no SCOPE=LEVEL"));
+        }
         let asked: Targets = asked.parse().map_err(|e| format!("{asked:?} is no level and no SCOPE=LEVEL: {e}"))?;
         let scopes = asked.iter().map(|(scope, level)| (full_name(scope), level));
         let now = self.current().parse::<Targets>().unwrap_or_default();
