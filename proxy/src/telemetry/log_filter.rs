@@ -34,16 +34,16 @@ impl LogFilter {
 
     /// `LEVEL` for everything, or `SCOPE=LEVEL,…` for these scopes, beside what holds for others.
     pub(crate) fn change(&self, asked: &str) -> Result<(), String> {
-        if asked.parse::<LevelFilter>().is_ok() {
+        if level(asked).is_some() {
             return self.set(asked.to_owned());
         }
-        if let Some(part) = asked.split(',').find(|part| !part.contains('=')) {
-            return Err(format!("{part:?} is no level and no SCOPE=LEVEL"));
+        let mut targets = self.current().parse::<Targets>().unwrap_or_default();
+        for part in asked.split(',') {
+            let parsed = part.split_once('=').and_then(|(scope, of)| Some((is_scope(scope)?, level(of)?)));
+            let (scope, level) = parsed.ok_or_else(|| format!("{part:?} is no level and no SCOPE=LEVEL"))?;
+            targets = targets.with_target(full_name(scope), level);
         }
-        let asked: Targets = asked.parse().map_err(|e| format!("{asked:?} is no level and no SCOPE=LEVEL: {e}"))?;
-        let scopes = asked.iter().map(|(scope, level)| (full_name(scope), level));
-        let now = self.current().parse::<Targets>().unwrap_or_default();
-        self.set(now.with_targets(scopes).to_string())
+        self.set(targets.to_string())
     }
 
     fn set(&self, filter: String) -> Result<(), String> {
@@ -52,6 +52,15 @@ impl LogFilter {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = filter;
         Ok(())
     }
+}
+
+fn level(text: &str) -> Option<LevelFilter> {
+    text.parse().ok().filter(|_| !text.is_empty())
+}
+
+fn is_scope(text: &str) -> Option<&str> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b"_:-".contains(&b);
+    Some(text).filter(|t| !t.is_empty() && t.bytes().all(fine))
 }
 
 /// Log lines name a module of ours without the name of the program.
@@ -94,7 +103,7 @@ mod tests {
     #[test]
     fn nonsense_changes_nothing() {
         let filter = filter();
-        for nonsense in ["loud", "access=loud", "access=", "=debug=x"] {
+        for nonsense in ["", "loud", "access=loud", "access=", "=debug", "access=debug=x", "a[b]=info", "access=off,"] {
             assert!(filter.change(nonsense).is_err(), "{nonsense}");
         }
         assert_eq!(filter.current(), "info");
