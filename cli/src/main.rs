@@ -11,6 +11,7 @@ mod proxy;
 mod sandbox;
 mod why;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,6 +37,9 @@ enum Area {
     Status {
         #[command(flatten)]
         asked: node::Asked,
+        /// The proxy's admin address.
+        #[arg(long, env = "UNDERPASS_PROXY_ADMIN", default_value_t = proxy::ADMIN)]
+        proxy: SocketAddr,
         /// A line for every pod, with the reason why it is in the mesh or not.
         #[arg(long)]
         all: bool,
@@ -120,7 +124,7 @@ fn main() -> ExitCode {
     }
     let command = match Cli::parse().command {
         Area::Sandbox(command) => command,
-        Area::Status { asked, all } => return told(node::status(&asked, all)),
+        Area::Status { asked, proxy, all } => return told(node::status(&asked, proxy, all)),
         Area::Verify { asked, pod } => return told(node::verify(&asked, &pod)),
         Area::Why { asked, source, destination } => return told(why::why(&asked, &source, &destination)),
         Area::Workloads(asked) => return told(proxy::list(&asked, List::Workloads)),

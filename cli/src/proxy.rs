@@ -10,7 +10,8 @@ use serde_json::Value;
 use crate::ask::{ask, read};
 use crate::failure::failure;
 
-const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+/// Where the proxy answers, unless it is told otherwise.
+pub(crate) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 
 /// Where the proxy is asked.
 #[derive(Debug, clap::Args)]

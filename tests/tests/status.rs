@@ -8,6 +8,7 @@ use netns::NetNs;
 use serde_json::Value;
 use underpass_tests::binaries::binary;
 use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::control_plane::Scene;
 use underpass_tests::listener;
 use underpass_tests::node::{MESH, Node};
 use underpass_tests::sandbox::until;
@@ -43,6 +44,7 @@ fn status_counts_what_was_measured_and_tells_why_a_pod_is_not_verified() {
         (code == 0 && out.contains("1 verified")).then_some(out)
     });
     assert!(good.contains("node node, agent ") && good.contains("capture routed: tried"), "{good}");
+    assert!(good.contains("\nmesh from a file\n"), "{good}");
     assert!(good.contains("1 enrolled · 1 verified (last probe 0 s ago) · 0 drifted · 0 unverified"), "{good}");
     let all = said(&underpass(&node.netns, "status --all")).1;
     let line = all.lines().find(|l| l.starts_with("default/client ")).unwrap();
@@ -56,7 +58,7 @@ fn status_counts_what_was_measured_and_tells_why_a_pod_is_not_verified() {
         let (code, out, _) = said(&underpass(&node.netns, "status"));
         (code == 1).then_some(out)
     });
-    assert!(bad.contains("proxy none is connected"), "{bad}");
+    assert!(bad.contains("proxy none is connected") && bad.contains("mesh unknown: UP-CLI-001"), "{bad}");
     assert!(bad.contains("1 enrolled · 0 verified · 0 drifted · 1 unverified"), "{bad}");
     let told = until("the reason is told", || {
         let out = said(&underpass(&node.netns, "status")).1;
@@ -127,4 +129,21 @@ fn who_cannot_be_asked_and_what_does_not_exist_is_told_with_a_next_step() {
     nobody("status", "UP-CLI-001", &node.netns);
     nobody("verify client", "UP-CLI-001", &node.netns);
     nobody("verify default/client", "UP-CLI-001", &node.netns);
+}
+
+#[test]
+fn status_tells_how_the_proxy_stands_with_its_control_plane() {
+    let scene = Scene::new("status-plane");
+    let told = |words: &[&str]| {
+        until("it is told", || {
+            let out = said(&underpass(&scene.node.netns, "status")).1;
+            let line = out.lines().find(|l| l.starts_with("control plane: "))?;
+            words.iter().all(|w| line.contains(w)).then_some(())
+        })
+    };
+    told(&["in step with https://127.0.0.1:15012: 3 addresses"]);
+    scene.plane.away(true);
+    told(&["no connection to https://127.0.0.1:15012", "is in force: 3 addresses"]);
+    let json: Value = serde_json::from_slice(&underpass(&scene.node.netns, "status --json").stdout).unwrap();
+    assert_eq!(json["proxyStatus"]["controlPlane"]["connected"], false);
 }

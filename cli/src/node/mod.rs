@@ -1,5 +1,6 @@
 //! What a person asks about the node that they are on: the agent answers.
 
+mod serving;
 mod summary;
 
 use std::net::SocketAddr;
@@ -35,14 +36,19 @@ pub(crate) fn node_status(agent: SocketAddr) -> anyhow::Result<NodeStatus> {
     read(status, &body)
 }
 
-/// Prints who is in the mesh and whether that was measured. Fails when a pod is enrolled and not verified.
-pub(crate) fn status(asked: &Asked, all: bool) -> anyhow::Result<ExitCode> {
+/// Prints who is in the mesh and whether that was measured, and how the proxy stands with its control plane. Fails when a
+/// pod is enrolled and not verified.
+pub(crate) fn status(asked: &Asked, proxy: SocketAddr, all: bool) -> anyhow::Result<ExitCode> {
     let node = node_status(asked.agent)?;
+    let serving = serving::ask_proxy(proxy);
     let summary: Summary = node.pods.iter().collect();
     if asked.json {
-        println!("{}", serde_json::to_string_pretty(&node)?);
+        let mut value = serde_json::to_value(&node)?;
+        value["proxyStatus"] = serving.unwrap_or_default();
+        println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         println!("{}", about(&node));
+        println!("{}", serving::lines(serving.as_ref().map_err(ToString::to_string)).join("\n"));
         println!("{summary}");
         if all {
             println!("\n{}", table(&node.pods));
