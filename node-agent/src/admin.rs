@@ -1,43 +1,14 @@
 //! Status, metrics and readiness over HTTP.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 
 use admin_http::{Answer, Asked, Reply, json, metrics, not_found, text};
+use agent_status::{NodeStatus, PodState, PodStatus};
 use http::{Method, StatusCode};
-use serde::Serialize;
 
 use crate::agent::Agent;
-use crate::capture_choice::Choice;
-use crate::host_probes::HostProbesStatus;
 use crate::pods::Enrolled;
-use crate::verification::VerificationStatus;
 use crate::verifier;
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Status<'a> {
-    node: &'a str,
-    version: &'static str,
-    capture: &'a Choice,
-    proxies: Vec<crate::proxies::ProxyStatus>,
-    host_probes: HostProbesStatus,
-    pods: Vec<PodStatus>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PodStatus {
-    namespace: String,
-    name: String,
-    uid: Option<String>,
-    state: &'static str,
-    reason: String,
-    ips: Vec<IpAddr>,
-    exempted_connections: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    verification: Option<VerificationStatus>,
-}
 
 /// Answers one request.
 pub(crate) fn answer(agent: &Rc<Agent>, asked: &Asked<'_>) -> Reply {
@@ -85,7 +56,7 @@ fn enrolled(agent: &Agent, pod: &Enrolled) -> PodStatus {
         namespace: pod.record.pod.namespace.clone(),
         name: pod.record.pod.name.clone(),
         uid: Some(pod.record.uid.clone()),
-        state: if pod.record.leaving { "leaving" } else { "enrolled" },
+        state: if pod.record.leaving { PodState::Leaving } else { PodState::Enrolled },
         reason: pod.record.reason.clone(),
         ips: pod.record.plan.addresses.clone(),
         exempted_connections: pod.record.exempted,
@@ -93,22 +64,22 @@ fn enrolled(agent: &Agent, pod: &Enrolled) -> PodStatus {
     }
 }
 
-fn status(agent: &Agent) -> Status<'_> {
+fn status(agent: &Agent) -> NodeStatus {
     let pods = agent.pods.borrow();
     let skipped = pods.skipped().map(|p| PodStatus {
         namespace: p.pod.namespace.clone(),
         name: p.pod.name.clone(),
         uid: p.pod.uid.clone(),
-        state: "skipped",
+        state: PodState::Skipped,
         reason: p.reason.clone(),
         ips: p.addresses.clone(),
         exempted_connections: 0,
         verification: None,
     });
-    Status {
-        node: &agent.node,
-        version: env!("CARGO_PKG_VERSION"),
-        capture: &agent.capture,
+    NodeStatus {
+        node: agent.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        capture: agent.capture.status(),
         proxies: agent.proxies.status(),
         host_probes: agent.host_probes.status(),
         pods: pods.enrolled().map(|p| enrolled(agent, p)).chain(skipped).collect(),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use agent_status::VerificationState;
 use anyhow::Context;
 use handoff::Attachment;
 use mesh::Mesh;
@@ -203,13 +204,12 @@ impl Agent {
         let set = |state, n: usize| {
             self.metrics.pods.get_or_create(&State { state }).set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        let in_state = |state: &str| {
-            pods.enrolled().filter(|p| verifier.of(&p.record.uid).is_some_and(|v| v.state() == state)).count()
-        };
+        let in_state =
+            |state| pods.enrolled().filter(|p| verifier.of(&p.record.uid).is_some_and(|v| v.state() == state)).count();
         set("enrolled", pods.enrolled().filter(|p| !p.record.leaving).count());
         set("leaving", pods.enrolled().filter(|p| p.record.leaving).count());
-        for state in ["verified", "drifted", "unverified"] {
-            set(state, in_state(state));
+        for state in [VerificationState::Verified, VerificationState::Drifted, VerificationState::Unverified] {
+            set(state.as_str(), in_state(state));
         }
         set("skipped", pods.skipped().count());
     }

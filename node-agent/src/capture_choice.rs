@@ -5,10 +5,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use agent_status::CaptureStatus;
 use netns::NetNs;
 use netns::sockopt::set_transparent;
 use redirect::{CaptureKind, PROXY_MARK, Plan};
-use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
 /// A connection to here must arrive at the listener: TEST-NET-1 (RFC 5737), which nobody has.
@@ -32,10 +32,16 @@ pub(crate) enum Asked {
 }
 
 /// What was chosen, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) kind: CaptureKind,
     pub(crate) why: String,
+}
+
+impl Choice {
+    pub(crate) fn status(&self) -> CaptureStatus {
+        CaptureStatus { kind: self.kind.to_string(), why: self.why.clone() }
+    }
 }
 
 /// No capture that was asked for works here.

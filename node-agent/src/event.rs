@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_status::VerificationState;
 use netns::watch::Author;
 
 use crate::metrics::{Metrics, State};
@@ -62,7 +63,7 @@ impl Unverified<'_> {
 pub(crate) struct Verified<'a> {
     pub(crate) pod: &'a Record,
     /// What it was before, and for how long; none for a pod that has just joined.
-    pub(crate) after: Option<(&'static str, Duration)>,
+    pub(crate) after: Option<(VerificationState, Duration)>,
 }
 
 impl Verified<'_> {
@@ -70,7 +71,10 @@ impl Verified<'_> {
         let (namespace, name, uid) = self.pod.names();
         match self.after {
             Some((state, lasted)) => {
-                metrics.not_verified_seconds.get_or_create(&State { state }).observe(lasted.as_secs_f64());
+                metrics
+                    .not_verified_seconds
+                    .get_or_create(&State { state: state.as_str() })
+                    .observe(lasted.as_secs_f64());
                 tracing::info!(uid, namespace, name, ?lasted, "verified; it was {state}");
             }
             None => tracing::info!(uid, namespace, name, "verified"),

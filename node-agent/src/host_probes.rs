@@ -8,13 +8,13 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use agent_status::HostProbesStatus;
 use anyhow::Context;
 use error_code::agent as codes;
 use netns::NetNs;
 use netns::watch::{Author, Watch};
 use nft::Socket;
 use redirect::host::{self, Step};
-use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::agent::Agent;
@@ -41,16 +41,6 @@ struct Kept {
     /// The pods that it is in place for; none when that is not known.
     pods: Option<BTreeSet<IpAddr>>,
     failed: Option<String>,
-}
-
-/// What status says of it.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct HostProbesStatus {
-    state: &'static str,
-    addresses: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
 }
 
 impl HostProbes {
@@ -122,7 +112,7 @@ impl HostProbes {
             None => "in place",
         };
         let addresses = kept.pods.as_ref().map_or(0, BTreeSet::len);
-        HostProbesStatus { state, addresses, reason: kept.failed.clone() }
+        HostProbesStatus { state: state.to_owned(), addresses, reason: kept.failed.clone() }
     }
 }
 

@@ -15,6 +15,7 @@ mod joining;
 mod listening;
 mod membership;
 mod metrics;
+mod pace;
 mod plan;
 mod pods;
 mod prober;

@@ -15,18 +15,20 @@ use crate::listening::planned;
 
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// For each family of the pod: a connection that has to be captured, and one to each listener of the proxy. The first that
-/// is not answered as the proxy of this pod would is the reason.
+/// For each family of the pod a connection that has to be captured; and one to each listener of the proxy, by one family that
+/// chance chooses, for a listener takes both. The first that is not answered as the proxy of this pod would is the reason.
 pub(crate) async fn probe(netns: &NetNs, plan: &Plan, uid: &str) -> Result<(), String> {
-    for v6 in [false, true] {
-        let Some(own) = plan.addresses.iter().copied().find(|a| a.is_ipv6() == v6) else { continue };
+    let of_family = |v6: bool| plan.addresses.iter().copied().find(|a| a.is_ipv6() == v6);
+    let families: Vec<IpAddr> = [false, true].into_iter().filter_map(of_family).collect();
+    let chosen = rand::random::<u32>() as usize % families.len().max(1);
+    for (index, own) in families.into_iter().enumerate() {
         match ask(netns, None, probe::destination(own), uid).await {
             // NAT takes what is about to leave. From a pod without a default route the probe does not get that far, nor would
             // anything else that goes there.
             Err(Failure::Unreachable(_)) if plan.capture != CaptureKind::Routed => {}
             asked => asked.map_err(Failure::into_reason)?,
         }
-        for port in planned(plan) {
+        for port in planned(plan).filter(|_| index == chosen) {
             // Another source port each time: of sockets that share a port, now one is met, now another.
             ask(netns, Some(probe::source(own)), SocketAddr::new(own, port), uid)
                 .await

@@ -6,10 +6,10 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use agent_status::ProxyStatus;
 use anyhow::Context;
 use netns::NetNs;
 use netns::seqpacket::{AsyncSeqPacket, AsyncSeqPacketListener};
-use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zds::Request;
@@ -38,13 +38,6 @@ struct Proxy {
     pid: i32,
     synced: bool,
     ask: UnboundedSender<(Request, Option<Rc<NetNs>>)>,
-}
-
-/// What status says of a proxy.
-#[derive(Debug, Serialize)]
-pub(crate) struct ProxyStatus {
-    pid: i32,
-    synced: bool,
 }
 
 impl Proxies {

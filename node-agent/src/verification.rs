@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use serde::Serialize;
+use agent_status::{RepairStatus, VerificationState, VerificationStatus};
 
 /// What the last look at a pod has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,21 +16,6 @@ pub(crate) enum Verification {
     Unverified { why: String, since: Instant },
 }
 
-/// The same for people and programs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct VerificationStatus {
-    pub(crate) state: &'static str,
-    /// Why it is not verified.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) reason: Option<String>,
-    /// How long ago it was verified, or since when it is not.
-    pub(crate) for_ms: u128,
-    /// What was put right the last time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) last_repair: Option<RepairStatus>,
-}
-
 /// Something that somebody changed and that was put right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Repair {
@@ -38,16 +23,6 @@ pub(crate) struct Repair {
     /// Who changed it, as far as the kernel tells.
     pub(crate) by: String,
     pub(crate) at: Instant,
-}
-
-/// The same for people and programs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct RepairStatus {
-    pub(crate) what: String,
-    pub(crate) by: String,
-    /// How long ago.
-    pub(crate) ago_ms: u128,
 }
 
 impl Verification {
@@ -64,11 +39,11 @@ impl Verification {
         }
     }
 
-    pub(crate) fn state(&self) -> &'static str {
+    pub(crate) fn state(&self) -> VerificationState {
         match self {
-            Self::Verified { .. } => "verified",
-            Self::Drifted { .. } => "drifted",
-            Self::Unverified { .. } => "unverified",
+            Self::Verified { .. } => VerificationState::Verified,
+            Self::Drifted { .. } => VerificationState::Drifted,
+            Self::Unverified { .. } => VerificationState::Unverified,
         }
     }
 
@@ -84,7 +59,7 @@ impl Verification {
     }
 
     pub(crate) fn status(&self, repair: Option<&Repair>, now: Instant) -> VerificationStatus {
-        let ms = |since: Instant| now.saturating_duration_since(since).as_millis();
+        let ms = |since| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
         let reason = match self {
             Self::Verified { .. } => None,
             Self::Drifted { what: reason, .. } | Self::Unverified { why: reason, .. } => Some(reason.clone()),
@@ -130,7 +105,10 @@ mod tests {
         let other = Verification::after(Some(&still), silence(), at(6));
         let repair = Repair { what: "z".to_owned(), by: "nft (pid 1)".to_owned(), at: at(7) };
         let status = other.status(Some(&repair), at(8));
-        assert_eq!((status.state, status.reason.as_deref(), status.for_ms), ("unverified", Some("y"), 2000));
+        assert_eq!(
+            (status.state, status.reason.as_deref(), status.for_ms),
+            (VerificationState::Unverified, Some("y"), 2000)
+        );
         assert_eq!(status.last_repair.map(|r| r.ago_ms), Some(1000));
         let good = Verification::after(Some(&other), Ok(()), at(9));
         assert_eq!(good, Verification::Verified { at: at(9) });

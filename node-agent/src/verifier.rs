@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use agent_status::VerificationStatus;
 use netns::NetNs;
 use netns::watch::{Author, Watch};
 use redirect::Plan;
@@ -12,16 +13,15 @@ use tokio::time::sleep;
 
 use crate::agent::Agent;
 use crate::event::{Drifted, Looked, ProbeFailed, Repaired, Unverified, Verified, names};
+use crate::pace::Pace;
 use crate::pods::Enrolled;
-use crate::verification::{Finding, Repair, Verification, VerificationStatus};
+use crate::verification::{Finding, Repair, Verification};
 use crate::{listening, prober};
 
 /// Without anything having changed, a pod is looked at this often.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// A pod that was found wanting is looked at again this soon, and less often the longer it lasts.
 const RETRY: Duration = Duration::from_secs(1);
-/// Several changes in a row are looked at once.
-const SETTLE: Duration = Duration::from_millis(5);
 
 /// The pods that are looked after, by uid.
 #[derive(Debug, Default)]
@@ -82,7 +82,7 @@ pub(crate) fn look_after(agent: &Rc<Agent>, uid: &str) {
 }
 
 async fn watch_over(agent: Rc<Agent>, uid: String, watch: Option<Rc<Watch>>) {
-    let mut retry = RETRY;
+    let (mut retry, mut pace) = (RETRY, Pace::default());
     loop {
         // Asked for before looking, so that a proxy that comes meanwhile is not missed.
         let proxy_came = agent.proxies.came.notified();
@@ -92,7 +92,7 @@ async fn watch_over(agent: Rc<Agent>, uid: String, watch: Option<Rc<Watch>>) {
         tokio::select! {
             () = sleep(again) => {}
             () = proxy_came => {}
-            () = changed(watch.as_deref()) => sleep(SETTLE).await,
+            () = changed(watch.as_deref()) => sleep(pace.delay(Instant::now())).await,
         }
     }
 }
@@ -162,8 +162,9 @@ fn repair(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
     let started = Instant::now();
     let by = told();
     let Some(what) = difference(plan, netns)? else { return Ok(()) };
-    inside(netns, || redirect::repair(plan))?;
-    told(); // that was us
+    let done = inside(netns, || redirect::repair(plan));
+    told(); // that was us, also when it failed half-way: it is tried again later, not at once and without end
+    done?;
     if let Some(still) = difference(plan, netns)? {
         return Err(Finding::Drift(format!("{still}; it could not be repaired")));
     }
@@ -190,7 +191,8 @@ fn note(agent: &Agent, pod: &Enrolled, found: Result<(), Finding>) -> Option<()>
     let watched = verifier.0.get_mut(&pod.record.uid)?;
     let (previous, at) = (watched.found.take(), Instant::now());
     let now = Verification::after(previous.as_ref(), found, at);
-    if previous.as_ref().map(Verification::state) != Some(now.state()) {
+    let news = previous.as_ref().map(Verification::state) != Some(now.state());
+    if news {
         match &now {
             Verification::Verified { .. } => {
                 let after = previous.as_ref().map(|p| (p.state(), at.saturating_duration_since(p.since())));
@@ -205,6 +207,8 @@ fn note(agent: &Agent, pod: &Enrolled, found: Result<(), Finding>) -> Option<()>
     }
     watched.found = Some(now);
     drop(verifier);
-    agent.count_pods();
+    if news {
+        agent.count_pods();
+    }
     Some(())
 }

@@ -134,7 +134,16 @@ impl Args {
 
     /// How names are answered, if they are.
     pub(crate) fn dns_settings(&self) -> Option<dns::Settings> {
-        self.dns_capture.then(|| dns::Settings::new(&self.cluster_domain, self.dns_upstream.clone()))
+        self.dns_capture.then(|| self.name_servers())
+    }
+
+    /// What looks up names for the proxy itself.
+    pub(crate) fn resolver(&self) -> dns::Resolver {
+        self.name_servers().resolver()
+    }
+
+    fn name_servers(&self) -> dns::Settings {
+        dns::Settings::new(&self.cluster_domain, self.dns_upstream.clone())
     }
 
     /// How many data threads on a machine with so many cores.

@@ -37,17 +37,22 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> anyhow::Result<()> {
     let mut args = Args::read();
     let settings = args.settings()?;
-    let logs = telemetry::init_logs();
+    let (logs, filter) = telemetry::init_logs();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = LocalSet::new().block_on(&runtime, run(args, settings));
+    let done = LocalSet::new().block_on(&runtime, run(args, settings, filter));
     drop(logs);
     done
 }
 
-async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
+async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilter) -> anyhow::Result<()> {
     let metrics = Arc::new(telemetry::Metrics::new());
     let certificates = Rc::new(certificates(&args, &settings)?);
+    let from = match (&args.mesh_file, &settings.xds) {
+        (Some(path), _) => format!("mesh file {}", path.display()),
+        (None, Some(server)) => format!("control plane {}", server.address),
+        (None, None) => "nowhere".to_owned(),
+    };
     let (first, mut changes, plane) = source::begin(&args, settings, &metrics)?;
     let (set_phase, phase) = watch::channel(Phase::Serving);
     let node = Arc::new(Node {
@@ -56,6 +61,7 @@ async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
         phase,
         dns: args.dns_settings(),
         demand: plane.as_ref().and_then(|p| p.demand.clone()),
+        resolver: Arc::new(args.resolver()),
         connections: Default::default(),
     });
     let [admin, stats] = args.own_addresses();
@@ -74,6 +80,9 @@ async fn run(args: Args, settings: control::Settings) -> anyhow::Result<()> {
         certificates: certificates.clone(),
         plane: plane.map(|p| p.status),
         has_mesh: first.complete.into(),
+        filter,
+        network: args.network.clone(),
+        source: from,
     });
     let t = told.clone();
     spawn_local(admin_http::serve(admin, move |asked| t.admin(&asked)));

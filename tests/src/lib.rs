@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // a harness that cannot go on stops the test
 
 pub mod binaries;
+pub mod certificates;
 pub mod cgroup;
 pub mod cluster;
 pub mod cni;
@@ -20,10 +21,12 @@ pub mod network;
 pub mod node;
 pub mod peer;
 pub mod places;
+pub mod played_proxy;
 pub mod players;
 pub mod recorder;
 pub mod sandbox;
 pub mod scene;
 pub mod skip;
 pub mod sniffer;
+pub mod state_bench;
 pub mod wire;

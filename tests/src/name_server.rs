@@ -16,6 +16,8 @@ use crate::sandbox::PATIENCE;
 pub const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 /// A name that it never answers.
 pub const SILENT: &str = "silent.example.";
+/// Names that begin with their address, such as `10-77-1-4.ip.example`.
+pub const BY_ADDRESS: &str = ".ip.example.";
 /// A name with more addresses than UDP carries.
 pub const LARGE: &str = "large.example.";
 /// A name that it does not know.
@@ -88,7 +90,12 @@ fn answers(query: &Message) -> Vec<Message> {
     answer.metadata = Metadata::response_from_request(&query.metadata);
     answer.add_query(asked.clone());
     let record = |ip: Ipv4Addr| Record::from_rdata(asked.name().clone(), 60, RData::A(A(ip)));
+    let written = |name: &str| name.strip_suffix(BY_ADDRESS)?.replace('-', ".").parse().ok();
     match asked.name().to_ascii().as_str() {
+        name if name.ends_with(BY_ADDRESS) && asked.query_type() == RecordType::A => {
+            answer.add_answers(written(name).map(record));
+        }
+        name if name.ends_with(BY_ADDRESS) => {}
         SILENT => return vec![],
         UNKNOWN => answer.metadata.response_code = ResponseCode::NXDomain,
         _ if asked.query_type() == RecordType::HTTPS => answer.metadata.response_code = ResponseCode::NXDomain,

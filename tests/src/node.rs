@@ -247,13 +247,17 @@ pub fn traced(log: &Path, program: &str) -> Command {
     command
 }
 
-/// How many files a process has open, and how many network namespaces and sockets are among them.
+/// How many files a process has open, and how many network namespaces and sockets are among them. Its own namespace is not
+/// counted: each of its threads remembers it once it has been in another one.
 pub fn open_files(pid: u32) -> (usize, usize, usize) {
-    let links: Vec<String> = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"))
+    let process = Path::new("/proc").join(pid.to_string());
+    let own = fs::read_link(process.join("ns/net")).unwrap().display().to_string();
+    let links: Vec<String> = fs::read_dir(process.join("fd"))
         .unwrap()
         .flatten()
         .filter_map(|e| fs::read_link(e.path()).ok())
         .map(|l| l.display().to_string())
+        .filter(|l| *l != own)
         .collect();
     let of = |prefix: &str| links.iter().filter(|l| l.starts_with(prefix)).count();
     (links.len(), of("net:"), of("socket:"))

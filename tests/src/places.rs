@@ -114,6 +114,20 @@ impl Proxy {
     }
 }
 
+/// Binds where a closed socket may have been before: until a child that another test is starting calls execve, the child
+/// holds every socket of this process, closed ones too.
+fn bind_when_free(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match socket.bind(&local.into()) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
+    }
+}
+
 fn marked_udp(netns: &NetNs, local: SocketAddr) -> io::Result<UdpSocket> {
     let made = netns.run(|| {
         let socket = Socket::new(Domain::for_address(local), Type::DGRAM, None)?;
@@ -127,7 +141,7 @@ fn marked_udp(netns: &NetNs, local: SocketAddr) -> io::Result<UdpSocket> {
             SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)?,
             SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?,
         }
-        socket.bind(&local.into())?;
+        bind_when_free(&socket, local)?;
         Ok(UdpSocket::from(socket))
     });
     made.unwrap()

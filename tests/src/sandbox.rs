@@ -126,9 +126,14 @@ impl Sandbox {
 
     /// A GET to something in a node's own namespace: status and body.
     pub fn get(&self, node: &str, address: &str, path: &str) -> (u16, String) {
+        self.request(node, "GET", address, path)
+    }
+
+    /// A request without a body to something in a node's own namespace: status and body.
+    pub fn request(&self, node: &str, method: &str, address: &str, path: &str) -> (u16, String) {
         let netns = NetNs::open(self.node(node)["netns"].as_str().unwrap()).unwrap();
         let mut stream = netns.run(|| TcpStream::connect(address)).unwrap().unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

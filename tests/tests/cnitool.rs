@@ -65,6 +65,16 @@ impl Scene {
         command.output().unwrap()
     }
 
+    /// GC by libcni, with a list.
+    fn gc_but(&self, containers: &[&str]) {
+        let [conf, bin] = self.network.folders();
+        let mut command = self.machine.command("libcni-gc");
+        command.arg(NAME).args(containers.iter().flat_map(|c| [*c, "eth0"]));
+        let output =
+            command.env_clear().env("PATH", path()).env("NETCONFPATH", conf).env("CNI_PATH", bin).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     fn fine(&self, verb: &str) -> String {
         let output = self.cnitool(verb);
         assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
@@ -221,4 +231,26 @@ fn cnitool_gc_takes_every_pod_out() {
     scene.fine("gc");
     assert_eq!((scene.pods(), scene.differences()), (1, vec![]));
     scene.fine("del");
+}
+
+#[test]
+fn libcni_gc_with_a_list_takes_out_the_pods_that_are_not_in_it() {
+    let test = "libcni_gc_with_a_list_takes_out_the_pods_that_are_not_in_it";
+    if let Err(why) = runtime_files(["bin/libcni-gc"]) {
+        return skip(test, &why);
+    }
+    let Some(mut scene) = Scene::new(test, "libcni-gc") else { return };
+    scene.node.start_ready_proxy();
+    scene.fine("add");
+    let add = scene.network.recorder.calls().into_iter().find(|c| c.verb() == "ADD").unwrap();
+    let container = add.env["CNI_CONTAINERID"].clone();
+    // Libcni deletes by itself what it remembers and what is not in the list. Without its memory it is up to the plugin.
+    std::fs::remove_dir_all(scene.machine.path("/var/lib/cni/results")).unwrap();
+    scene.network.recorder.clear();
+    scene.gc_but(&["another", &container]);
+    assert_eq!((scene.pods(), scene.differences()), (1, vec![]), "it is in the list");
+    scene.gc_but(&["another"]);
+    assert_eq!(scene.network.recorder.story(), ["GC", "GC"]);
+    until("the pod has left", || (scene.pods() == 0).then_some(()));
+    assert!(scene.pod().run(redirect::read_back).unwrap().unwrap().is_empty(), "its rules went, too");
 }

@@ -2,34 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use underpass_tests::peer::{Certificate, Speech, dial};
+use rcgen::{CertificateParams, KeyPair};
+use underpass_tests::certificates::{acceptor, certificate};
+use underpass_tests::peer::{Speech, dial};
 use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, connect, read_line, serve_echo};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
-
-/// A certificate of the sandbox's own authority, or of another one.
-fn certificate(ca: &Path, identity: &str) -> Certificate {
-    let read = |name: &str| std::fs::read_to_string(ca.join(name)).unwrap();
-    let issuer =
-        Issuer::from_ca_cert_pem(&read("ca-cert.pem"), KeyPair::from_pem(&read("ca-key.pem")).unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let leaf = params.signed_by(&key, &issuer).unwrap();
-    let root = CertificateDer::from_pem_slice(read("root-cert.pem").as_bytes()).unwrap();
-    (vec![leaf.der().clone(), root], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
-}
 
 /// A tunnel as the pod `client` has it.
 async fn tunnel(sandbox: &Sandbox, ip: IpAddr) -> SendRequest<Bytes> {
@@ -159,19 +141,6 @@ async fn only_a_peer_of_the_own_trust_domain_gets_a_tunnel() {
 /// A mesh in which `outsider` is said to have a proxy; the test plays it.
 fn with_impostor() -> String {
     MESH.replace("name: outsider, namespace: outside,", "name: outsider, namespace: outside, protocol: HBONE,")
-}
-
-/// The server's end of TLS, with a certificate of the sandbox's authority.
-fn acceptor(sandbox: &Sandbox, identity: &str) -> tokio_rustls::TlsAcceptor {
-    let (chain, key) = certificate(&sandbox.folder().join("box/ca"), identity);
-    let mut server = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    server.alpn_protocols = vec![b"h2".to_vec()];
-    tokio_rustls::TlsAcceptor::from(Arc::new(server))
 }
 
 #[tokio::test]

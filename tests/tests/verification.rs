@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use underpass_tests::cni::{Call, config, path_of};
@@ -113,6 +114,23 @@ fn what_is_not_ours_is_left_alone() {
 }
 
 #[test]
+fn a_drift_that_cannot_be_put_right_is_told_and_costs_little() {
+    let (node, wire) = enrolled("stubborn");
+    await_state(&node, "verified");
+    // Without --adopt-istio that table is not ours to remove.
+    nft(&wire, "add table inet istio-ambient-nat");
+    nft(&wire, "add chain inet istio-ambient-nat istio-output");
+    let why = await_state(&node, "drifted");
+    assert!(why.contains("istio-ambient-nat") && why.contains("could not be repaired"), "{why}");
+    let looks = || metric(&node, "underpass_verification_seconds_count").unwrap();
+    let (before, began) = (looks(), Instant::now());
+    until("it is tried again", || (looks() >= before + 2).then_some(()));
+    assert!(began.elapsed() > Duration::from_millis(900), "it was looked at without a pause: {:?}", began.elapsed());
+    nft(&wire, "delete table inet istio-ambient-nat");
+    await_state(&node, "verified");
+}
+
+#[test]
 fn a_proxy_that_is_away_is_told_and_its_return_too() {
     let (mut node, wire) = enrolled("away");
     await_state(&node, "verified");
@@ -207,6 +225,7 @@ fn a_pod_is_looked_at_when_somebody_asks() {
     assert_eq!(found["state"], "verified");
     assert!(found["lastRepair"]["by"].as_str().unwrap().starts_with("nft (pid "), "{found}");
     // The change, perhaps the agent's own look meanwhile finished by ours, and ours; a repair is not looked at again.
+    until("both are counted", || (looks() >= before + 2).then_some(()));
     assert_eq!(looks(), before + 2);
     // Asked while the proxy is away, it says so at once.
     node.kill_all();

@@ -1,25 +1,26 @@
 //! What a person calls: each talks to the keeper's files, or to the keeper by signal.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use agent_status::NodeStatus;
 use anyhow::Context;
 use error_code::sandbox as codes;
 use netns::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
+use super::become_able;
 use super::keeper::{COMMIT, DONE, FAILED};
 use super::layout::Layout;
 use super::report::{PodState, Report, started};
-use super::{become_able, failure};
+use crate::failure::failure;
+use crate::node::{Summary, node_status};
 
 /// How long the keeper may take to end.
 const DOWN_DEADLINE: Duration = Duration::from_secs(10);
@@ -143,34 +144,13 @@ pub(crate) fn status(json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// How many pods are really in the mesh, as the agents have measured, and a line for each that is not.
-fn verified(report: &Report) -> String {
-    let (mut enrolled, mut good, mut drifted, mut oldest, mut lines) = (0, 0, 0, 0, String::new());
+fn verified(report: &Report) -> Summary {
+    let mut summary = Summary::default();
     for node in &report.nodes {
         let status = NetNs::open(&node.netns).map_err(anyhow::Error::from).and_then(|n| agent_status(&n));
-        let pods = status.unwrap_or_default()["pods"].as_array().cloned().unwrap_or_default();
-        for pod in pods.iter().filter(|p| p["state"] == "enrolled") {
-            let v = &pod["verification"];
-            enrolled += 1;
-            match v["state"].as_str() {
-                Some("verified") => {
-                    good += 1;
-                    oldest = oldest.max(v["forMs"].as_u64().unwrap_or_default());
-                }
-                state => {
-                    drifted += usize::from(state == Some("drifted"));
-                    let (state, why) =
-                        (state.unwrap_or("unverified"), v["reason"].as_str().unwrap_or("not looked at yet"));
-                    let name =
-                        format!("{}/{}", pod["namespace"].as_str().unwrap_or("?"), pod["name"].as_str().unwrap_or("?"));
-                    lines += &format!("\n{name}: {state}: {why}");
-                }
-            }
-        }
+        summary.extend(status.iter().flat_map(|s| &s.pods));
     }
-    format!(
-        "{enrolled} enrolled · {good} verified (last probe at most {} s ago) · {drifted} drifted{lines}",
-        oldest.div_ceil(1000)
-    )
+    summary
 }
 
 /// What the agents say now, where they answer.
@@ -189,18 +169,16 @@ fn refresh(report: &mut Report) {
     }
 }
 
-fn agent_status(node: &NetNs) -> anyhow::Result<Value> {
-    let (_, body) = node.run(|| http_get("127.0.0.1:15014", "/status"))??;
-    Ok(serde_json::from_str(&body)?)
+fn agent_status(node: &NetNs) -> anyhow::Result<NodeStatus> {
+    node.run(|| node_status(agent_status::DEFAULT_ADMIN))?
 }
 
 /// What the agent of a node says about a pod, if it knows the pod.
 pub(crate) fn agent_says(node: &NetNs, namespace: &str, name: &str) -> anyhow::Result<Option<(PodState, String)>> {
-    let status = agent_status(node)?;
-    let mut pods = status["pods"].as_array().into_iter().flatten();
-    Ok(pods.find(|p| p["namespace"] == namespace && p["name"] == name).map(|pod| {
-        let state = if pod["state"] == "enrolled" { PodState::Enrolled } else { PodState::Skipped };
-        (state, pod["reason"].as_str().unwrap_or_default().to_owned())
+    let pod = agent_status(node)?.pods.into_iter().find(|p| p.namespace == namespace && p.name == name);
+    Ok(pod.map(|pod| {
+        let enrolled = pod.state == agent_status::PodState::Enrolled;
+        (if enrolled { PodState::Enrolled } else { PodState::Skipped }, pod.reason)
     }))
 }
 
@@ -259,16 +237,4 @@ pub(crate) fn stop(layout: &Layout) -> anyhow::Result<()> {
 
 fn is_alive(pid: u32) -> bool {
     i32::try_from(pid).is_ok_and(|pid| started(pid).is_some())
-}
-
-/// A GET in the namespace of the calling thread: status and body.
-pub(crate) fn http_get(address: &str, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-    Ok((status, body.to_owned()))
 }

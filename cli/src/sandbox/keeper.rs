@@ -17,7 +17,8 @@ use super::layout::Layout;
 use super::node::{RunningNode, install_plugins};
 use super::plan::{self, Pod};
 use super::report::{PodReport, PodState, Report, started};
-use super::{app, failure, network};
+use super::{app, network};
+use crate::failure::failure;
 
 /// What `up` writes when it has seen that everything runs; when it is gone before, everything is removed.
 pub(crate) const COMMIT: u8 = b'c';

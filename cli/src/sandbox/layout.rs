@@ -77,5 +77,5 @@ pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    Err(super::failure(&error_code::sandbox::BINARY, format!("{} does not exist", path.display())))
+    Err(crate::failure::failure(&error_code::sandbox::BINARY, format!("{} does not exist", path.display())))
 }

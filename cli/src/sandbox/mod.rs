@@ -20,8 +20,3 @@ pub(crate) use layout::Layout;
 pub(crate) use net_plugin::{NET_PLUGIN, run as net_plugin};
 pub(crate) use privilege::become_able;
 pub(crate) use report::{NodeReport, Report};
-
-/// An error with its code and next step, as the command line prints it.
-pub(crate) fn failure(code: &error_code::ErrorCode, detail: impl std::fmt::Display) -> anyhow::Error {
-    anyhow::anyhow!("{code}: {detail}\n{} {}\nNext step: {}", code.what, code.cause, code.next_step)
-}

@@ -8,11 +8,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use http::{Method, StatusCode};
 use netns::NetNs;
 
 use super::cni::{Runtime, conflist};
 use super::layout::{Layout, program};
 use super::report::NodeReport;
+use crate::ask::ask;
 
 /// How long an agent or a proxy may take to be there.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -111,7 +113,7 @@ impl RunningNode {
 
 /// Whether the agent of this namespace's node says that a proxy has taken its snapshot.
 fn is_ready() -> bool {
-    super::client::http_get("127.0.0.1:15014", "/readyz").is_ok_and(|(status, _)| status == 200)
+    ask(Method::GET, agent_status::DEFAULT_ADMIN, "/readyz").is_ok_and(|(status, _)| status == StatusCode::OK)
 }
 
 fn agent(folder: &Path, node: &str, mesh_file: &Path) -> anyhow::Result<Command> {

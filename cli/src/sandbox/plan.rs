@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use error_code::sandbox as codes;
 use mesh::Mesh;
 
-use super::failure;
+use crate::failure::failure;
 
 /// The mesh of a sandbox for which no file is given.
 pub(crate) const DEFAULT_MESH: &str = r#"# The mesh of this sandbox. Change it while the sandbox runs: agents and proxies read it again.

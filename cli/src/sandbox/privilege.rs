@@ -6,7 +6,8 @@ use error_code::sandbox as codes;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getgid, getuid};
 
-use super::{Layout, Report, failure};
+use super::{Layout, Report};
+use crate::failure::failure;
 
 /// Makes this process able to make and enter the sandbox's namespaces, and returns where the sandbox is. Must come before
 /// any thread is started. A user who is not root becomes root of a user namespace: that of the running sandbox if there

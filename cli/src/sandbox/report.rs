@@ -95,8 +95,11 @@ impl Report {
         let found: Vec<&PodReport> = self.pods.iter().filter(is).collect();
         match found[..] {
             [pod] => Ok(pod),
-            [] => Err(super::failure(&error_code::sandbox::NO_SUCH_POD, format!("no pod {name}"))),
-            _ => Err(super::failure(&error_code::sandbox::NO_SUCH_POD, format!("{name} is there more than once"))),
+            [] => Err(crate::failure::failure(&error_code::sandbox::NO_SUCH_POD, format!("no pod {name}"))),
+            _ => Err(crate::failure::failure(
+                &error_code::sandbox::NO_SUCH_POD,
+                format!("{name} is there more than once"),
+            )),
         }
     }
 }

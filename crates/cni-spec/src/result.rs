@@ -30,10 +30,15 @@ pub enum PrevResultError {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Shape {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "there")]
     cni_version: Option<String>,
     #[serde(default)]
     ips: Option<Vec<Ip>>,
+}
+
+/// Not null: an object that has the key must not get it a second time.
+fn there<'de, D: serde::Deserializer<'de>>(version: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(version).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -101,6 +106,7 @@ mod tests {
     #[test]
     fn what_is_no_result_is_refused() {
         assert!(matches!(parse("[]"), Err(PrevResultError::NotAnObject)));
+        assert!(matches!(parse(r#"{"cniVersion":null}"#), Err(PrevResultError::Decode(_))));
         assert!(matches!(parse(r#"{"ips":1}"#), Err(PrevResultError::Decode(_))));
         assert!(matches!(parse(r#"{"ips":[{"address":"x"}]}"#), Err(PrevResultError::Address(a)) if a == "x"));
     }

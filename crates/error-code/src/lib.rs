@@ -40,6 +40,7 @@ macro_rules! codes {
 }
 
 pub mod agent;
+pub mod cli;
 pub mod cni;
 pub mod control;
 pub mod mesh;
@@ -56,6 +57,7 @@ pub const AREAS: &[(&str, &[ErrorCode])] = &[
     ("Control plane", control::ALL),
     ("Mesh file", mesh::ALL),
     ("Sandbox", sandbox::ALL),
+    ("Command line", cli::ALL),
 ];
 
 #[cfg(test)]

@@ -20,9 +20,10 @@ impl<T> Decision<T> {
         Self { outcome, reason: reason.into(), considered: Vec::new() }
     }
 
-    /// With what was considered before.
+    /// With what was considered before; what it has already was considered after that.
     #[must_use]
-    pub fn after(mut self, considered: Vec<String>) -> Self {
+    pub fn after(mut self, mut considered: Vec<String>) -> Self {
+        considered.append(&mut self.considered);
         self.considered = considered;
         self
     }

@@ -20,6 +20,11 @@ impl Ports {
     pub fn as_slice(&self) -> &[(u16, u16)] {
         self.0.as_deref().unwrap_or_default()
     }
+
+    /// Whether there is a clone of it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.0.as_ref().is_some_and(|pairs| Arc::strong_count(pairs) > 1)
+    }
 }
 
 impl FromIterator<(u16, u16)> for Ports {

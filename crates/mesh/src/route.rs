@@ -1,14 +1,17 @@
 //! Where a connection that a pod opens goes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::address::{OrigDst, PodAddr, TunnelAddr};
-use crate::balance::choose;
+use crate::address::OrigDst;
 use crate::decision::Decision;
+use crate::endpoints::Group;
+use crate::gateway::GatewayAddress;
+use crate::host::{Host, HostPort};
 use crate::service::{LoadBalancerMode, Service};
 use crate::snapshot::Mesh;
 use crate::text::Text;
+use crate::waypoint::{Gateway, find_gateway, is_gateway, is_waypoint_of, waypoint_of};
 use crate::workload::{Protocol, Workload};
 
 /// The port on which every proxy accepts HBONE.
@@ -20,20 +23,27 @@ pub enum Route {
     /// Through a tunnel.
     Tunnel {
         /// The proxy at the other end.
-        tunnel: TunnelAddr,
+        tunnel: HostPort,
         /// What the tunnel leads to.
-        authority: PodAddr,
+        authority: HostPort,
         /// SPIFFE ids, one of which the other end must prove.
         expected: Vec<Text>,
-        /// The workload there.
+        /// For a destination in another network: the SPIFFE ids of which one must be proved within a second tunnel, to the
+        /// same authority inside the first, which ends at the gateway.
+        inner: Option<Vec<Text>>,
+        /// What stands between.
+        via: Via,
+        /// The workload that is reached: a waypoint, or the destination.
         workload: Arc<Workload>,
+        /// The uid of the workload that is connected to: of the gateway, if there is one.
+        peer: Text,
         /// The service that was addressed.
         service: Option<Arc<Service>>,
     },
     /// In plain text.
     Direct {
         /// Where to.
-        to: PodAddr,
+        to: HostPort,
         /// The workload there, if it is known.
         workload: Option<Arc<Workload>>,
         /// The service that was addressed.
@@ -46,81 +56,233 @@ pub enum Route {
     },
 }
 
-/// Decides where a connection of `source` to `orig_dst` goes. `random` chooses among endpoints.
-pub fn route(mesh: &Mesh, source: &Workload, orig_dst: OrigDst, random: u64) -> Decision<Route> {
-    let network = source.network.as_str();
-    if let Some(service) = mesh.service_by_vip(network, orig_dst.ip()) {
-        return to_service(mesh, source, orig_dst, service, random);
-    }
-    match mesh.workload_by_ip(network, orig_dst.ip()) {
-        Some(workload) => {
+/// What stands between a client and its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Via {
+    /// Nothing: the tunnel ends at the destination's own proxy.
+    Nothing,
+    /// The waypoint of the service that was addressed.
+    ServiceWaypoint,
+    /// The waypoint of the workload that was addressed.
+    WorkloadWaypoint,
+    /// The gateway of the network that the destination is in.
+    NetworkGateway,
+}
+
+/// Decides where a connection of `source` to `orig_dst` goes. `random` chooses among endpoints; none of the workloads whose
+/// uids are in `tried` is chosen, as long as there are others.
+pub fn route(mesh: &Mesh, source: &Workload, orig_dst: OrigDst, random: u64, tried: &[Text]) -> Decision<Route> {
+    let (network, namespace) = (source.network.as_str(), source.namespace.as_str());
+    let ask = Ask { mesh, source, orig_dst, random, tried };
+    let workload = mesh.workload_by_ip(network, orig_dst.ip());
+    let addressed = mesh.group_by_vip(network, orig_dst.ip(), namespace);
+    let addressed = addressed.and_then(|group| Some((group.as_ref(), group.service.as_ref()?)));
+    match (addressed, workload) {
+        (Some((group, service)), workload) => ask.to_service(group, service, workload),
+        (None, Some(workload)) => {
             let reason = format!("{} is workload {}", orig_dst.ip(), workload.namespaced_name());
-            to_workload(workload, orig_dst.0, None, reason)
+            ask.to_workload(workload, HostPort::from(orig_dst.0), None, reason)
         }
-        None => {
-            let direct = Route::Direct { to: PodAddr(orig_dst.0), workload: None, service: None };
+        (None, None) => {
+            let direct = Route::Direct { to: orig_dst.0.into(), workload: None, service: None };
             Decision::new(direct, format!("{} is not in the mesh", orig_dst.ip()))
         }
     }
 }
 
-fn to_service(
-    mesh: &Mesh,
-    source: &Workload,
+/// What is asked.
+struct Ask<'a> {
+    mesh: &'a Mesh,
+    source: &'a Workload,
     orig_dst: OrigDst,
-    service: &Arc<Service>,
     random: u64,
-) -> Decision<Route> {
-    let key = service.key();
-    if service.load_balancer.mode == LoadBalancerMode::Passthrough {
-        let direct = Route::Direct { to: PodAddr(orig_dst.0), workload: None, service: Some(service.clone()) };
-        return Decision::new(direct, format!("service {key} is passed through"));
-    }
-    let chosen = choose(mesh, service, orig_dst.port(), source, random).and_then(|(endpoint, port)| {
-        let ip = address_of_family(&endpoint.workload, orig_dst.ip())?;
-        Some((endpoint, SocketAddr::new(ip, port)))
-    });
-    match chosen {
-        Some((endpoint, to)) => {
-            let reason = format!("service {key} is served by workload {}", endpoint.workload.namespaced_name());
-            to_workload(&endpoint.workload, to, Some(service), reason)
+    tried: &'a [Text],
+}
+
+impl Ask<'_> {
+    fn to_service(&self, group: &Group, service: &Arc<Service>, workload: Option<&Arc<Workload>>) -> Decision<Route> {
+        let Self { mesh, source, orig_dst, random, tried } = *self;
+        let key = service.key();
+        let mut considered = vec![format!("{} is service {key}", orig_dst.ip())];
+        match waypoint_of(service, random) {
+            Some(_) if workload.is_some() => considered.push(format!(
+                "the waypoint of service {key} is left out: {} is a workload's own address, too",
+                orig_dst.ip()
+            )),
+            // Any of several: else they would send to each other.
+            Some(_) if is_waypoint_of(mesh, source, service) => {
+                considered.push(format!("{} is the waypoint of service {key}", source.namespaced_name()));
+            }
+            Some(waypoint) => {
+                let reason = format!("service {key} has the waypoint {}", waypoint.destination);
+                return self.to_waypoint(waypoint, Via::ServiceWaypoint, Some(service), reason).after(considered);
+            }
+            None => {}
         }
-        None => {
-            let considered = vec![format!("service {key} has {} endpoints", mesh.endpoints(service).len())];
-            let reason = format!("no healthy upstream: service {key} has no endpoint for port {}", orig_dst.port());
-            Decision::new(Route::Refuse { service: Some(service.clone()) }, reason).after(considered)
+        if service.load_balancer.mode == LoadBalancerMode::Passthrough {
+            let reason = format!("service {key} is passed through");
+            return match workload {
+                // Known to have a proxy: nothing goes there in plain text.
+                Some(workload) => self.to_workload(workload, orig_dst.0.into(), Some(service), reason),
+                None => {
+                    let to = orig_dst.0.into();
+                    Decision::new(Route::Direct { to, workload: None, service: Some(service.clone()) }, reason)
+                }
+            }
+            .after(considered);
+        }
+        match group.choose(orig_dst.port(), source, random, tried) {
+            Some((workload, port)) => {
+                let to = HostPort { host: Host::of(workload, orig_dst.ip()), port };
+                let reason = format!("service {key} is served by workload {}", workload.namespaced_name());
+                self.to_workload(workload, to, Some(service), reason).after(considered)
+            }
+            None => {
+                considered.push(format!("service {key} has {} endpoints", group.len()));
+                considered.extend((!tried.is_empty()).then(|| format!("{} of them were tried", tried.len())));
+                let reason = format!("no healthy upstream: service {key} has no endpoint for port {}", orig_dst.port());
+                refuse(Some(service), reason).after(considered)
+            }
+        }
+    }
+
+    fn to_workload(
+        &self,
+        workload: &Arc<Workload>,
+        to: HostPort,
+        service: Option<&Arc<Service>>,
+        reason: String,
+    ) -> Decision<Route> {
+        if workload.network != self.source.network {
+            return self.to_network(workload, service, reason);
+        }
+        let mut considered = Vec::new();
+        match &workload.waypoint {
+            Some(waypoint) if service.is_none() && is_gateway(self.mesh, self.source, waypoint) => {
+                considered.push(format!("{} is the waypoint itself", self.source.namespaced_name()));
+            }
+            Some(waypoint) if service.is_none() => {
+                let reason = format!("{reason}, which has the waypoint {}", waypoint.destination);
+                return self.to_waypoint(waypoint, Via::WorkloadWaypoint, None, reason);
+            }
+            _ => {}
+        }
+        let route = match workload.protocol {
+            Protocol::Hbone => {
+                let route = Route::Tunnel {
+                    tunnel: HostPort { host: to.host.clone(), port: HBONE_PORT },
+                    authority: to,
+                    expected: expected(service, workload),
+                    inner: None,
+                    via: Via::Nothing,
+                    peer: workload.uid.clone(),
+                    workload: workload.clone(),
+                    service: service.cloned(),
+                };
+                Decision::new(route, format!("{reason}, reached by HBONE"))
+            }
+            Protocol::Tcp => {
+                let route = Route::Direct { to, workload: Some(workload.clone()), service: service.cloned() };
+                Decision::new(route, format!("{reason}, not in the mesh"))
+            }
+        };
+        route.after(considered)
+    }
+
+    /// To a waypoint, which is told the destination as the application said it.
+    fn to_waypoint(
+        &self,
+        waypoint: &GatewayAddress,
+        via: Via,
+        service: Option<&Arc<Service>>,
+        reason: String,
+    ) -> Decision<Route> {
+        match self.find(waypoint) {
+            Ok(found) if found.workload.network != self.source.network => self.to_network(
+                found.workload,
+                service,
+                format!("{reason}, workload {}", found.workload.namespaced_name()),
+            ),
+            Ok(Gateway { workload, to, service: of_waypoint }) => {
+                let route = Route::Tunnel {
+                    tunnel: to,
+                    authority: self.orig_dst.0.into(),
+                    expected: expected(of_waypoint, workload),
+                    inner: None,
+                    via,
+                    peer: workload.uid.clone(),
+                    workload: workload.clone(),
+                    service: service.cloned(),
+                };
+                Decision::new(route, format!("{reason}, workload {}", workload.namespaced_name()))
+            }
+            // Whatever the waypoint would have refused must not pass.
+            Err(why) => refuse(service, format!("{reason}: {why}")),
+        }
+    }
+
+    fn find(&self, gateway: &GatewayAddress) -> Result<Gateway<'_>, String> {
+        find_gateway(self.mesh, self.source, gateway, self.orig_dst.ip(), self.random, self.tried)
+    }
+
+    /// To a workload of another network: through its gateway, within which a tunnel leads to the workload.
+    fn to_network(&self, workload: &Arc<Workload>, service: Option<&Arc<Service>>, reason: String) -> Decision<Route> {
+        let reason = format!("{reason}, which is in network {:?}", workload.network);
+        let (Some(gateway), Some(service)) = (&workload.network_gateway, service) else {
+            let what = if service.is_some() { "it has no gateway" } else { "no service was addressed" };
+            return refuse(service, format!("no valid destination: {reason}, and {what}"));
+        };
+        match self.find(gateway) {
+            Ok(found) => {
+                // The workload stands for many: who they are is said by the service, if it says so.
+                let inner = match service.subject_alt_names.is_empty() {
+                    true => expected(None, workload),
+                    false => service.subject_alt_names.clone(),
+                };
+                let authority = HostPort { host: Host::Name(service.hostname.clone()), port: self.orig_dst.port() };
+                let route = Route::Tunnel {
+                    tunnel: found.to,
+                    authority,
+                    expected: expected(found.service, found.workload),
+                    inner: Some(inner),
+                    via: Via::NetworkGateway,
+                    peer: found.workload.uid.clone(),
+                    workload: workload.clone(),
+                    service: Some(service.clone()),
+                };
+                Decision::new(route, format!("{reason}, reached through the gateway {}", gateway.destination))
+            }
+            Err(why) => refuse(Some(service), format!("no valid destination: {reason}: {why}")),
         }
     }
 }
 
-fn to_workload(
-    workload: &Arc<Workload>,
-    to: SocketAddr,
-    service: Option<&Arc<Service>>,
-    reason: String,
-) -> Decision<Route> {
-    match workload.protocol {
-        Protocol::Hbone => {
-            let mut expected = service.map(|s| s.subject_alt_names.clone()).unwrap_or_default();
-            expected.push(workload.identity().to_string().into());
-            let route = Route::Tunnel {
-                tunnel: TunnelAddr(SocketAddr::new(to.ip(), HBONE_PORT)),
-                authority: PodAddr(to),
-                expected,
-                workload: workload.clone(),
-                service: service.cloned(),
-            };
-            Decision::new(route, format!("{reason}, reached by HBONE"))
-        }
-        Protocol::Tcp => {
-            let route = Route::Direct { to: PodAddr(to), workload: Some(workload.clone()), service: service.cloned() };
-            Decision::new(route, format!("{reason}, not in the mesh"))
+fn refuse(service: Option<&Arc<Service>>, reason: String) -> Decision<Route> {
+    Decision::new(Route::Refuse { service: service.cloned() }, reason)
+}
+
+/// Who may be at the other end: the workload itself, and whoever else its service says.
+fn expected(service: Option<&Arc<Service>>, workload: &Workload) -> Vec<Text> {
+    let mut expected = service.map(|s| s.subject_alt_names.clone()).unwrap_or_default();
+    expected.push(workload.identity().to_string().into());
+    expected
+}
+
+impl Route {
+    /// The uid of the workload that is connected to, if there may be another one for the same purpose.
+    pub fn replaceable(&self) -> Option<&Text> {
+        match self {
+            Self::Tunnel { via: Via::Nothing, service: None, .. } => None,
+            Self::Tunnel { peer, .. } => Some(peer),
+            Self::Direct { workload, service, .. } => service.as_ref().and(workload.as_ref()).map(|w| &w.uid),
+            Self::Refuse { .. } => None,
         }
     }
 }
 
-/// An address of the caller's family where there is one.
-fn address_of_family(workload: &Workload, like: IpAddr) -> Option<IpAddr> {
-    let ips = &workload.workload_ips;
-    ips.iter().find(|ip| ip.is_ipv6() == like.is_ipv6()).or(ips.first()).copied()
+impl From<SocketAddr> for HostPort {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: Host::Address(address.ip().to_canonical()), port: address.port() }
+    }
 }

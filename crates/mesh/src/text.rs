@@ -18,6 +18,11 @@ impl Text {
     pub fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or_default()
     }
+
+    /// Whether there is a clone of it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.0.as_ref().is_some_and(|text| Arc::strong_count(text) > 1)
+    }
 }
 
 impl Deref for Text {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use mesh::authorize::{Connection, Verdict, authorize};
 use mesh::baggage::Baggage;
-use mesh::{Identity, parse_mesh_file};
+use mesh::{Identity, Text, parse_mesh_file};
 use proptest::prelude::*;
 
 /// Lines that look like a mesh file, in any order and indentation.
@@ -24,8 +24,8 @@ fn lines() -> impl Strategy<Value = String> {
         .prop_map(|lines| lines.into_iter().map(|(indent, l)| format!("{}{l}\n", " ".repeat(indent))).collect())
 }
 
-fn word() -> impl Strategy<Value = String> {
-    "[a-z0-9.-]{0,12}"
+fn word() -> impl Strategy<Value = Text> {
+    "[a-z0-9.-]{0,12}".prop_map(Text::from)
 }
 
 proptest! {
@@ -70,7 +70,7 @@ proptest! {
             let mesh = parse_mesh_file(&text).unwrap();
             let address = |port| SocketAddr::from(([10, 0, 0, 1], port));
             let connection = Connection { client: address(999).into(), identity: None, destination: address(port).into() };
-            authorize(&mesh, mesh.workload_by_name("b", "a").unwrap(), &connection).outcome
+            authorize(&mesh, mesh.workload_by_name("b", "a").unwrap(), &connection).outcome.verdict
         };
         let without = verdict(&allow);
         let with = verdict(&(allow + &deny));

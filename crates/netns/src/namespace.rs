@@ -1,5 +1,6 @@
 //! A network namespace, held open by a file descriptor.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -56,6 +57,11 @@ impl fmt::Display for NetNsId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "net:[{}]", self.ino)
     }
+}
+
+thread_local! {
+    /// Where this thread is, if that is known: opening it again for each visit to a pod would cost more than the visit.
+    static HOME: Cell<Option<NetNs>> = const { Cell::new(None) };
 }
 
 /// A network namespace, kept alive by this handle.
@@ -144,19 +150,23 @@ impl NetNs {
     /// # Errors
     /// [`NetNsError::Enter`]; then `f` did not run.
     pub fn run<T>(&self, f: impl FnOnce() -> T) -> Result<T, NetNsError> {
-        struct Return(NetNs);
+        struct Return(Option<NetNs>);
         impl Drop for Return {
             fn drop(&mut self) {
-                if let Err(e) = setns(&self.0.fd, CloneFlags::CLONE_NEWNET) {
+                let Some(home) = self.0.take() else { return };
+                if let Err(e) = setns(&home.fd, CloneFlags::CLONE_NEWNET) {
                     eprintln!("fatal: cannot return from a pod's network namespace: {e}");
                     std::process::abort();
                 }
+                HOME.set(Some(home));
             }
         }
-        let home = Return(Self::current()?);
-        if home.0.id != self.id {
+        // Taken, so that whoever runs something within `f` looks where the thread is.
+        let here = HOME.take().map_or_else(Self::current, Ok)?;
+        if here.id != self.id {
             setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|e| NetNsError::Enter(e.into()))?;
         }
+        let home = Return(Some(here));
         let result = f();
         drop(home);
         Ok(result)
@@ -167,6 +177,7 @@ impl NetNs {
     /// # Errors
     /// [`NetNsError::Enter`].
     pub fn enter(&self) -> Result<(), NetNsError> {
+        HOME.set(None);
         setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|e| NetNsError::Enter(e.into()))
     }
 }
@@ -207,8 +218,22 @@ mod tests {
         let home = NetNs::current().unwrap();
         let other = NetNs::create().unwrap();
         assert_ne!(home.id(), other.id());
-        let inside = other.run(|| NetNs::current().unwrap().id()).unwrap();
-        assert_eq!(inside, other.id());
-        assert_eq!(NetNs::current().unwrap().id(), home.id());
+        let third = NetNs::create().unwrap();
+        for _ in 0..2 {
+            let inside = other.run(|| {
+                let nested = third.run(|| NetNs::current().unwrap().id()).unwrap();
+                (NetNs::current().unwrap().id(), nested)
+            });
+            assert_eq!(inside.unwrap(), (other.id(), third.id()));
+            assert_eq!(NetNs::current().unwrap().id(), home.id());
+        }
+        std::thread::spawn(move || {
+            third.run(|| ()).unwrap();
+            other.enter().unwrap();
+            third.run(|| ()).unwrap();
+            assert_eq!(NetNs::current().unwrap().id(), other.id(), "that is where the thread lives now");
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -15,7 +15,9 @@ use crate::observed::{Observed, Rendered};
 use crate::plan::{CaptureKind, ExistingConnections, Plan, TABLE};
 use crate::routing::{LocalRoute, PolicyRule, Routing};
 use crate::rule::TABLE_NAME;
-use crate::sockets::{Connection, Listener, captured_connections, cut_open_connections, open_connections};
+use crate::sockets::{
+    Connection, Listener, captured_connections, cut_open_connections, open_connections, uncaptured_connections,
+};
 use crate::xtables::{PREFIX, XtablesRules};
 use crate::{foreign, nat, routed, xtables};
 
@@ -111,9 +113,9 @@ fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
     let exceptions: Vec<PolicyRule> = match (plan.capture, plan.existing_connections) {
         (CaptureKind::Routed, ExistingConnections::Keep) if first => {
             // A pod that had left and joins again may have some that are captured still.
-            let captured = captured_here(plan)?;
-            let open = connections(&plan.addresses)?.into_iter().filter(|c| !captured.contains(c));
-            open.map(PolicyRule::exception_for).collect()
+            let open = uncaptured_connections(&plan.addresses, plan.mark);
+            let open = open.map_err(failed("cannot list the open connections"))?;
+            open.into_iter().map(PolicyRule::exception_for).collect()
         }
         _ => Vec::new(),
     };

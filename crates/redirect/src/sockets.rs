@@ -52,7 +52,7 @@ struct Entry {
 
 /// Connections whose other end is neither loopback nor one of `own` addresses: those that routing rules concern.
 pub(crate) fn open_connections(own: &[IpAddr]) -> io::Result<Vec<Connection>> {
-    Ok(unique(open_sockets(own)?.iter().map(|e| Connection { local_port: e.local.port(), peer: e.peer })))
+    Ok(Connected::dump()?.open(own))
 }
 
 /// Cuts those connections: the application gets ECONNABORTED, the other end a reset. Returns how many there were.
@@ -60,19 +60,32 @@ pub(crate) fn open_connections(own: &[IpAddr]) -> io::Result<Vec<Connection>> {
 /// # Errors
 /// `Unsupported` (EOPNOTSUPP) from a kernel without CONFIG_INET_DIAG_DESTROY.
 pub(crate) fn cut_open_connections(own: &[IpAddr]) -> io::Result<usize> {
-    let sockets = open_sockets(own)?;
-    for entry in &sockets {
+    let connected = Connected::dump()?;
+    let mut cut = 0;
+    for entry in connected.open_sockets(own) {
         destroy(entry)?;
+        cut += 1;
     }
-    Ok(sockets.len())
+    Ok(cut)
 }
 
 /// The connections of the application that the proxy has captured, as the application's sockets see them: the proxy's
 /// socket has its mark, the pod as its peer, and an address that is not the pod's.
 pub(crate) fn captured_connections(own: &[IpAddr], mark: Mark) -> io::Result<Vec<Connection>> {
-    let mut sockets = dump(connected())?;
-    sockets.retain(|e| e.mark & mark.mask == mark.value && own.contains(&e.peer.ip()) && !own.contains(&e.local.ip()));
-    Ok(unique(sockets.iter().map(|e| Connection { local_port: e.peer.port(), peer: e.local })))
+    // The proxy has accepted them, so they are more than half open.
+    if sockets_in_use().is_some_and(|n| n > 0 && dump(StateFlags::LISTEN).is_ok_and(|l| l.len() >= n)) {
+        return Ok(Vec::new());
+    }
+    Ok(Connected::dump()?.captured(own, mark))
+}
+
+/// Those that are open and were never captured.
+pub(crate) fn uncaptured_connections(own: &[IpAddr], mark: Mark) -> io::Result<Vec<Connection>> {
+    let connected = Connected::dump()?;
+    let captured = connected.captured(own, mark);
+    let mut open = connected.open(own);
+    open.retain(|c| !captured.contains(c));
+    Ok(open)
 }
 
 /// Whatever listens for TCP.
@@ -81,17 +94,50 @@ pub(crate) fn listeners() -> io::Result<Vec<Listener>> {
     Ok(dump(StateFlags::LISTEN)?.into_iter().map(listener).collect())
 }
 
-fn open_sockets(own: &[IpAddr]) -> io::Result<Vec<Entry>> {
-    let mut sockets = dump(connected())?;
-    sockets.retain(|e| {
-        let peer = e.peer.ip();
-        !peer.is_loopback() && !peer.is_unspecified() && !own.contains(&peer)
-    });
-    Ok(sockets)
+/// Every socket of this namespace that has a peer.
+struct Connected(Vec<Entry>);
+
+impl Connected {
+    /// Such a dump walks the kernel's table of all connections of all namespaces, which takes milliseconds even when this
+    /// one has none; so it is asked first whether there can be any.
+    fn dump() -> io::Result<Self> {
+        if sockets_in_use() == Some(0) {
+            return Ok(Self(Vec::new()));
+        }
+        dump(StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT)).map(Self)
+    }
+
+    fn open_sockets(&self, own: &[IpAddr]) -> impl Iterator<Item = &Entry> {
+        self.0.iter().filter(|e| {
+            let peer = e.peer.ip();
+            !peer.is_loopback() && !peer.is_unspecified() && !own.contains(&peer)
+        })
+    }
+
+    fn open(&self, own: &[IpAddr]) -> Vec<Connection> {
+        unique(self.open_sockets(own).map(|e| Connection { local_port: e.local.port(), peer: e.peer }))
+    }
+
+    fn captured(&self, own: &[IpAddr], mark: Mark) -> Vec<Connection> {
+        let captured = self
+            .0
+            .iter()
+            .filter(|e| e.mark & mark.mask == mark.value && own.contains(&e.peer.ip()) && !own.contains(&e.local.ip()));
+        unique(captured.map(|e| Connection { local_port: e.peer.port(), peer: e.local }))
+    }
 }
 
-fn connected() -> StateFlags {
-    StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT)
+/// How many TCP sockets of this namespace listen or are connected; not counted are those in TIME_WAIT, and those that are half
+/// open, which there are only where something listens. None when /proc does not tell.
+/// Both files follow the thread's namespace (Linux 3.17 and later).
+fn sockets_in_use() -> Option<usize> {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok();
+    let count = |text: &str, of: &str| -> Option<usize> {
+        text.lines().find_map(|l| l.strip_prefix(of))?.split_whitespace().nth(1)?.parse().ok()
+    };
+    // Without IPv6 there is no second file.
+    let v6 = read("sockstat6").map_or(Some(0), |text| count(&text, "TCP6:"));
+    Some(count(&read("sockstat")?, "TCP:")? + v6?)
 }
 
 fn unique(connections: impl Iterator<Item = Connection>) -> Vec<Connection> {

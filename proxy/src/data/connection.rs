@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh::baggage::Baggage;
 use mesh::{Identity, Mesh, Workload};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::error::ConnectionError;
 use super::worker::{Node, Phase, Worker};
@@ -40,6 +41,26 @@ pub(crate) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
     }
 }
 
+/// How long a pod may be unknown to the mesh while somebody waits to connect to it.
+const UNKNOWN_AT_MOST: Duration = Duration::from_secs(5);
+
+/// Returns once the mesh knows the pod: only then it is known which policies apply to it.
+pub(super) async fn known(worker: &Worker, pod: &Pod) -> Result<(), ConnectionError> {
+    let known = async {
+        loop {
+            let changed = worker.mesh_changed.notified();
+            if pod.known(&worker.node.mesh.load()).is_some() {
+                return;
+            }
+            changed.await;
+        }
+    };
+    timeout(UNKNOWN_AT_MOST, known).await.map_err(|_| {
+        let seconds = UNKNOWN_AT_MOST.as_secs();
+        ConnectionError::Serving(format!("the control plane has said nothing of this pod for {seconds} s"))
+    })
+}
+
 /// Who a peer is: by its address, if that workload has the identity that was proved; else by what it says of itself.
 pub(super) fn source_side(
     mesh: &Mesh,
@@ -52,10 +73,13 @@ pub(super) fn source_side(
         Some(workload) if identity.as_ref().is_none_or(|i| *i == workload.identity()) => {
             Side::workload(workload, identity)
         }
-        _ => {
-            let namespace = identity.as_ref().map(|i| i.namespace.clone());
-            let attributes = Baggage { namespace: namespace.unwrap_or(says.namespace.clone()), ..says };
-            Side { attributes, workload: None, identity }
-        }
+        _ => stranger(identity, says),
     }
+}
+
+/// A peer of whom nothing is known but who it is and what it says of itself.
+pub(super) fn stranger(identity: Option<Identity>, says: Baggage) -> Side {
+    let namespace = identity.as_ref().map(|i| i.namespace.clone());
+    let attributes = Baggage { namespace: namespace.unwrap_or(says.namespace.clone()), ..says };
+    Side { attributes, workload: None, identity }
 }

@@ -65,6 +65,16 @@ impl ConnectionError {
         }
     }
 
+    /// Whether another endpoint may do: this one could not be connected to, or said that it could not connect onwards.
+    pub(super) fn another_may_do(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::ConnectTunnel { .. } | Self::Tls { .. } | Self::TunnelBroke(_) => true,
+            Self::Tunnel(OpenError::Refused(status)) => *status == http::StatusCode::SERVICE_UNAVAILABLE,
+            Self::Tunnel(OpenError::Ended(_)) | Self::NoUpstream(_) => true,
+            _ => false,
+        }
+    }
+
     /// The value of Istio's label response_flags.
     pub(crate) fn response_flags(&self) -> &'static str {
         match self {

@@ -1,23 +1,27 @@
 //! A peer's proxy connects to a pod of ours through a tunnel.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use mesh::admit::{Admission, Header, admit};
 use mesh::authorize::Connection;
 use mesh::baggage::Baggage;
-use mesh::{ClientAddr, Identity, PodAddr};
+use mesh::{ClientAddr, Identity, Mesh, PodAddr, Workload};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use webpki::KeyUsage;
 
-use super::connection::{Accepted, cut_short, is_own_port, source_side};
+use super::connection::{Accepted, cut_short, is_own_port, known, source_side, stranger};
 use super::error::ConnectionError;
 use super::worker::{Phase, Worker};
-use super::{policed, relay, sockets};
+use super::{proxy_protocol, relay, sockets};
 use crate::hbone::{self, Incoming};
 use crate::identity::{explain, is_revoked, peer_identity};
 use crate::inpod::Pod;
@@ -92,35 +96,39 @@ fn early_end(peer: SocketAddr, local: SocketAddr, error: &ConnectionError) {
 /// One CONNECT, from the request to the end of its bytes.
 async fn stream_of(peer: Rc<Peer>, incoming: Incoming) {
     let started = Instant::now();
-    let mesh = peer.worker.node.mesh.load_full();
     let pod = &peer.pod;
+    let known = known(&peer.worker, pod).await;
+    let mesh = peer.worker.node.mesh.load_full();
     let workload = pod.workload(&mesh);
-    let headers = incoming.headers().get_all("baggage");
-    let says = Baggage::decode(headers.iter().filter_map(|v| v.to_str().ok()));
     let mut facts = Facts {
         direction: Direction::Inbound,
         client: peer.client,
-        source: source_side(&mesh, &workload, peer.client.ip(), Some(peer.identity.clone()), says),
+        source: source(&peer, &incoming, &mesh, &workload),
+        asked_for: peer.local,
         destination_addr: peer.local,
         authority: None,
         destination: Side::workload(&workload, Some(workload.identity())),
         service: mesh.service_of(&workload).cloned(),
     };
-    let destination = match destination(&peer, &incoming, &mesh) {
-        Ok(destination) => destination,
+    let asked = match known.map_err(unavailable).and_then(|()| destination(&peer, &incoming, &mesh, &workload)) {
+        Ok(asked) => asked,
         Err((status, error)) => {
             incoming.refuse(status);
             return Event::opened(&peer.worker.node.metrics, facts, started).finish(&Err(error));
         }
     };
-    facts.authority = Some(destination);
+    facts.authority = Some(asked.destination.0.into());
+    facts.asked_for = asked.destination.0;
     let event = Event::opened(&peer.worker.node.metrics, facts, started);
-    let connection = Connection { client: peer.client, identity: Some(peer.identity.clone()), destination };
-    let mut registration = peer.worker.policed.register(pod.clone(), connection.clone());
-    if let Err(denied) = policed::check(&mesh, pod, &connection) {
-        incoming.refuse(StatusCode::UNAUTHORIZED);
-        return event.finish(&Err(denied));
-    }
+    let connection =
+        Connection { client: peer.client, identity: Some(peer.identity.clone()), destination: asked.destination };
+    let mut registration = match peer.worker.policed.admit(&mesh, pod, connection) {
+        Ok(registration) => registration,
+        Err(denied) => {
+            incoming.refuse(StatusCode::UNAUTHORIZED);
+            return event.finish(&Err(denied));
+        }
+    };
     let cut = async {
         tokio::select! {
             why = registration.denied() => why,
@@ -130,8 +138,8 @@ async fn stream_of(peer: Rc<Peer>, incoming: Incoming) {
     };
     tokio::pin!(cut);
     let connected = tokio::select! {
-        connected = sockets::connect(pod, destination.0, Some(peer.client)) =>
-            connected.map_err(|e| ConnectionError::Connect { to: destination.0, why: e.to_string() }),
+        connected = connect(&peer, &asked) =>
+            connected.map_err(|e| ConnectionError::Connect { to: asked.connect, why: e.to_string() }),
         why = &mut cut => Err(why),
     };
     let outcome = match connected {
@@ -155,27 +163,56 @@ async fn revoked(peer: &Peer) -> ConnectionError {
     }
 }
 
-/// What the peer asks for, if it is something in this pod.
-fn destination(peer: &Peer, incoming: &Incoming, mesh: &mesh::Mesh) -> Result<PodAddr, (StatusCode, ConnectionError)> {
-    let refuse = |status, why: String| Err((status, ConnectionError::Serving(why)));
-    let Some((host, port)) = incoming.authority() else {
-        return refuse(StatusCode::BAD_REQUEST, "no CONNECT to an address with a port".to_owned());
-    };
-    let own = peer.local.ip();
-    let port = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-        Ok(ip) if ip.to_canonical() == own => port,
-        Ok(ip) => return refuse(StatusCode::BAD_REQUEST, format!("ip mismatch: {ip} is asked for and {own} is here")),
-        Err(_) => {
-            let workload = peer.pod.workload(mesh);
-            match mesh.target_port(&workload, host, port) {
-                Some(port) => port,
-                None => return refuse(StatusCode::SERVICE_UNAVAILABLE, format!("{host}:{port} is not served here")),
-            }
-        }
-    };
-    let destination = SocketAddr::new(own, port);
-    if is_own_port(&peer.worker.node, port) {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, ConnectionError::SelfCall(destination)));
+/// Who the client is. In another network its address may be that of somebody else here.
+fn source(peer: &Peer, incoming: &Incoming, mesh: &Mesh, workload: &Workload) -> Side {
+    let headers = incoming.headers();
+    let says = Baggage::decode(headers.get_all("baggage").iter().filter_map(|v| v.to_str().ok()));
+    let network = headers.get(hbone::FORWARDED_NETWORK).and_then(|v| v.to_str().ok());
+    let identity = Some(peer.identity.clone());
+    match network.is_none_or(|n| n.eq_ignore_ascii_case(&workload.network)) {
+        true => source_side(mesh, workload, peer.client.ip(), identity, says),
+        false => stranger(identity, says),
     }
-    Ok(PodAddr(destination))
+}
+
+/// What a peer asks for, when it is here.
+struct Asked {
+    destination: PodAddr,
+    connect: SocketAddr,
+    header: Option<Header>,
+}
+
+/// Connects to the application, in the client's name; or tells it who the client is.
+async fn connect(peer: &Peer, asked: &Asked) -> io::Result<TcpStream> {
+    let Some(told) = &asked.header else {
+        return sockets::connect(&peer.pod, asked.connect, Some(peer.client)).await;
+    };
+    let mut upstream = sockets::connect(&peer.pod, asked.connect, None).await?;
+    upstream.write_all(&proxy_protocol::header(peer.client, &peer.identity, told)).await?;
+    Ok(upstream)
+}
+
+fn unavailable(error: ConnectionError) -> (StatusCode, ConnectionError) {
+    (StatusCode::SERVICE_UNAVAILABLE, error)
+}
+
+fn destination(
+    peer: &Peer,
+    incoming: &Incoming,
+    mesh: &Mesh,
+    workload: &Workload,
+) -> Result<Asked, (StatusCode, ConnectionError)> {
+    let Some((host, port)) = incoming.authority() else {
+        let why = "no CONNECT to an address with a port".to_owned();
+        return Err((StatusCode::BAD_REQUEST, ConnectionError::Serving(why)));
+    };
+    let decision = admit(mesh, workload, peer.local.ip(), host, port);
+    match decision.outcome {
+        Admission::Here { destination, .. } if is_own_port(&peer.worker.node, destination.port()) => {
+            Err(unavailable(ConnectionError::SelfCall(destination.0)))
+        }
+        Admission::Here { destination, connect, header } => Ok(Asked { destination, connect, header }),
+        Admission::Mismatch => Err((StatusCode::BAD_REQUEST, ConnectionError::Serving(decision.reason))),
+        Admission::Unavailable => Err(unavailable(ConnectionError::Serving(decision.reason))),
+    }
 }

@@ -7,8 +7,11 @@ mod outbound;
 mod passthrough;
 mod policed;
 mod probe;
+mod proxy_protocol;
 mod relay;
 pub(crate) mod sockets;
+mod tunnel;
+mod upstream;
 mod worker;
 
 pub(crate) use connection::{Accepted, cut_short};

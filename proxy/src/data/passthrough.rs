@@ -5,9 +5,9 @@ use mesh::baggage::Baggage;
 use mesh::{ClientAddr, PodAddr};
 use netns::sockopt::reset_on_close;
 
-use super::connection::{Accepted, cut_short, is_own_port, source_side};
+use super::connection::{Accepted, cut_short, is_own_port, known, source_side};
 use super::error::ConnectionError;
-use super::{policed, relay, sockets};
+use super::{relay, sockets};
 use crate::inpod::PORTS;
 use crate::telemetry::{Direction, Event, Facts, Side};
 
@@ -15,6 +15,7 @@ use crate::telemetry::{Direction, Event, Facts, Side};
 pub(super) async fn serve(accepted: Accepted) {
     let Accepted { worker, pod, stream, peer, started } = accepted;
     let Ok(orig_dst) = sockets::orig_dst(&stream, PORTS.inbound) else { return };
+    let known = known(&worker, &pod).await;
     let mesh = worker.node.mesh.load_full();
     let workload = pod.workload(&mesh);
     let client = ClientAddr::from(peer);
@@ -22,6 +23,7 @@ pub(super) async fn serve(accepted: Accepted) {
         direction: Direction::Inbound,
         client,
         source: source_side(&mesh, &workload, client.ip(), None, Baggage::default()),
+        asked_for: orig_dst.0,
         destination_addr: orig_dst.0,
         authority: None,
         destination: Side::workload(&workload, None),
@@ -29,15 +31,17 @@ pub(super) async fn serve(accepted: Accepted) {
     };
     let event = Event::opened(&worker.node.metrics, facts, started);
     let connection = Connection { client, identity: None, destination: PodAddr(orig_dst.0) };
-    let mut registration = worker.policed.register(pod.clone(), connection.clone());
-    let allowed = match is_own_port(&worker.node, orig_dst.port()) {
+    let admitted = match is_own_port(&worker.node, orig_dst.port()) {
         true => Err(ConnectionError::SelfCall(orig_dst.0)),
-        false => policed::check(&mesh, &pod, &connection),
+        false => known.and_then(|()| worker.policed.admit(&mesh, &pod, connection)),
     };
-    if let Err(error) = allowed {
-        let _ = reset_on_close(&stream); // closed already
-        return event.finish(&Err(error));
-    }
+    let mut registration = match admitted {
+        Ok(registration) => registration,
+        Err(error) => {
+            let _ = reset_on_close(&stream); // closed already
+            return event.finish(&Err(error));
+        }
+    };
     let cut = async {
         tokio::select! {
             why = registration.denied() => why,

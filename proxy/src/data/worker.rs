@@ -1,5 +1,6 @@
 //! Worker threads: each has its own runtime, tunnels and connections, and shares nothing on the path of a byte.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use arc_swap::ArcSwap;
 use mesh::Mesh;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::connection::Accepted;
 use super::error::ConnectionError;
@@ -49,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) dns: Option<dns::Settings>,
     /// Where addresses of the mesh are asked for one by one.
     pub(crate) demand: Option<Arc<crate::control::Demand>>,
+    /// Looks up names of workloads that have no address.
+    pub(crate) resolver: Arc<dns::Resolver>,
     /// Connections that are open now, and streams of tunnels.
     pub(crate) connections: AtomicUsize,
 }
@@ -96,6 +99,8 @@ impl Workers {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let worker = Rc::new(Worker {
+                    mesh_changed: Notify::new(),
+                    seen: RefCell::new(node.mesh.load_full()),
                     node,
                     index,
                     all,
@@ -152,6 +157,10 @@ pub(crate) struct Worker {
     next: std::cell::Cell<usize>,
     pub(super) pool: Pool<ConnectionError>,
     pub(super) policed: Rc<Policed>,
+    /// Notified when this worker has seen a new mesh.
+    pub(super) mesh_changed: Notify,
+    /// The mesh that connections were judged by last.
+    seen: RefCell<Arc<Mesh>>,
 }
 
 impl Worker {
@@ -180,8 +189,17 @@ impl Worker {
                 Ok(stream) => self.serve(kind, pod, stream, peer, started),
                 Err(e) => tracing::error!("a connection cannot be served: {e}"),
             },
-            Job::MeshChanged => self.policed.reconsider(&self.node.mesh.load()),
+            Job::MeshChanged => self.look_at_mesh(),
             Job::PodGone(uid) => self.pool.forget_pod(&uid),
+        }
+    }
+
+    /// Cuts what the mesh does not allow any more. Of many changes in a row, the first to be told sees the last.
+    fn look_at_mesh(&self) {
+        let mesh = self.node.mesh.load_full();
+        if !Arc::ptr_eq(&mesh, &self.seen.replace(mesh.clone())) {
+            self.policed.reconsider(&mesh);
+            self.mesh_changed.notify_waiters();
         }
     }
 

@@ -82,9 +82,11 @@ fn addresses(service: &Service, asker: &Asker<'_>) -> Option<Vec<IpAddr>> {
         return None;
     }
     let all = service.load_balancer.health_policy == HealthPolicy::AllowAll;
-    let workloads = asker.mesh.endpoints(service).iter().map(|e| &e.workload);
+    let workloads = asker.mesh.endpoints(service).map(|e| &e.workload);
     let ready = workloads.filter(|w| w.network == *network && (all || w.status == HealthStatus::Healthy));
-    Some(ready.flat_map(|w| w.workload_ips.iter().copied()).collect())
+    let mut addresses: Vec<IpAddr> = ready.flat_map(|w| w.workload_ips.iter().copied()).collect();
+    addresses.sort_unstable();
+    Some(addresses)
 }
 
 /// The answer with these addresses, beginning with one that `random` chooses.

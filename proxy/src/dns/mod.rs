@@ -8,6 +8,7 @@ mod answer;
 mod forward;
 mod observe;
 mod query;
+mod resolve;
 mod settings;
 mod tcp;
 mod udp;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+pub(crate) use resolve::Resolver;
 pub(crate) use settings::{Settings, name_server};
 pub(crate) use tcp::serve as serve_tcp;
 pub(crate) use udp::{UdpListener, listen, serve as serve_udp};

@@ -50,8 +50,10 @@ impl Query {
         }
         let mut decoder = BinDecoder::new(bytes).clone(HEADER as u16);
         match Question::read(&mut decoder) {
-            Ok(question) => Ok(Self { question: Some(question), question_end: decoder.index(), ..foreign }),
-            Err(_) => Err(Malformed::Refused(refusal(bytes))),
+            Ok(question) if !is_compressed(&bytes[HEADER..]) => {
+                Ok(Self { question: Some(question), question_end: decoder.index(), ..foreign })
+            }
+            _ => Err(Malformed::Refused(refusal(bytes))),
         }
     }
 
@@ -125,6 +127,19 @@ impl Query {
     }
 }
 
+/// Whether a name has a pointer (RFC 1035 section 4.1.4). In the first name of a message it can only lead into the header.
+fn is_compressed(name: &[u8]) -> bool {
+    let mut rest = name;
+    while let Some((&length, after)) = rest.split_first() {
+        match length {
+            0 => return false,
+            1..=63 => rest = after.get(usize::from(length)..).unwrap_or_default(),
+            _ => return true,
+        }
+    }
+    false
+}
+
 /// The bytes of an answer. One that is too long goes without its records and says so, so that it is asked for over TCP.
 pub(super) fn encode(answer: &Message, limit: usize) -> Option<Vec<u8>> {
     let bytes = answer.to_vec().ok()?;
@@ -188,6 +203,8 @@ mod tests {
         assert!(matches!(with(5, 2), Err(Malformed::Refused(_))), "two questions");
         assert!(with(5, 0).unwrap().question.is_none(), "a query for a cookie");
         assert!(with(2, 5 << 3).unwrap().question.is_none(), "an update");
+        let pointer = [&good[..HEADER], b"\x01a\xc0\x00", &[0; 5]].concat();
+        assert!(matches!(Query::parse(&pointer), Err(Malformed::Refused(_))), "a name that goes on in the header");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::Resolver;
+
 /// The port of name servers.
 const PORT: u16 = 53;
 /// What this process itself resolves names with.
@@ -28,6 +30,11 @@ impl Settings {
             String::new()
         });
         Self { cluster_domain, upstreams: name_servers(&text) }
+    }
+
+    /// What looks up names for the proxy itself, with the same name servers.
+    pub(crate) fn resolver(&self) -> Resolver {
+        Resolver::new(self.upstreams.clone())
     }
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Version};
-use mesh::PodAddr;
+use mesh::{HostPort, Text};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -21,15 +21,19 @@ use super::stream::HboneStream;
 
 /// How long the peer may take for the answer to CONNECT; it connects to the application meanwhile, for 10 s at most.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+/// Which network a request comes from.
+pub(crate) const FORWARDED_NETWORK: &str = "x-forwarded-network";
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What a CONNECT says besides where to.
 pub(crate) struct Opening {
-    pub(crate) authority: PodAddr,
+    pub(crate) authority: HostPort,
     /// Who the client is, for telemetry.
     pub(crate) baggage: String,
     /// RFC 7239.
     pub(crate) forwarded: String,
+    /// The network that the client is in, where the tunnel leads to another one.
+    pub(crate) network: Option<Text>,
 }
 
 /// Why there is no stream.
@@ -147,7 +151,7 @@ fn request(opening: &Opening) -> Request<()> {
     *request.method_mut() = Method::CONNECT;
     *request.version_mut() = Version::HTTP_2;
     if let Ok(uri) = opening.authority.to_string().parse() {
-        *request.uri_mut() = uri; // a socket address always is one
+        *request.uri_mut() = uri; // a name that is none is refused by the peer
     }
     let traceparent = format!("00-{:032x}-{:016x}-00", rand::random::<u128>(), rand::random::<u64>());
     let headers = [("baggage", &opening.baggage), ("forwarded", &opening.forwarded), ("traceparent", &traceparent)];
@@ -156,6 +160,9 @@ fn request(opening: &Opening) -> Request<()> {
         if let Ok(value) = HeaderValue::from_str(value) {
             request.headers_mut().insert(HeaderName::from_static(name), value);
         }
+    }
+    if let Some(value) = opening.network.as_deref().and_then(|n| HeaderValue::from_str(n).ok()) {
+        request.headers_mut().insert(FORWARDED_NETWORK, value);
     }
     request
 }

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use mesh::{Text, TunnelAddr};
+use mesh::{HostPort, Text, TunnelAddr};
 use tokio::sync::watch;
 
 use super::client::Tunnel;
@@ -21,6 +21,17 @@ pub(crate) struct TunnelKey {
     pub(crate) pod: String,
     pub(crate) to: TunnelAddr,
     /// SPIFFE ids, one of which the peer proves.
+    pub(crate) expected: Vec<Text>,
+    /// For a tunnel within that tunnel.
+    pub(crate) inner: Option<InnerKey>,
+}
+
+/// What must be equal besides for two connections to share a tunnel within a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct InnerKey {
+    /// What the outer one leads to.
+    pub(crate) authority: HostPort,
+    /// SPIFFE ids, one of which the peer at the end of the inner one proves.
     pub(crate) expected: Vec<Text>,
 }
 

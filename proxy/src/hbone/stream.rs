@@ -23,6 +23,10 @@ impl HboneStream {
         Self { send, recv }
     }
 
+    pub(super) fn into_parts(self) -> (SendStream<Bytes>, RecvStream) {
+        (self.send, self.recv)
+    }
+
     /// Both directions apart.
     pub(crate) fn split(self) -> (HboneSource, HboneSink) {
         (HboneSource(self.recv), HboneSink(self.send))
@@ -82,7 +86,7 @@ impl HboneSink {
     }
 }
 
-fn into_io(error: h2::Error) -> io::Error {
+pub(super) fn into_io(error: h2::Error) -> io::Error {
     if error.is_io() {
         return error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
     }

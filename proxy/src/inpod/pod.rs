@@ -43,8 +43,14 @@ pub(crate) struct Pod {
 impl Pod {
     /// The pod as the mesh knows it; until the mesh does, what the agent said.
     pub(crate) fn workload(&self, mesh: &Mesh) -> Arc<Workload> {
-        let known = mesh.workload_by_name(&self.info.namespace, &self.info.name);
-        known.cloned().unwrap_or_else(|| Arc::new(unknown_to_mesh(&self.uid, &self.info)))
+        self.known(mesh).cloned().unwrap_or_else(|| Arc::new(unknown_to_mesh(&self.uid, &self.info)))
+    }
+
+    /// The pod as the mesh knows it. Another cluster may have one of the same name: with another service account, perhaps.
+    pub(crate) fn known<'m>(&self, mesh: &'m Mesh) -> Option<&'m Arc<Workload>> {
+        let all = mesh.workloads_by_name(&self.info.namespace, &self.info.name);
+        let same_account = all.iter().rfind(|w| w.service_account == self.info.service_account);
+        same_account.or(all.last())
     }
 
     /// What it proves its identity with; waited for, when it has just come.

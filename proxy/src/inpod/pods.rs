@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use mesh::{Mesh, Text};
+use mesh::{Identity, Mesh, Text};
 use netns::NetNs;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -51,15 +51,20 @@ struct Served {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodStatus {
-    uid: String,
-    namespace: String,
-    name: String,
-    identity: String,
+    pub(crate) uid: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) identity: Identity,
     certificate_expires_in_s: u64,
     /// Why it has no certificate, or no newer one.
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_trouble: Option<String>,
     netns: String,
+}
+
+fn as_text<S: serde::Serializer>(identity: &Identity, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(identity)
 }
 
 impl Pods {
@@ -146,7 +151,7 @@ impl Pods {
                 uid: served.pod.uid.clone(),
                 namespace: served.pod.info.namespace.clone(),
                 name: served.pod.info.name.clone(),
-                identity: certificate.identity.to_string(),
+                identity: certificate.identity.clone(),
                 certificate_expires_in_s: left.as_secs(),
                 certificate_trouble: held.trouble,
                 netns: served.pod.netns.id().to_string(),

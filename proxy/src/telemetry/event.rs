@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use mesh::baggage::Baggage;
-use mesh::{ClientAddr, Identity, PodAddr, Service, Text, Workload};
+use mesh::{ClientAddr, HostPort, Identity, Service, Text, Workload};
 use prometheus_client::metrics::counter::Counter;
 
 use super::metrics::{Metrics, Reporter, TrafficLabels};
+use super::open::Open;
 use crate::data::ConnectionError;
 
 /// Which side of the mesh this proxy is on for a connection.
@@ -43,10 +45,12 @@ pub(crate) struct Facts {
     pub(crate) direction: Direction,
     pub(crate) client: ClientAddr,
     pub(crate) source: Side,
+    /// Where the client wanted to go.
+    pub(crate) asked_for: SocketAddr,
     /// Where this proxy's part of the connection leads.
     pub(crate) destination_addr: SocketAddr,
     /// What a tunnel leads to.
-    pub(crate) authority: Option<PodAddr>,
+    pub(crate) authority: Option<HostPort>,
     pub(crate) destination: Side,
     pub(crate) service: Option<Arc<Service>>,
 }
@@ -54,14 +58,12 @@ pub(crate) struct Facts {
 /// A connection that is going on. Finishing, or dropping, logs and counts it.
 #[derive(Debug)]
 pub(crate) struct Event {
-    facts: Facts,
-    started: Instant,
+    id: usize,
+    open: Arc<Open>,
     metrics: Arc<Metrics>,
     labels: TrafficLabels,
     received: Counter,
     sent: Counter,
-    bytes_received: std::cell::Cell<u64>,
-    bytes_sent: std::cell::Cell<u64>,
     error: Option<(&'static str, String)>,
 }
 
@@ -71,15 +73,14 @@ impl Event {
         let labels = labels(&facts);
         metrics.opened.get_or_create(&labels).inc();
         tracing::event!(target: "access", tracing::Level::DEBUG, src.addr = %facts.client, dst.addr = %facts.destination_addr, "connection opened");
+        let (id, open) = metrics.open.begins(facts, started);
         Self {
+            id,
+            open,
             received: metrics.received.get_or_create(&labels).clone(),
             sent: metrics.sent.get_or_create(&labels).clone(),
             metrics: metrics.clone(),
-            facts,
-            started,
             labels,
-            bytes_received: Default::default(),
-            bytes_sent: Default::default(),
             error: None,
         }
     }
@@ -87,13 +88,13 @@ impl Event {
     /// Bytes came from the side that opened the connection.
     pub(crate) fn received(&self, bytes: usize) {
         self.received.inc_by(bytes as u64);
-        self.bytes_received.set(self.bytes_received.get() + bytes as u64);
+        self.open.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Bytes went to the side that opened the connection.
     pub(crate) fn sent(&self, bytes: usize) {
         self.sent.inc_by(bytes as u64);
-        self.bytes_sent.set(self.bytes_sent.get() + bytes as u64);
+        self.open.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// The connection ends.
@@ -107,13 +108,14 @@ impl Drop for Event {
         let flags = self.error.as_ref().map_or("-", |(flags, _)| flags);
         let labels = TrafficLabels { response_flags: flags, ..self.labels.clone() };
         self.metrics.closed.get_or_create(&labels).inc();
+        self.metrics.open.ends(self.id);
         self.log();
     }
 }
 
 impl Event {
     fn log(&self) {
-        let f = &self.facts;
+        let f = &self.open.facts;
         let text = |s: &Text| (!s.is_empty()).then(|| s.clone());
         let src_workload = f.source.workload.clone().or_else(|| text(&f.source.attributes.workload_name));
         let dst_workload = f.destination.workload.clone().or_else(|| text(&f.destination.attributes.workload_name));
@@ -124,13 +126,13 @@ impl Event {
         let src_identity = f.source.identity.as_ref().map(ToString::to_string);
         let dst_identity = f.destination.identity.as_ref().map(ToString::to_string);
         let service = f.service.as_ref().map(|s| s.hostname.as_str());
-        let (received, sent) = (self.bytes_received.get(), self.bytes_sent.get());
+        let (received, sent) = (self.open.received.load(Ordering::Relaxed), self.open.sent.load(Ordering::Relaxed));
         let (direction, bytes_sent, bytes_recv) = match f.direction {
             Direction::Outbound => ("outbound", received, sent),
             Direction::Inbound => ("inbound", sent, received),
         };
-        let duration = format!("{}ms", self.started.elapsed().as_millis());
-        let hbone_addr = f.authority.map(tracing::field::display);
+        let duration = format!("{}ms", self.open.started.elapsed().as_millis());
+        let hbone_addr = f.authority.as_ref().map(tracing::field::display);
         macro_rules! line {
             ($level:expr) => {
                 tracing::event!(

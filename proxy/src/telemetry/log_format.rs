@@ -1,6 +1,7 @@
 //! Log lines as istio's: `time level scope message key=value …`, or one JSON object a line.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -12,21 +13,27 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::log_filter::LogFilter;
+
 /// Lines that wait to be written at most; more are dropped, and counted, rather than hold up traffic.
 const WAITING_LINES: usize = 10_000;
 
 /// Keeps the writing thread alive; dropping it writes what is left.
 pub(crate) struct LogGuard(#[allow(dead_code)] WorkerGuard);
 
-/// Sends log lines to standard output, as `RUST_LOG` and `LOG_FORMAT` say.
-pub(crate) fn init() -> LogGuard {
+/// Sends log lines to standard output, as `RUST_LOG` and `LOG_FORMAT` say; the filter can be changed later.
+pub(crate) fn init() -> (LogGuard, LogFilter) {
     let (writer, guard) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES).finish(std::io::stdout());
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let asked = std::env::var("RUST_LOG").ok().filter(|asked| EnvFilter::try_new(asked).is_ok());
+    let at_start = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| "info".to_owned());
     let json = std::env::var("LOG_FORMAT").is_ok_and(|f| f == "json");
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    subscriber.event_format(IstioFormat { json }).init();
-    LogGuard(guard)
+    let subscriber = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&at_start)).with_writer(writer);
+    let subscriber = subscriber.event_format(IstioFormat { json }).with_filter_reloading();
+    let handle = subscriber.reload_handle();
+    subscriber.init();
+    let apply = move |filter| handle.reload(filter).map_err(|e| e.to_string());
+    (LogGuard(guard), LogFilter::new(at_start, Arc::new(apply)))
 }
 
 struct IstioFormat {

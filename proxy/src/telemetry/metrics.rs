@@ -9,6 +9,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::control_metrics::ControlMetrics;
+use super::open::OpenConnections;
 
 /// Who counts: the client's proxy or the server's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -75,6 +76,8 @@ pub(crate) struct Metrics {
     pub(crate) dns_upstream_failures: Family<DnsLabels, Counter>,
     pub(crate) dns_upstream_seconds: Family<DnsLabels, Histogram>,
     pub(crate) control: ControlMetrics,
+    /// Not a metric, but kept by the same events.
+    pub(crate) open: OpenConnections,
     pub(crate) active_pods: Gauge,
     pub(crate) pods_started: Counter,
     pub(crate) pods_stopped: Counter,
@@ -93,6 +96,7 @@ impl Metrics {
             dns_upstream_failures: Family::default(),
             dns_upstream_seconds: Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
             control: ControlMetrics::default(),
+            open: OpenConnections::default(),
             active_pods: Gauge::default(),
             pods_started: Counter::default(),
             pods_stopped: Counter::default(),

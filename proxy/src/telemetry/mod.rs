@@ -2,9 +2,13 @@
 
 mod control_metrics;
 mod event;
+mod log_filter;
 mod log_format;
 mod metrics;
+mod open;
 
 pub(crate) use event::{Direction, Event, Facts, Side};
+pub(crate) use log_filter::LogFilter;
 pub(crate) use log_format::init as init_logs;
 pub(crate) use metrics::{DnsLabels, Metrics};
+pub(crate) use open::Open;

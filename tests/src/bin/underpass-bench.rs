@@ -27,6 +27,14 @@ fn main() {
     if wanted("pods") {
         pods();
     }
+    if wanted("state") {
+        underpass_tests::state_bench::run();
+    }
+    if let [only, size] = &chosen[..]
+        && only == underpass_tests::state_bench::ONE_SIZE
+    {
+        underpass_tests::state_bench::one_size(size.parse().unwrap());
+    }
     if wanted("capture") {
         capture();
     }

@@ -1,7 +1,10 @@
 //! Admin, metrics and readiness over HTTP.
 
+mod dump;
+mod logging;
+mod why;
+
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,12 +13,13 @@ use std::time::SystemTime;
 use admin_http::{Answer, Asked, json, metrics, not_found, text};
 use http::StatusCode;
 use serde::Serialize;
-use serde_json::Value;
 
+use self::dump::Dump;
 use crate::control;
 use crate::data::{Node, Phase};
-use crate::identity::{Certificates, Dump, Held};
+use crate::identity::{Certificates, Held};
 use crate::inpod::{PodStatus, Pods};
+use crate::telemetry::LogFilter;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -55,6 +59,12 @@ pub(crate) struct Told {
     pub(crate) plane: Option<Arc<control::Status>>,
     /// Whether it is known what pods may reach.
     pub(crate) has_mesh: Cell<bool>,
+    /// What is logged.
+    pub(crate) filter: LogFilter,
+    /// The network of this node.
+    pub(crate) network: String,
+    /// Where the mesh comes from, in words.
+    pub(crate) source: String,
 }
 
 impl Told {
@@ -63,8 +73,10 @@ impl Told {
         match asked.path {
             "/status" => json(&self.status()),
             "/config_dump" => json(&self.config_dump()),
+            "/why" => why::answer(&self.node.mesh.load(), &self.network, &self.source, asked.query),
+            "/logging" => logging::answer(&self.filter, asked),
             "/metrics" => self.metrics(),
-            _ => not_found(&["/status", "/config_dump", "/metrics"]),
+            _ => not_found(&["/status", "/config_dump", "/why?source=…&destination=…", "/logging", "/metrics"]),
         }
     }
 
@@ -131,17 +143,13 @@ impl Told {
         metrics(self.node.metrics.encode())
     }
 
-    fn config_dump(&self) -> BTreeMap<&'static str, Value> {
+    fn config_dump(&self) -> serde_json::Value {
         let mesh = self.node.mesh.load();
-        fn list<T: Serialize>(items: impl Iterator<Item = T>) -> Value {
-            items.filter_map(|i| serde_json::to_value(i).ok()).collect()
-        }
-        BTreeMap::from([
-            ("workloads", list(mesh.workloads().map(|w| &**w))),
-            ("services", list(mesh.services().map(|s| &**s))),
-            ("policies", list(mesh.policies().map(|p| &**p))),
-            ("certificates", list(self.certificates.all().iter().map(|(identity, held)| Dump::new(identity, held)))),
-            ("pods", list(self.pods.status().into_iter())),
-        ])
+        serde_json::json!(Dump::new(
+            &mesh,
+            &self.certificates.all(),
+            &self.pods.status(),
+            &self.node.metrics.open.all()
+        ))
     }
 }

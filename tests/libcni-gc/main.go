@@ -1,0 +1,38 @@
+// libcni-gc asks for CNI's GC as a runtime does that names the attachments it still has, which cnitool does not.
+//
+//	libcni-gc NETWORK [CONTAINERID IFNAME]…     with NETCONFPATH and CNI_PATH as cnitool takes them
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+func main() {
+	if len(os.Args) < 2 || len(os.Args)%2 != 0 {
+		fmt.Fprintln(os.Stderr, "usage: libcni-gc NETWORK [CONTAINERID IFNAME]...")
+		os.Exit(2)
+	}
+	if err := gc(os.Args[1], os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func gc(network string, named []string) error {
+	list, err := libcni.LoadNetworkConf(os.Getenv("NETCONFPATH"), network)
+	if err != nil {
+		return err
+	}
+	valid := []types.GCAttachment{}
+	for i := 0; i < len(named); i += 2 {
+		valid = append(valid, types.GCAttachment{ContainerID: named[i], IfName: named[i+1]})
+	}
+	cni := libcni.NewCNIConfig(filepath.SplitList(os.Getenv("CNI_PATH")), nil)
+	return cni.GCNetworkList(context.Background(), list, &libcni.GCArgs{ValidAttachments: valid})
+}
