@@ -1,7 +1,7 @@
 //! Authorization policies for TCP.
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::text::Text;
 
@@ -108,8 +108,13 @@ pub enum StringMatch {
     Prefix(Text),
     /// How it ends.
     Suffix(Text),
-    /// Whether there is one.
+    /// Whether there is one. Written as `{"Presence": null}`, for `istioctl` knows matches only as objects.
+    #[serde(serialize_with = "serialize_nothing")]
     Presence,
+}
+
+fn serialize_nothing<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_unit()
 }
 
 impl StringMatch {
