@@ -100,7 +100,7 @@ pub struct ServiceAccount {
 }
 
 /// How a text is compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub enum StringMatch {
     /// The whole text.
     Exact(Text),
@@ -110,6 +110,19 @@ pub enum StringMatch {
     Suffix(Text),
     /// Whether there is one.
     Presence,
+}
+
+impl Serialize for StringMatch {
+    /// Always as an object, as ztunnel does, for whoever reads the dump of either.
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        const NAME: &str = "StringMatch";
+        match self {
+            Self::Exact(t) => s.serialize_newtype_variant(NAME, 0, "Exact", t),
+            Self::Prefix(t) => s.serialize_newtype_variant(NAME, 1, "Prefix", t),
+            Self::Suffix(t) => s.serialize_newtype_variant(NAME, 2, "Suffix", t),
+            Self::Presence => s.serialize_newtype_variant(NAME, 3, "Presence", &[(); 0]),
+        }
+    }
 }
 
 impl StringMatch {
