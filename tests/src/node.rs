@@ -263,6 +263,11 @@ pub fn open_files(pid: u32) -> (usize, usize, usize) {
     (links.len(), of("net:"), of("socket:"))
 }
 
+/// Whether no more is open than before. Less may be: a probe was perhaps under way before.
+pub fn no_more_open(now: (usize, usize, usize), before: (usize, usize, usize)) -> bool {
+    now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2
+}
+
 /// What a process has open when nothing closes any more.
 pub fn settled(pid: u32) -> (usize, usize, usize) {
     let mut last = (0, 0, 0);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use netns::seqpacket::SeqPacket;
 use serde_json::{Value, json};
 use underpass_tests::cni::{Call, config, path_of};
-use underpass_tests::node::{MESH, Node, open_files};
+use underpass_tests::node::{MESH, Node, no_more_open, open_files};
 use underpass_tests::players::FakeProxy;
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{Wire, many};
@@ -113,6 +113,7 @@ fn a_proxy_that_comes_late_is_waited_for_and_the_waiting_pod_goes_first() {
 
     let plugin = add(&node, &wire).start();
     until("the rules are there", || (!rules_are_gone(&wire)).then_some(()));
+    until("the agent has been told", || (node.pods().len() == 2).then_some(()));
     let proxy = FakeProxy::connect(&node);
     let (Payload::Add(first), 1) = proxy.next() else { panic!("no Add with a descriptor") };
     assert_eq!(first.uid, "uid-1", "the pod that a runtime waits for");
@@ -277,7 +278,7 @@ fn what_is_no_message_is_refused_and_the_agent_goes_on() {
     }
     assert!(add(&node, &wire).run().status.success());
     assert!(del(&node, &wire).run().status.success());
-    until("nothing is left open", || (open_files(pid) == before).then_some(()));
+    until("nothing is left open", || (no_more_open(open_files(pid), before)).then_some(()));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Output;
 use handoff::{FromAgent, FromPlugin};
 use serde_json::{Value, json};
 use underpass_tests::cni::{Call, FakeAgent, config, path_of};
-use underpass_tests::node::{MESH, Node, open_files, settled};
+use underpass_tests::node::{MESH, Node, no_more_open, open_files, settled};
 use underpass_tests::players::{FakeProxy, PlayedPlugin, Relay, ended, hello};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::Wire;
@@ -173,7 +173,7 @@ fn a_plugin_killed_at_any_step_leaves_nothing_with_or_without_a_del() {
     let before = settled(agent);
     let after = |node: &Node, wire: &Wire| {
         nothing_is_left(node, wire); // without a DEL
-        until("the agent holds nothing of the pod", || (open_files(agent) == before).then_some(()));
+        until("the agent holds nothing of the pod", || (no_more_open(open_files(agent), before)).then_some(()));
         fine(&call("DEL", node, wire).run());
         nothing_is_left(node, wire);
     };
@@ -291,7 +291,7 @@ fn a_del_in_every_form_takes_an_enrolled_pod_away() {
         let output = del.run();
         assert!(output.status.success() && output.stdout.is_empty(), "{form}");
         nothing_is_left(&node, &wire);
-        until("the agent has let go of everything", || (open_files(agent) == before).then_some(()));
+        until("the agent has let go of everything", || (no_more_open(open_files(agent), before)).then_some(()));
     }
     // The agent cannot be told: the rules go all the same, and a DEL that is repeated tells it.
     for stdin in [b"{ garbage".to_vec(), br#"{"agentSocket":"/nonexistent/agent.sock"}"#.to_vec()] {

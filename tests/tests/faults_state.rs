@@ -11,7 +11,7 @@ use netns::NetNs;
 use serde_json::{Value, json};
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::listener::{accept, connect, plain, talk};
-use underpass_tests::node::{MESH, Node, open_files, settled};
+use underpass_tests::node::{MESH, Node, no_more_open, open_files, settled};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{PEER4, Wire, many};
 
@@ -106,7 +106,10 @@ fn a_namespace_that_goes_away_underneath_harms_nobody_and_its_del_is_clean() {
     // Its interface went with the other end; a probe that was on its way then may tell something else first.
     until("that is told", || why_unverified(&node).contains("unreachable").then_some(()));
     fine(&del.run());
-    until("it is let go of", || ((open_files(agent), open_files(proxy)) == before).then_some(()));
+    until("it is let go of", || {
+        let now = (open_files(agent), open_files(proxy));
+        (no_more_open(now.0, before.0) && no_more_open(now.1, before.1)).then_some(())
+    });
     assert!(node.pods().is_empty());
 
     // It has gone while the agent was away.

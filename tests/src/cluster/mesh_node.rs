@@ -10,7 +10,7 @@ use super::objects::{Node, Pod};
 use super::{Cluster, root};
 use crate::cni::{Call, config, path_of};
 use crate::node;
-use crate::sandbox::until;
+use crate::sandbox::{happens, until};
 
 /// A node with an agent and a proxy. Its pods live in one Kubernetes namespace, which is in the mesh.
 #[derive(Debug)]
@@ -91,11 +91,14 @@ impl MeshNode {
         }));
         self.tell_agent();
         // The agent reads its file again a moment later, and until then it does not know the pod.
-        until("the agent has enrolled the pod", || {
+        let mut said = String::new();
+        let enrolled = happens(|| {
             let output = self.call("ADD", pod).run();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-            self.processes.pods().iter().any(|p| p["name"] == *pod.name).then_some(())
+            said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let known = self.processes.pods().iter().any(|p| p["name"] == *pod.name);
+            (output.status.success() && known).then_some(())
         });
+        assert!(enrolled.is_some(), "the pod was not enrolled: {said}");
     }
 
     /// A pod leaves the mesh by a CNI DEL.
