@@ -129,6 +129,7 @@ fn every_matcher_decides() {
         ("{ notServiceAccounts: [{ namespace: default, serviceAccount: client }] }", false, true),
         ("{ principals: [{ Exact: cluster.local/ns/default/sa/client }] }", true, false),
         ("{ principals: [Presence] }", true, false),
+        ("{ principals: [{ Presence: null }] }", true, false), // as /config_dump says it
         ("{ notPrincipals: [Presence] }", false, true),
         ("{ sourceIps: [10.0.0.0/24] }", true, true),
         ("{ sourceIps: [\"fd00::/64\"] }", false, false),

@@ -1,35 +1,46 @@
 //! What people see of our proxy through `istioctl ztunnel-config`.
 #![allow(clippy::disallowed_types)] // istioctl is a program
 
+use std::net::SocketAddr;
 use std::process::Command;
 
 use serde_json::json;
 use underpass_tests::cluster::{Cluster, MeshNode, istioctl, missing};
-use underpass_tests::sandbox::until;
+use underpass_tests::sandbox::{connect, happens, read_line, serve_echo, until};
 use underpass_tests::skip::skip;
 
 #[test]
-fn istioctl_shows_workloads_services_policies_and_certificates_of_the_proxy() {
+fn istioctl_shows_what_the_proxy_knows_and_does() {
     if let Some(why) = missing() {
-        return skip("istioctl_shows_workloads_services_policies_and_certificates_of_the_proxy", &why);
+        return skip("istioctl_shows_what_the_proxy_knows_and_does", &why);
     }
     let cluster = Cluster::shared();
     cluster.namespace("shown", &[("istio.io/dataplane-mode", "ambient")]);
     let vips = cluster.service("shown", "server", 80, 8080);
     let spec = json!({ "action": "DENY", "rules": [{ "to": [{ "operation": { "ports": ["9"] } }] }] });
     cluster.policy("AuthorizationPolicy", "shown", "not-9", &spec);
+    cluster.policy("PeerAuthentication", "shown", "strict", &json!({ "mtls": { "mode": "STRICT" } }));
     let mut node = MeshNode::start(&cluster, "shown", "shown");
+    let client = node.pod(&cluster, "client");
     let server = node.pod(&cluster, "server");
+    serve_echo(&server.netns, 8080);
+    let _open = until("the client is answered", || {
+        let mut stream = connect(&client.netns, SocketAddr::new(vips[1], 80)).ok()?;
+        read_line(&mut stream).ok().map(|_| stream)
+    });
     let (ip, vip) = (server.ips[0].to_string(), vips[0].to_string());
-    let expected: [(&str, &[&str]); 4] = [
+    let expected: [(&str, &[&str]); 7] = [
         ("workloads", &["shown", "server", &ip, "HBONE"]),
-        ("services", &["shown", "server", &vip]),
+        ("services", &["shown", "server", &vip, "1/1"]),
         ("policies", &["shown", "not-9", "Deny"]),
+        ("policies", &["istio-system", "istio_converted_static_strict", "Deny"]),
+        ("connections", &["client.shown", "Outbound", "HBONE"]),
+        ("connections", &["server.shown", "Inbound", "HBONE"]),
         ("certificates", &["spiffe://cluster.local/ns/shown/sa/server", "Leaf", "Available", "true"]),
     ];
     for (view, words) in expected {
         let mut last = String::new();
-        let shown = underpass_tests::sandbox::happens(|| {
+        let shown = happens(|| {
             last = show(&node, view);
             last.lines().find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned)
         });

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use netns::NetNs;
 use serde_json::json;
 use underpass_tests::cluster::{Cluster, MeshNode, Pod, missing, root, shake_hands};
-use underpass_tests::sandbox::{connect, read_line, serve_echo, until};
+use underpass_tests::sandbox::{connect, listen, read_line, serve_echo, until};
 use underpass_tests::skip::skip;
 
 /// A client on one node and a server on the other, both in the mesh.
@@ -138,28 +138,39 @@ fn workloads_that_istiod_adds_and_removes_are_reached_and_are_not() {
     }
     let cluster = Cluster::shared();
     let mut pair = Pair::new(&cluster, "change");
-    // Another pod of the same application, on the client's own node.
-    let second = cluster.pod_of(&pair.near.place, "change", "server", "server-2");
-    pair.near.enrol(&second);
-    cluster.announce(&second, true);
-    serve_echo(&second.netns, 8080);
-    let vip = SocketAddr::new(pair.vips[0], 80);
-    let reached = |pod: &Pod, pair: &Pair| {
-        drop(talk(&pair.client.netns, vip));
-        let target = format!("dst.hbone_addr={}", SocketAddr::new(pod.ips[0], 8080));
-        let log = pair.near.processes.log("proxy");
-        log.lines().filter(|l| l.contains(&target) && l.contains("direction=\"outbound\"")).count()
-    };
-    until("the service reaches the second pod", || (reached(&second, &pair) > 0).then_some(()));
-    cluster.delete(&pair.server);
-    let gone = format!("{}/status", pair.server.workload_uid());
-    assert!(!cluster.debug("ambientz").to_string().contains(&gone));
-    until("the first pod is reached no more", || {
-        let before = reached(&pair.server, &pair);
-        (0..8).all(|_| reached(&pair.server, &pair) == before).then_some(())
+    let [vip, _] = cluster.service("change", "named", 80, 8080);
+    let answer = |pair: &Pair| talk(&pair.client.netns, SocketAddr::new(vip, 80)).map(|(_, name)| name);
+    assert!(answer(&pair).is_err(), "nobody serves yet");
+    let [first, second] = [(&mut pair.far, "first"), (&mut pair.near, "second")].map(|(node, name)| {
+        let pod = cluster.pod_of(&node.place, "change", "named", name);
+        serve_name(&pod);
+        node.enrol(&pod);
+        cluster.announce(&pod, true);
+        pod
     });
-    let (_, seen) = talk(&pair.client.netns, vip).unwrap();
-    assert_eq!(seen, pair.client.ips[0].to_string());
+    for pod in [&first, &second] {
+        until("each pod is reached", || answer(&pair).ok().filter(|name| *name == pod.name));
+    }
+    cluster.delete(&first);
+    let only_second = || (0..20).all(|_| answer(&pair).is_ok_and(|name| name == second.name));
+    until("only the second pod is reached", || only_second().then_some(()));
+    cluster.delete(&second);
+    until("nobody serves any more", || answer(&pair).is_err().then_some(()));
+    pair.all_talk();
+}
+
+/// Tells the pod's name on each connection, in place of the client's address.
+fn serve_name(pod: &Pod) {
+    let (listener, name) = (listen(&pod.netns, 8080), pod.name.clone());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let name = name.clone();
+            std::thread::spawn(move || {
+                writeln!(stream, "{name}")?;
+                io::copy(&mut stream.try_clone()?, &mut stream)
+            });
+        }
+    });
 }
 
 #[test]
