@@ -1,7 +1,7 @@
 //! Authorization policies for TCP.
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::text::Text;
 
@@ -100,7 +100,7 @@ pub struct ServiceAccount {
 }
 
 /// How a text is compared.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StringMatch {
     /// The whole text.
     Exact(Text),
@@ -108,21 +108,13 @@ pub enum StringMatch {
     Prefix(Text),
     /// How it ends.
     Suffix(Text),
-    /// Whether there is one.
+    /// Whether there is one. Written as `{"Presence": null}`, for `istioctl` knows matches only as objects.
+    #[serde(serialize_with = "serialize_nothing")]
     Presence,
 }
 
-impl Serialize for StringMatch {
-    /// Always as an object, as ztunnel does, for whoever reads the dump of either.
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        const NAME: &str = "StringMatch";
-        match self {
-            Self::Exact(t) => s.serialize_newtype_variant(NAME, 0, "Exact", t),
-            Self::Prefix(t) => s.serialize_newtype_variant(NAME, 1, "Prefix", t),
-            Self::Suffix(t) => s.serialize_newtype_variant(NAME, 2, "Suffix", t),
-            Self::Presence => s.serialize_newtype_variant(NAME, 3, "Presence", &[(); 0]),
-        }
-    }
+fn serialize_nothing<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_unit()
 }
 
 impl StringMatch {
