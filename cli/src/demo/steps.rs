@@ -235,8 +235,8 @@ fn repaired_at_once(scene: &mut Scene) -> Observed {
 /// What a line of the agent's log says of a repair.
 fn repair_of(line: &str) -> String {
     let what = line.split_once("redirection (").and_then(|(_, rest)| rest.split_once("):"));
-    let took = line.split_once("took=").and_then(|(_, rest)| rest.split_whitespace().next());
-    format!("repaired in {}: {}", took.unwrap_or("?"), what.map_or(line, |(what, _)| what))
+    let lasted = line.split_once("lasted=").and_then(|(_, rest)| rest.split_whitespace().next());
+    format!("repaired in {}: {}", lasted.unwrap_or("?"), what.map_or(line, |(what, _)| what))
 }
 
 /// Every address is tried; each attempt must fail.
