@@ -15,9 +15,10 @@ use rtnetlink::LinkUnspec;
 use serde_json::Value;
 
 use crate::binaries::binary;
+use crate::cni::{Call, config, path_of};
 use crate::machine::{Machine, children, ended};
 use crate::sandbox::until;
-use crate::wire::configure;
+use crate::wire::{Wire, configure};
 
 /// The pod `default/client` with the addresses of a [`crate::wire::Wire`]'s pod, and its peer outside the mesh.
 pub const MESH: &str = r#"
@@ -39,6 +40,17 @@ pub struct Node {
 }
 
 impl Node {
+    /// A node with agent and proxy, and a pod that has joined.
+    pub fn with_pod(name: &str) -> (Self, Wire) {
+        let (mut node, wire) = (Self::new(name, MESH), Wire::new());
+        node.start_agent();
+        node.start_ready_proxy();
+        let config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
+        let add = Call::new("ADD", &path_of(&wire.pod), &config).run();
+        assert!(add.status.success(), "{}", String::from_utf8_lossy(&add.stdout));
+        (node, wire)
+    }
+
     /// A namespace with loopback, and a folder with this mesh file.
     pub fn new(name: &str, mesh: &str) -> Self {
         let netns = NetNs::create().unwrap();

@@ -7,12 +7,11 @@ use std::process::{Command, Output};
 use netns::NetNs;
 use serde_json::Value;
 use underpass_tests::binaries::binary;
-use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::control_plane::Scene;
 use underpass_tests::listener;
-use underpass_tests::node::{MESH, Node};
+use underpass_tests::node::Node;
 use underpass_tests::sandbox::until;
-use underpass_tests::wire::{Wire, flush_rules};
+use underpass_tests::wire::flush_rules;
 
 fn underpass(node: &NetNs, args: &str) -> Output {
     let mut command = Command::new(binary("underpass"));
@@ -25,20 +24,9 @@ fn said(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-/// A node with agent and proxy, and a pod that has joined.
-fn enrolled(name: &str) -> (Node, Wire) {
-    let (mut node, wire) = (Node::new(name, MESH), Wire::new());
-    node.start_agent();
-    node.start_ready_proxy();
-    let config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
-    let add = Call::new("ADD", &path_of(&wire.pod), &config).run();
-    assert!(add.status.success(), "{}", String::from_utf8_lossy(&add.stdout));
-    (node, wire)
-}
-
 #[test]
 fn status_counts_what_was_measured_and_tells_why_a_pod_is_not_verified() {
-    let (mut node, _wire) = enrolled("status");
+    let (mut node, _wire) = Node::with_pod("status");
     let good = until("the pod is verified", || {
         let (code, out, _) = said(&underpass(&node.netns, "status"));
         (code == 0 && out.contains("1 verified")).then_some(out)
@@ -75,7 +63,7 @@ fn status_counts_what_was_measured_and_tells_why_a_pod_is_not_verified() {
 
 #[test]
 fn verify_looks_now_and_says_what_it_found_and_put_right() {
-    let (mut node, wire) = enrolled("verify");
+    let (mut node, wire) = Node::with_pod("verify");
     for name in ["client", "default/client"] {
         let (code, out, err) = said(&underpass(&node.netns, &format!("verify {name}")));
         assert_eq!((code, out.as_str(), err.as_str()), (0, "default/client: verified\n", ""));
@@ -98,7 +86,7 @@ fn verify_looks_now_and_says_what_it_found_and_put_right() {
 
 #[test]
 fn who_cannot_be_asked_and_what_does_not_exist_is_told_with_a_next_step() {
-    let (mut node, _wire) = enrolled("nobody");
+    let (mut node, _wire) = Node::with_pod("nobody");
     let nobody = |args: &str, code: &str, of: &NetNs| {
         let (exit, out, err) = said(&underpass(of, args));
         assert_eq!((exit, out.as_str()), (2, ""), "{args}: {err}");

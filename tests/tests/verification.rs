@@ -6,22 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::listener;
-use underpass_tests::node::{MESH, Node};
+use underpass_tests::node::Node;
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{POD4, POD6, Wire, flush_rules};
-
-/// A node with agent and proxy, and a pod that has joined.
-fn enrolled(name: &str) -> (Node, Wire) {
-    let (mut node, wire) = (Node::new(name, MESH), Wire::new());
-    node.start_agent();
-    node.start_ready_proxy();
-    let config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
-    let add = Call::new("ADD", &path_of(&wire.pod), &config).run();
-    assert!(add.status.success(), "{}", String::from_utf8_lossy(&add.stdout));
-    (node, wire)
-}
 
 /// Where the agent answers.
 const ADMIN: &str = "127.0.0.1:15014";
@@ -69,7 +57,7 @@ fn ip(wire: &Wire, args: &str) {
 
 #[test]
 fn what_somebody_changes_is_found_and_put_right() {
-    let (node, wire) = enrolled("repair");
+    let (node, wire) = Node::with_pod("repair");
     await_state(&node, "verified");
     let changes: [(&str, &dyn Fn()); 8] = [
         ("table inet underpass is missing", &|| nft(&wire, "delete table inet underpass")),
@@ -103,7 +91,7 @@ fn what_somebody_changes_is_found_and_put_right() {
 
 #[test]
 fn what_is_not_ours_is_left_alone() {
-    let (node, wire) = enrolled("not-ours");
+    let (node, wire) = Node::with_pod("not-ours");
     await_state(&node, "verified");
     nft(&wire, "add table inet somebody");
     ip(&wire, "rule add pref 20000 to 10.9.9.9 lookup main");
@@ -115,7 +103,7 @@ fn what_is_not_ours_is_left_alone() {
 
 #[test]
 fn a_drift_that_cannot_be_put_right_is_told_and_costs_little() {
-    let (node, wire) = enrolled("stubborn");
+    let (node, wire) = Node::with_pod("stubborn");
     await_state(&node, "verified");
     // Without --adopt-istio that table is not ours to remove.
     nft(&wire, "add table inet istio-ambient-nat");
@@ -132,7 +120,7 @@ fn a_drift_that_cannot_be_put_right_is_told_and_costs_little() {
 
 #[test]
 fn a_proxy_that_is_away_is_told_and_its_return_too() {
-    let (mut node, wire) = enrolled("away");
+    let (mut node, wire) = Node::with_pod("away");
     await_state(&node, "verified");
     node.kill_all();
     // Something of the pod's own takes the proxy's place.
@@ -156,7 +144,7 @@ fn a_proxy_that_is_away_is_told_and_its_return_too() {
 
 #[test]
 fn an_application_that_joins_the_proxys_port_is_noticed() {
-    let (node, wire) = enrolled("sharing");
+    let (node, wire) = Node::with_pod("sharing");
     await_state(&node, "verified");
     for port in [15001, 15006, 15008] {
         let stranger = listener::sharing(&wire.pod, port, false);
@@ -171,7 +159,7 @@ fn an_application_that_joins_the_proxys_port_is_noticed() {
 
 #[test]
 fn an_application_that_joins_the_proxys_port_in_disguise_is_met_by_a_probe() {
-    let (node, wire) = enrolled("disguise");
+    let (node, wire) = Node::with_pod("disguise");
     await_state(&node, "verified");
     for port in [15006, 15008] {
         let stranger = listener::sharing(&wire.pod, port, true);
@@ -191,7 +179,7 @@ fn an_application_that_joins_the_proxys_port_in_disguise_is_met_by_a_probe() {
 
 #[test]
 fn an_application_that_calls_a_listener_from_loopback_learns_nothing_and_is_not_relayed() {
-    let (node, wire) = enrolled("direct");
+    let (node, wire) = Node::with_pod("direct");
     await_state(&node, "verified");
     let mut stream = wire
         .pod
@@ -210,7 +198,7 @@ fn an_application_that_calls_a_listener_from_loopback_learns_nothing_and_is_not_
 
 #[test]
 fn a_pod_is_looked_at_when_somebody_asks() {
-    let (mut node, wire) = enrolled("asked");
+    let (mut node, wire) = Node::with_pod("asked");
     await_state(&node, "verified");
     let ask = |node: &Node, method, path| node.request(method, ADMIN, path).unwrap();
     assert_eq!(ask(&node, "GET", "/verify?pod=default/client").0, 405);
@@ -236,7 +224,7 @@ fn a_pod_is_looked_at_when_somebody_asks() {
 
 #[test]
 fn an_application_that_listens_on_the_proxys_ports_is_not_taken_for_the_proxy() {
-    let (mut node, wire) = enrolled("impostor-app");
+    let (mut node, wire) = Node::with_pod("impostor-app");
     await_state(&node, "verified");
     node.kill_all();
     let own = |port| underpass_tests::listener::transparent(&wire.pod, port);

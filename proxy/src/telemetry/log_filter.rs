@@ -41,7 +41,8 @@ impl LogFilter {
         for part in asked.split(',') {
             let parsed = part.split_once('=').and_then(|(scope, of)| Some((is_scope(scope)?, level(of)?)));
             let (scope, level) = parsed.ok_or_else(|| format!("{part:?} is no level and no SCOPE=LEVEL"))?;
-            targets = targets.with_target(full_name(scope), level);
+            // Log lines name a module of ours without the name of the program.
+            targets = targets.with_target(scope, level).with_target(format!("underpass_proxy::{scope}"), level);
         }
         self.set(targets.to_string())
     }
@@ -61,15 +62,6 @@ fn level(text: &str) -> Option<LevelFilter> {
 fn is_scope(text: &str) -> Option<&str> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b"_:-".contains(&b);
     Some(text).filter(|t| !t.is_empty() && t.bytes().all(fine))
-}
-
-/// Log lines name a module of ours without the name of the program.
-fn full_name(scope: &str) -> String {
-    const MODULES: [&str; 9] = ["admin", "control", "data", "dns", "hbone", "identity", "inpod", "source", "telemetry"];
-    match scope.split("::").next() {
-        Some(first) if MODULES.contains(&first) => format!("underpass_proxy::{scope}"),
-        _ => scope.to_owned(),
-    }
 }
 
 impl fmt::Debug for LogFilter {

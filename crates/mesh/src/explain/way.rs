@@ -76,6 +76,8 @@ pub(super) fn way(mesh: &Mesh, source: &Workload, decision: Decision<Route>) -> 
 fn decided(way: Way, policy: Option<(Judgement, Vec<String>)>, decided_elsewhere: Option<String>) -> Way {
     let (policy, change) = policy.map_or((None, Vec::new()), |(judgement, change)| (Some(judgement), change));
     let allowed = policy.as_ref().is_none_or(|p| p.allowed);
+    let unknown = || "the address is known only once the name has been looked up".to_owned();
+    let decided_elsewhere = decided_elsewhere.or_else(|| policy.is_none().then(unknown));
     Way { policy, change, decided_elsewhere, allowed, ..way }
 }
 
