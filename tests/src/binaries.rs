@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The path of a built binary: in `UNDERPASS_BIN_DIR`, or in the folder of the profile that this test was built with.
 pub fn binary(name: &str) -> PathBuf {
-    let folder = std::env::var_os("UNDERPASS_BIN_DIR").map_or_else(|| above_the_test(2), PathBuf::from);
+    let folder = std::env::var_os("UNDERPASS_BIN_DIR").map_or_else(profile, PathBuf::from);
     let path = folder.join(name);
     assert!(path.exists(), "{} is not built; run scripts/build --debug first", path.display());
     path
@@ -12,7 +12,7 @@ pub fn binary(name: &str) -> PathBuf {
 
 /// The folder that `scripts/lib/runtimes` fills, as far as that is possible.
 pub fn runtimes() -> PathBuf {
-    above_the_test(3).join("runtimes")
+    target().join("runtimes")
 }
 
 /// The paths of these files in it, or which one is missing.
@@ -25,7 +25,7 @@ pub fn runtime_files<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], S
 
 /// The folder that `scripts/lib/control-plane` fills, as far as that is possible.
 pub fn control_plane() -> PathBuf {
-    above_the_test(3).join("control-plane")
+    target().join("control-plane")
 }
 
 /// The paths of these files in it, or which one is missing.
@@ -44,7 +44,13 @@ fn files<const N: usize>(folder: &Path, names: [&str; N]) -> Result<[PathBuf; N]
     }
 }
 
-fn above_the_test(levels: usize) -> PathBuf {
-    let test = std::env::current_exe().unwrap(); // target/PROFILE/deps/TEST
-    test.ancestors().nth(levels).unwrap().to_path_buf()
+/// The folder of the profile that this program was built with: the one that it is in, or above `deps` for a test.
+fn profile() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let folder = program.parent().unwrap();
+    if folder.ends_with("deps") { folder.parent().unwrap().to_owned() } else { folder.to_owned() }
+}
+
+fn target() -> PathBuf {
+    profile().parent().unwrap().to_owned()
 }

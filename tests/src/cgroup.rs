@@ -18,6 +18,19 @@ impl Cgroup {
         Self(folder.components().next_back().unwrap().as_os_str().to_str().unwrap().to_owned())
     }
 
+    /// Makes it, for programs that want their parent to be there. A version 1 cpuset is empty until somebody fills it.
+    pub fn create(&self) {
+        for root in hierarchies() {
+            let group = root.join(&self.0);
+            if fs::create_dir_all(&group).is_ok() {
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    // Other hierarchies have none.
+                    let _ = fs::read(root.join(file)).and_then(|all| fs::write(group.join(file), all));
+                }
+            }
+        }
+    }
+
     /// As runtimes take it.
     pub fn path(&self) -> String {
         format!("/{}", self.0)
@@ -34,14 +47,22 @@ impl Drop for Cgroup {
 
 /// Removes the control groups that have such a name; whether none is left.
 pub fn remove_all(named: impl Fn(&str) -> bool) -> bool {
-    let below =
-        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>();
-    // Every version 1 hierarchy is a root of its own.
-    let roots = below(Path::new(ROOT)).into_iter().chain([PathBuf::from(ROOT)]);
-    let groups = roots.flat_map(|root| below(&root)).filter(|g| g.is_dir());
+    let groups = hierarchies().into_iter().chain([PathBuf::from(ROOT)]).flat_map(|root| below(&root)).filter(|g| g.is_dir());
     let named: Vec<_> = groups.filter(|g| g.file_name().and_then(|n| n.to_str()).is_some_and(&named)).collect();
     named.iter().for_each(|group| remove(group));
     named.is_empty()
+}
+
+/// The roots: every version 1 hierarchy is one of its own; with version 2 alone there is one.
+fn hierarchies() -> Vec<PathBuf> {
+    if Path::new(ROOT).join("cgroup.controllers").exists() {
+        return vec![PathBuf::from(ROOT)];
+    }
+    below(Path::new(ROOT)).into_iter().filter(|r| r.is_dir() && !r.ends_with("unified")).collect()
+}
+
+fn below(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
 /// Removes a control group and those in it, as far as no process is there any more.

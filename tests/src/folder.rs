@@ -18,13 +18,23 @@ pub fn folder(name: &str) -> PathBuf {
     folder
 }
 
+/// What removes a folder, and control groups that begin with its name, when its input ends.
+const REMOVER: &str = "
+trap '' INT TERM HUP
+read -r _
+for _ in 1 2 3 4 5 6 7 8 9 10; do # who wrote into them is being killed then
+    groups=$(find /sys/fs/cgroup -depth -type d -path \"*/${0##*/}*\" 2>/dev/null)
+    [ -z \"$groups\" ] || rmdir $groups 2>/dev/null
+    [ ! -e \"$0\" ] || rm -rf \"$0\" 2>/dev/null
+    [ -e \"$0\" ] || [ -n \"$groups\" ] || break
+    sleep 0.3
+done";
+
 /// Makes a folder that all tests of this process share, and that nobody is left to remove: it goes when the process ends.
 pub fn until_exit(name: &str) -> PathBuf {
     let folder = folder(name);
-    // Its input ends with this process; who wrote into the folder is being killed then.
-    let script = "trap '' INT TERM HUP; read -r _; for _ in 1 2 3 4 5; do rm -rf \"$0\" && break; sleep 0.2; done";
     let mut remover = Command::new("sh");
-    remover.args(["-c", script]).arg(&folder).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    remover.args(["-c", REMOVER]).arg(&folder).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     std::mem::forget(remover.spawn().unwrap().stdin);
     folder
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::binaries::runtimes;
 
@@ -20,19 +20,25 @@ pub const PAGE: &str = "hello from a container\n";
 /// Writes the archive into a folder; returns its path.
 pub fn archive(folder: &Path) -> PathBuf {
     let folder = folder.join("image");
-    for part in ["root/bin", "root/www", "root/tmp", "archive"] {
+    for part in ["root/bin", "root/www", "root/tmp"] {
         fs::create_dir_all(folder.join(part)).unwrap();
     }
     fs::copy(runtimes().join("bin/busybox"), folder.join("root/bin/busybox")).unwrap();
     fs::write(folder.join("root/www/index.html"), PAGE).unwrap();
+    pack(&folder, IMAGE, &json!({ "Entrypoint": ["/bin/busybox", "sleep", "2147483647"] }))
+}
+
+/// Writes the archive of an image: `root` in the folder is its one layer, `settings` tells what it runs, and as whom.
+pub fn pack(folder: &Path, name: &str, settings: &Value) -> PathBuf {
+    fs::create_dir_all(folder.join("archive")).unwrap();
     tar(&folder.join("root"), &folder.join("archive/layer.tar"));
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": { "Entrypoint": ["/bin/busybox", "sleep", "2147483647"] },
+        "config": settings,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&folder.join("archive/layer.tar")))] },
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     fs::write(folder.join("archive/config.json"), config.to_string()).unwrap();
     fs::write(folder.join("archive/manifest.json"), manifest.to_string()).unwrap();
     tar(&folder.join("archive"), &folder.join("image.tar"));

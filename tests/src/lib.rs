@@ -14,6 +14,7 @@ pub mod folder;
 pub mod foreign_agent;
 pub mod image;
 pub mod iptables;
+pub mod kube;
 pub mod listener;
 pub mod machine;
 pub mod name_server;

@@ -82,9 +82,11 @@ impl Drop for Daemon {
     }
 }
 
-/// Starts a process that dies with this one. The kernel ends such a process with the *thread* that has started it, and the
+/// Starts a process that dies with this one.
+///
+/// The kernel ends such a process with the *thread* that has started it, and the
 /// threads of tests end before the process does; so a thread that stays starts it.
-fn spawn(command: Command) -> Child {
+pub fn spawn(command: Command) -> Child {
     type Order = (Command, Sender<std::io::Result<Child>>);
     static STARTER: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
         let (orders, inbox) = channel::<Order>();

@@ -30,14 +30,27 @@ pub struct Kubernetes {
     pub fabric: Fabric,
     /// The namespace of the control plane.
     pub netns: NetNs,
-    pki: Pki,
+    /// Keys, certificates and clients.
+    pub pki: Pki,
     folder: PathBuf,
-    _daemons: [Daemon; 3],
+    daemons: Vec<Daemon>,
 }
 
 impl Kubernetes {
-    /// Starts one in a folder, and waits until it serves.
+    /// Starts one in a folder, and waits until it serves. Nobody runs its pods.
     pub fn start(folder: &Path) -> Self {
+        Self::start_with(folder, UNDERTAKERS)
+    }
+
+    /// The same for nodes that run pods: with a scheduler, and with every controller.
+    pub fn start_for_nodes(folder: &Path) -> Self {
+        let mut kubernetes = Self::start_with(folder, "--controllers=*");
+        let scheduler = start_scheduler(&kubernetes);
+        kubernetes.daemons.push(scheduler);
+        kubernetes
+    }
+
+    fn start_with(folder: &Path, controllers: &str) -> Self {
         let fabric = Fabric::new();
         let netns = fabric.host(CONTROL_PLANE);
         let ips = host_ips(CONTROL_PLANE);
@@ -47,8 +60,8 @@ impl Kubernetes {
         etcd.await_ready(|| netns.run(|| TcpStream::connect(ETCD)).unwrap().ok());
         let mut api_server = start_api_server(&netns, folder, &pki);
         api_server.await_ready(|| api.get("/readyz").ok());
-        let controllers = start_controllers(&netns, folder, &pki);
-        Self { api, fabric, netns, pki, folder: folder.to_owned(), _daemons: [controllers, api_server, etcd] }
+        let controllers = start_controllers(&netns, folder, &pki, controllers);
+        Self { api, fabric, netns, pki, folder: folder.to_owned(), daemons: vec![controllers, api_server, etcd] }
     }
 
     /// Where programs of the cluster reach the API server.
@@ -96,13 +109,29 @@ fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         format!("--service-cluster-ip-range={SERVICES}"),
+        file("kubelet-client-certificate", "apiserver-kubelet.crt"),
+        file("kubelet-client-key", "apiserver-kubelet.key"),
+        file("kubelet-certificate-authority", "ca.crt"),
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
         "--allow-privileged=true".to_owned(),
         "--enable-aggregator-routing=true".to_owned(), // webhooks by the address of their pod: no service is reached here
     ];
     Daemon::start(&binary("kube-apiserver"), netns, folder, &arguments, &[])
 }
 
-fn start_controllers(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
+fn start_scheduler(kubernetes: &Kubernetes) -> Daemon {
+    let config = kubernetes.kubeconfig("scheduler", "scheduler");
+    let arguments = [
+        format!("--kubeconfig={config}"),
+        format!("--authentication-kubeconfig={config}"),
+        format!("--authorization-kubeconfig={config}"),
+        "--bind-address=127.0.0.1".to_owned(),
+        "--leader-elect=false".to_owned(),
+    ];
+    Daemon::start(&binary("kube-scheduler"), &kubernetes.netns, &kubernetes.folder, &arguments, &[])
+}
+
+fn start_controllers(netns: &NetNs, folder: &Path, pki: &Pki, controllers: &str) -> Daemon {
     let config = pki.kubeconfig("controller-manager", &Kubernetes::server(), "controller-manager");
     let arguments = [
         format!("--kubeconfig={config}"),
@@ -113,7 +142,9 @@ fn start_controllers(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
         format!("--root-ca-file={}", pki.path("ca.crt")),
         "--leader-elect=false".to_owned(),
         "--use-service-account-credentials=true".to_owned(),
-        UNDERTAKERS.to_owned(),
+        format!("--cluster-signing-cert-file={}", pki.path("ca.crt")),
+        format!("--cluster-signing-key-file={}", pki.path("ca.key")),
+        controllers.to_owned(),
     ];
     Daemon::start(&binary("kube-controller-manager"), netns, folder, &arguments, &[])
 }

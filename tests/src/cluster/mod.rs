@@ -2,10 +2,10 @@
 //! objects, and a test gives them network namespaces and proxies.
 
 mod api;
-mod daemon;
-mod fabric;
+pub mod daemon;
+pub mod fabric;
 mod http;
-mod istiod;
+pub mod istiod;
 mod kubernetes;
 mod mesh_node;
 mod objects;
@@ -98,6 +98,6 @@ pub fn istioctl() -> PathBuf {
 }
 
 /// The path of a part.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     control_plane().join("bin").join(name)
 }

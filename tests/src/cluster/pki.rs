@@ -11,8 +11,16 @@ use rcgen::{
 use serde_json::json;
 
 /// Its clients by token: each with its name and group. Programs that are no pods yet have no other identity.
-const CLIENTS: [[&str; 3]; 2] =
-    [["admin", "admin", "system:masters"], ["controller-manager", "system:kube-controller-manager", ""]];
+const CLIENTS: [[&str; 3]; 6] = [
+    ["admin", "admin", "system:masters"],
+    ["controller-manager", "system:kube-controller-manager", ""],
+    ["scheduler", "system:kube-scheduler", ""],
+    ["kube-proxy", "system:kube-proxy", ""],
+    ["node-1", "system:node:node-1", "system:nodes"],
+    ["node-2", "system:node:node-2", "system:nodes"],
+];
+/// The API server towards kubelets: they know it by certificate.
+const KUBELET_CLIENT: &str = "apiserver-kubelet";
 
 /// The folder of the keys.
 #[derive(Debug)]
@@ -30,6 +38,10 @@ impl Pki {
         pki.write("ca.key", &pki.ca.issuer.key().serialize_pem());
         let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
         pki.issue("apiserver", names, api_server);
+        let mut client = CertificateParams::default();
+        client.distinguished_name.push(DnType::CommonName, KUBELET_CLIENT);
+        client.distinguished_name.push(DnType::OrganizationName, "system:masters");
+        pki.sign(KUBELET_CLIENT, client);
         let tokens = KeyPair::generate().unwrap();
         pki.write("tokens.key", &tokens.serialize_pem());
         pki.write("tokens.pub", &tokens.public_key_pem());
@@ -42,6 +54,10 @@ impl Pki {
     pub fn issue<const N: usize>(&self, name: &str, names: [&str; N], addresses: &[IpAddr]) {
         let mut params = CertificateParams::new(names.map(str::to_owned)).unwrap();
         params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
+        self.sign(name, params);
+    }
+
+    fn sign(&self, name: &str, mut params: CertificateParams) {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
         self.write(&format!("{name}.crt"), &params.signed_by(&key, &self.ca.issuer).unwrap().pem());

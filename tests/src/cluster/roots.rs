@@ -26,6 +26,12 @@ impl Roots {
         fs::read_to_string(self.folder.join("root-cert.pem")).unwrap()
     }
 
+    /// The files, by name.
+    pub fn files(&self) -> Vec<(String, String)> {
+        let names = ["root-cert.pem", "cert-chain.pem", "ca-cert.pem", "ca-key.pem"];
+        names.map(|name| (name.to_owned(), fs::read_to_string(self.folder.join(name)).unwrap())).to_vec()
+    }
+
     /// Another root is trusted besides this one, which goes on to sign. It is returned for [`Roots::sign_with`].
     pub fn announce(&self) -> Authority {
         let next = Authority::new("Istio's next root");

@@ -1,0 +1,207 @@
+//! A whole cluster: a real control plane, and nodes with real kubelets and containerds, in namespaces of its own.
+
+#![allow(clippy::disallowed_types)] // kubectl, istioctl and helm are programs
+
+mod configuration;
+mod dns;
+pub mod images;
+mod istio;
+mod node;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::binaries::{control_plane, control_plane_files, runtime_files};
+use crate::cluster::daemon::Daemon;
+use crate::cluster::{Kubernetes, Roots};
+use crate::folder;
+
+pub use node::{KubeNode, printed};
+
+/// How many nodes it has.
+const NODES: u8 = 2;
+
+const PARTS: [&str; 18] = [
+    "bin/etcd",
+    "bin/kube-apiserver",
+    "bin/kube-controller-manager",
+    "bin/kube-scheduler",
+    "bin/kubelet",
+    "bin/kube-proxy",
+    "bin/kubectl",
+    "bin/containerd",
+    "bin/containerd-shim-runc-v2",
+    "bin/ctr",
+    "bin/bridge",
+    "bin/host-local",
+    "bin/portmap",
+    "bin/coredns",
+    "bin/helm",
+    "bin/pilot-discovery",
+    "bin/istioctl",
+    "bin/manifests",
+];
+
+/// What is missing for one on this machine.
+pub fn missing() -> Option<String> {
+    control_plane_files(PARTS).and(runtime_files(["bin/runc"])).err()
+}
+
+/// The name of a node.
+pub fn node_name(number: u8) -> String {
+    format!("node-{number}")
+}
+
+/// A running cluster. It ends with this value, or with the process.
+#[derive(Debug)]
+pub struct Kube {
+    /// The nodes.
+    pub nodes: Vec<KubeNode>,
+    /// The API.
+    pub kubernetes: Kubernetes,
+    /// Istio's certificate authority.
+    pub roots: Roots,
+    /// An identity for `kubectl` and others, with all rights.
+    pub kubeconfig: String,
+    _dns: Daemon,
+}
+
+static SHARED: LazyLock<RwLock<Kube>> =
+    LazyLock::new(|| RwLock::new(Kube::start(&folder::until_exit("kube"), &mut |_| ())));
+
+impl Kube {
+    /// Starts one in a folder, and waits until its nodes and istiod are ready. `told` hears of each part.
+    pub fn start(folder: &Path, told: &mut dyn FnMut(&str)) -> Self {
+        let started = Instant::now();
+        let mut tell = |part: &str| told(&format!("{:5.1} s  {part}", started.elapsed().as_secs_f64()));
+        let mut images = images::app(folder);
+        images.push(images::istiod(folder));
+        tell("images");
+        let kubernetes = Kubernetes::start_for_nodes(folder);
+        tell("API server");
+        let nodes: Vec<_> = std::thread::scope(|scope| {
+            let start = |number| {
+                let (kubernetes, images) = (&kubernetes, &images);
+                let netns = kubernetes.fabric.host(number);
+                scope.spawn(move || {
+                    let node = KubeNode::start(kubernetes, number, netns);
+                    images.iter().for_each(|image| node.import(image));
+                    node
+                })
+            };
+            let starting: Vec<_> = (1..=NODES).map(start).collect();
+            starting.into_iter().map(|s| s.join().unwrap()).collect()
+        });
+        tell("nodes, with their images");
+        let dns = dns::start(&kubernetes);
+        let kubeconfig = kubernetes.kubeconfig("admin", "admin");
+        let roots = Roots::create(&folder.join("istio-roots"));
+        let kube = Self { nodes, kubernetes, roots, kubeconfig, _dns: dns };
+        kube.await_nodes();
+        tell("both nodes Ready");
+        istio::install(&kube);
+        tell("istiod Ready");
+        kube
+    }
+
+    /// The shared one, for tests that leave its parts as they are.
+    pub fn shared() -> RwLockReadGuard<'static, Self> {
+        SHARED.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shared one, for a test that stops parts of it: no other test has it meanwhile.
+    pub fn alone() -> RwLockWriteGuard<'static, Self> {
+        SHARED.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `kubectl`, `istioctl` or `helm`, with all rights, on the control plane's host.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(control_plane().join("bin").join(program));
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.kubernetes.folder());
+        command.env("KUBECONFIG", &self.kubeconfig);
+        netns::process::in_netns(&mut command, &self.kubernetes.netns).unwrap();
+        command
+    }
+
+    /// Runs one of them, and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        printed(&self.command(program).args(arguments).output().unwrap())
+    }
+
+    /// Runs `kubectl`.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.run("kubectl", arguments)
+    }
+
+    /// Makes objects as they are told, in YAML.
+    ///
+    /// # Panics
+    /// When the server refuses them.
+    #[track_caller]
+    pub fn apply(&self, objects: &str) {
+        let mut child = self.command("kubectl");
+        child.args(["apply", "--server-side", "--force-conflicts", "-f", "-"]).stdin(std::process::Stdio::piped());
+        child.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), objects.as_bytes()).unwrap();
+        printed(&child.wait_with_output().unwrap());
+    }
+
+    /// An object of the API.
+    pub fn get(&self, path: &str) -> Option<Value> {
+        self.kubernetes.api.get(path).ok()
+    }
+
+    /// Waits until all nodes are ready.
+    pub fn await_nodes(&self) {
+        await_within(60, "all nodes are ready", || {
+            let nodes = self.get("/api/v1/nodes")?;
+            let ready = nodes["items"].as_array()?.iter().filter(|n| condition(n, "Ready")).count();
+            (ready == usize::from(NODES)).then_some(())
+        });
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> &KubeNode {
+        self.nodes.iter().find(|n| n.name == name).unwrap()
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> PathBuf {
+        self.kubernetes.folder().to_owned()
+    }
+}
+
+/// Whether a condition of an object is true.
+pub fn condition(object: &Value, kind: &str) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == kind && c["status"] == "True"))
+}
+
+/// Waits for something that takes longer than [`crate::sandbox::PATIENCE`].
+///
+/// # Panics
+/// When it does not come.
+#[track_caller]
+pub fn await_within<T>(seconds: u64, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(started.elapsed().as_secs() < seconds, "not within {seconds} s: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
