@@ -40,6 +40,21 @@ pub(crate) enum Verb {
         #[arg(long, env = "UNDERPASS_HOST_NETNS")]
         host_netns: Option<PathBuf>,
     },
+    /// Deletes the DaemonSet of the agents of a cluster, and waits until each has taken the plugin off its node.
+    Retire {
+        /// Its name.
+        #[arg(long = "daemonset", env = "UNDERPASS_DAEMONSET")]
+        daemon_set: String,
+        /// Its namespace.
+        #[arg(long, env = "POD_NAMESPACE")]
+        namespace: String,
+        /// How many seconds it may take.
+        #[arg(long, default_value_t = 120)]
+        within: u64,
+        /// How the API server is reached; by default as the service account of this pod.
+        #[arg(long, env = "KUBECONFIG")]
+        kubeconfig: Option<PathBuf>,
+    },
 }
 
 /// The agent as it runs. What is required is missing only when a subcommand is there.
@@ -104,6 +119,9 @@ pub(crate) struct ClusterArgs {
     /// The processes of the node, among which pods are found that are older than the agent.
     #[arg(long, env = "UNDERPASS_HOST_PROC", default_value = "/proc")]
     pub(crate) host_proc: PathBuf,
+    /// The DaemonSet of the agents. When it is being deleted, an agent that ends takes the plugin and the rules off its node.
+    #[arg(long = "daemonset", env = "UNDERPASS_DAEMONSET")]
+    pub(crate) daemon_set: Option<String>,
     /// Namespace of the agent's own pod.
     #[arg(long, env = "POD_NAMESPACE", hide = true)]
     pub(crate) pod_namespace: Option<String>,

@@ -31,7 +31,9 @@ mod verifier;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -45,7 +47,7 @@ use agent::Agent;
 use args::{Args, RunArgs, Verb};
 use facts::Facts;
 use host_probes::HostProbes;
-use kubernetes::Cluster;
+use kubernetes::{Cluster, retirement};
 use plan::PlanDefaults;
 
 #[global_allocator]
@@ -66,11 +68,28 @@ fn main() -> anyhow::Result<()> {
         Some(Verb::Uninstall { folders, state_dir, host_netns }) => {
             return install::uninstall(&folders, &state_dir, host_netns.as_deref());
         }
+        Some(Verb::Retire { daemon_set, namespace, within, kubeconfig }) => {
+            return runtime()?.block_on(async {
+                let client = client(kubeconfig.as_deref()).await?;
+                retirement::order(client, &namespace, &daemon_set, Duration::from_secs(within)).await
+            });
+        }
         None => {}
     }
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, run(args.run))
+    let runtime = runtime()?;
+    let retires = tokio::task::LocalSet::new().block_on(&runtime, run(&args.run))?;
+    // No task of the agent is left that would put back what is taken away.
+    if let Some(cluster) = retires {
+        runtime.block_on(retirement::tell(&cluster));
+        let RunArgs { folders, state_dir, host_netns, .. } = &args.run;
+        install::uninstall(folders, state_dir, host_netns.as_deref())?;
+    }
+    Ok(())
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Every pod takes three descriptors, and a runtime may start us with a soft limit of 1024.
@@ -82,7 +101,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn run(args: RunArgs) -> anyhow::Result<()> {
+/// Runs until it is told to end. Returns the cluster when Underpass is being uninstalled from it.
+async fn run(args: &RunArgs) -> anyhow::Result<Option<Rc<Cluster>>> {
     let node = args.node.clone().context("--node is missing")?;
     // Sockets first: whoever else runs here already is told at once, before anything is touched.
     let plugins = AsyncSeqPacketListener::bind(args::made(&args.agent_socket)?)
@@ -96,7 +116,11 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         (Some(mesh_file), false) => Facts::of_file(mesh_file::watch(mesh_file, move |loaded| {
             let _ = changed.send(loaded); // nobody listens only when the process ends
         })?),
-        (None, true) => Facts::Cluster(Rc::new(Cluster::new(client(&args).await?, &node, &args.cluster))),
+        (None, true) => Facts::Cluster(Rc::new(Cluster::new(
+            client(args.cluster.kubeconfig.as_deref()).await?,
+            &node,
+            &args.cluster,
+        ))),
         (Some(_), true) => anyhow::bail!("--mesh-file and --kubernetes exclude each other"),
         (None, false) => anyhow::bail!("either --mesh-file or --kubernetes is needed"),
     };
@@ -143,13 +167,20 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         }
     }
+    if let (Some(cluster), Some(daemon_set)) = (agent.facts.cluster(), &args.cluster.daemon_set)
+        && retirement::is_due(cluster, daemon_set).await
+    {
+        tracing::info!(daemon_set, "stopping for good; pods leave the mesh, and the plugin leaves this node");
+        agent.install.end();
+        return Ok(Some(cluster.clone()));
+    }
     tracing::info!("stopping; pods stay enrolled and their traffic goes on");
-    Ok(())
+    Ok(None)
 }
 
-async fn client(args: &RunArgs) -> anyhow::Result<::kubernetes::Client> {
+async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<::kubernetes::Client> {
     let code = error_code::agent::KUBERNETES;
-    let connected = ::kubernetes::connect(args.cluster.kubeconfig.as_deref()).await;
+    let connected = ::kubernetes::connect(kubeconfig).await;
     connected.with_context(|| format!("{code}: {}", code.next_step))
 }
 

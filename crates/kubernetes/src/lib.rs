@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod daemon_set;
 mod event;
 mod metadata;
 mod namespace;
@@ -14,6 +15,7 @@ mod pod;
 mod watch;
 
 pub use client::{ConnectError, connect};
+pub use daemon_set::{DaemonSet, DaemonSetStatus};
 pub use event::{Event, EventSource, ObjectReference, now};
 pub use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 pub use kube::{Api, Client, Error, ResourceExt};

@@ -82,12 +82,21 @@ pub(crate) fn uninstall(folders: &Folders, state_dir: &Path, host_netns: Option<
 
 /// Whether the plugin is where the runtime looks for it, as the thread that keeps it there knows.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Installation(Arc<Mutex<Option<String>>>);
+pub(crate) struct Installation {
+    missing: Arc<Mutex<Option<String>>>,
+    /// Held while something is installed.
+    has_ended: Arc<Mutex<bool>>,
+}
 
 impl Installation {
     /// What is missing; none when it is installed, or is not to be.
     pub(crate) fn missing(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on nothing is installed.
+    pub(crate) fn end(&self) {
+        *self.has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     fn note(&self, done: &anyhow::Result<Installed>) {
@@ -96,7 +105,7 @@ impl Installation {
             Ok(Installed::NothingThere) => Some(format!("{}: {}", codes::NO_CONFLIST, codes::NO_CONFLIST.what)),
             Err(e) => Some(format!("{e:#}")),
         };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
     }
 }
 
@@ -123,7 +132,12 @@ pub(crate) fn keep_installed(
             if let Err(e) = inotify.read_events_blocking(&mut buffer) {
                 return tracing::error!("the runtime's folders are not watched any more: {e}");
             }
+            let has_ended = state.has_ended.lock().unwrap_or_else(PoisonError::into_inner);
+            if *has_ended {
+                return;
+            }
             let done = install(&folders, &agent_socket, &excluded);
+            drop(has_ended);
             state.note(&done);
             if let Err(e) = done {
                 tracing::error!("{e:#}");

@@ -57,6 +57,14 @@ pub(super) async fn keep(agent: Rc<Agent>, cluster: Rc<Cluster>) {
     }
 }
 
+/// Takes it off every pod of this node that has it.
+pub(super) async fn withdraw_all(cluster: &Cluster) {
+    let annotated = cluster.pods().into_iter().filter(|known| known.redirection.is_some());
+    let orders = annotated.map(|known| Order { pod: known.reference(), value: None });
+    let written = futures_util::stream::iter(orders).map(|order| write(cluster, order)).buffer_unordered(AT_ONCE);
+    written.for_each(|_| std::future::ready(())).await; // what failed was told
+}
+
 /// The pods whose annotation is not what it should be.
 fn orders(agent: &Agent, cluster: &Cluster) -> Vec<Order> {
     let order = |known: KnownPod| {

@@ -29,7 +29,7 @@ pub(crate) struct Cluster {
     pub(crate) client: Client,
     pub(crate) node: String,
     pub(super) host_proc: PathBuf,
-    own_namespace: Option<String>,
+    pub(super) own_namespace: Option<String>,
     excluded: BTreeSet<String>,
     pods: RefCell<BTreeMap<Name, KnownPod>>,
     /// Their mode, by their label.

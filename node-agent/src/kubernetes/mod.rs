@@ -8,6 +8,7 @@ mod events;
 mod facts;
 mod newcomers;
 mod processes;
+pub(crate) mod retirement;
 mod taint;
 mod unpresented;
 mod unseen;

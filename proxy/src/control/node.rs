@@ -10,6 +10,9 @@ const PREFIX: &str = "ISTIO_META_";
 /// The same for values that are JSON.
 const JSON_PREFIX: &str = "ISTIO_METAJSON_";
 
+/// As `istioctl version` and `istioctl proxy-status` show it.
+const VERSION: &str = concat!("underpass-", env!("CARGO_PKG_VERSION"));
+
 /// What is known of the pod that this proxy runs in.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Own<'a> {
@@ -42,6 +45,8 @@ pub(crate) fn node(
             fields.insert(key.to_owned(), value.as_str().into());
         }
     }
+    // No version of Istio, which would switch features off: istiod gives one that it does not know everything.
+    fields.entry("ISTIO_VERSION".to_owned()).or_insert_with(|| VERSION.into());
     for (key, value) in [("NAME", name), ("NAMESPACE", namespace), ("INSTANCE_IPS", ip), ("NODE_NAME", own.node)] {
         fields.insert(key.to_owned(), value.into());
     }
@@ -83,7 +88,10 @@ mod tests {
         assert_eq!(told.id, "ztunnel~10.0.0.9~ztunnel-x.istio-system~istio-system.svc.cluster.local");
         let fields = told.metadata.unwrap().fields;
         let names: Vec<_> = fields.keys().map(String::as_str).collect();
-        assert_eq!(names, ["CLUSTER_ID", "INSTANCE_IPS", "LABELS", "NAME", "NAMESPACE", "NETWORK", "NODE_NAME"]);
+        assert_eq!(
+            names,
+            ["CLUSTER_ID", "INSTANCE_IPS", "ISTIO_VERSION", "LABELS", "NAME", "NAMESPACE", "NETWORK", "NODE_NAME"]
+        );
         assert_eq!(fields["NODE_NAME"], "n1".into());
         assert!(matches!(&fields["LABELS"].kind, Some(Kind::Struct(s)) if s.fields["app"] == "ztunnel".into()));
         assert!(node(&Own::default(), [], &more).unwrap().id.starts_with("ztunnel~1.1.1.1~."));
