@@ -16,9 +16,9 @@ const STATS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 150
 #[derive(Debug, Parser)]
 #[command(version, name = "underpass-proxy")]
 pub(crate) struct Args {
-    /// `proxy`, which is the default; accepted because ztunnel is started that way.
-    #[arg(value_parser = ["proxy"])]
-    command: Option<String>,
+    /// `proxy ztunnel`, which is the default; accepted because ztunnel is started that way.
+    #[arg(value_parser = ["proxy", "ztunnel"], num_args = 0..=2)]
+    command: Vec<String>,
     /// Where the node agent listens.
     #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
     pub(crate) zds_socket: PathBuf,

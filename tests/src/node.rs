@@ -139,7 +139,7 @@ impl Node {
     /// Starts a proxy that has its mesh from a control plane, which the environment names.
     pub fn start_controlled_proxy(&mut self, environment: &[(&str, &str)]) -> u32 {
         let mut command = Command::new(binary("underpass-proxy"));
-        command.arg("proxy").env("NODE_NAME", "node").env("INPOD_UDS", self.zds_socket());
+        command.args(["proxy", "ztunnel"]).env("NODE_NAME", "node").env("INPOD_UDS", self.zds_socket());
         command.env("ZTUNNEL_WORKER_THREADS", "2").arg("--ca-dir").arg(self.file("ca"));
         command.envs(environment.iter().copied());
         self.spawn(command, "proxy.log")

@@ -137,7 +137,9 @@ fn node(name: &str, program: &[&str]) -> ExitCode {
 /// What enters a node by its first process.
 fn inside(init: &Value) -> Command {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--target={init}")).args(["--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd=/", "--"]);
+    command
+        .arg(format!("--target={init}"))
+        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd=/", "--"]);
     command
 }
 

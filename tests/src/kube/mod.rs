@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_types)] // kubectl, istioctl and helm are programs
 
+pub mod app;
 mod configuration;
 mod dns;
 pub mod images;

@@ -130,7 +130,9 @@ impl KubeNode {
 
     /// Puts images into its containerd.
     pub fn import(&self, archive: &Path) {
-        until("containerd answers", || self.command("ctr").arg("version").output().unwrap().status.success().then_some(()));
+        until("containerd answers", || {
+            self.command("ctr").arg("version").output().unwrap().status.success().then_some(())
+        });
         self.run("ctr", &["--namespace", "k8s.io", "images", "import", archive.to_str().unwrap()]);
     }
 
