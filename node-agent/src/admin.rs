@@ -8,6 +8,7 @@ use http::{Method, StatusCode};
 
 use crate::agent::Agent;
 use crate::pods::Enrolled;
+use crate::readiness::unready;
 use crate::verifier;
 
 /// Answers one request.
@@ -21,8 +22,10 @@ pub(crate) fn answer(agent: &Rc<Agent>, asked: &Asked<'_>) -> Reply {
             metrics(agent.metrics.encode())
         }
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if agent.proxies.any_synced() => text(StatusCode::OK, "ready\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no proxy has taken the snapshot\n"),
+        "/readyz" => match unready(agent) {
+            None => text(StatusCode::OK, "ready\n"),
+            Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        },
         _ => not_found(&["/status", "/verify?pod=NAMESPACE/NAME", "/metrics", "/healthz", "/readyz"]),
     };
     answer.into()
@@ -76,12 +79,13 @@ fn status(agent: &Agent) -> NodeStatus {
         exempted_connections: 0,
         verification: None,
     });
+    let unpresented = agent.facts.cluster().map(|c| c.unpresented(agent)).unwrap_or_default();
     NodeStatus {
         node: agent.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         capture: agent.capture.status(),
         proxies: agent.proxies.status(),
         host_probes: agent.host_probes.status(),
-        pods: pods.enrolled().map(|p| enrolled(agent, p)).chain(skipped).collect(),
+        pods: pods.enrolled().map(|p| enrolled(agent, p)).chain(skipped).chain(unpresented).collect(),
     }
 }

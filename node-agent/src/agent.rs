@@ -9,15 +9,19 @@ use std::sync::Arc;
 
 use agent_status::VerificationState;
 use anyhow::Context;
-use handoff::Attachment;
-use mesh::Mesh;
+use handoff::{Attachment, PodRef};
+use mesh::enrol::Enrolment;
+use mesh::{Decision, Mesh};
 use netns::{NetNs, NetNsId};
 use tokio::sync::Notify;
 use zds::Request;
 
 use crate::capture_choice::Choice;
+use crate::facts::Facts;
 use crate::host_probes::HostProbes;
+use crate::install::Installation;
 use crate::joining::Joining;
+use crate::kubernetes::Events;
 use crate::metrics::{Metrics, Outcome, State};
 use crate::plan::PlanDefaults;
 use crate::pods::{Enrolled, Pods, Skipped, find_again};
@@ -32,7 +36,7 @@ use crate::verifier::{self, Verifier};
 pub(crate) struct Agent {
     pub(crate) node: String,
     pub(crate) node_namespaces: Vec<NetNsId>,
-    mesh: RefCell<Arc<Mesh>>,
+    pub(crate) facts: Facts,
     pub(crate) pods: RefCell<Pods>,
     pub(crate) proxies: Proxies,
     pub(crate) joining: Joining,
@@ -42,6 +46,7 @@ pub(crate) struct Agent {
     pub(crate) capture: Choice,
     pub(crate) plans: PlanDefaults,
     pub(crate) host_probes: HostProbes,
+    pub(crate) install: Installation,
     /// Who belongs to the mesh may have changed.
     pub(crate) membership: Notify,
     state: StateDir,
@@ -52,7 +57,7 @@ impl Agent {
     pub(crate) fn new(
         node: String,
         state_dir: &Path,
-        mesh: Mesh,
+        facts: Facts,
         capture: Choice,
         plans: PlanDefaults,
         host_probes: HostProbes,
@@ -62,7 +67,7 @@ impl Agent {
         Ok(Self {
             node,
             node_namespaces: sandbox_check::node_namespaces()?,
-            mesh: RefCell::new(Arc::new(mesh)),
+            facts,
             pods: RefCell::default(),
             proxies: Proxies::default(),
             joining: Joining::default(),
@@ -71,6 +76,7 @@ impl Agent {
             capture,
             plans,
             host_probes,
+            install: Installation::default(),
             membership: Notify::new(),
             state,
         })
@@ -99,15 +105,23 @@ impl Agent {
         self.pods.borrow().enrolled().find(|p| p.record.uid == uid).cloned()
     }
 
-    /// The mesh as it is now.
-    pub(crate) fn mesh(&self) -> Arc<Mesh> {
-        self.mesh.borrow().clone()
+    /// Whether a runtime, or the agent itself, has presented this pod.
+    pub(crate) fn knows(&self, uid: &str) -> bool {
+        let pods = self.pods.borrow();
+        pods.enrolled().any(|p| p.record.uid == uid) || pods.skipped().any(|p| p.pod.uid.as_deref() == Some(uid))
+    }
+
+    /// Decides about a pod by what is known now.
+    pub(crate) fn decide(&self, pod: &PodRef) -> Decision<Enrolment> {
+        self.facts.decide(&self.node, pod)
     }
 
     /// A new mesh file: it decides about pods that start from now on, and about those that run.
     pub(crate) fn mesh_changed(&self, mesh: Mesh) {
         tracing::info!(workloads = mesh.workloads().count(), "the mesh file has changed");
-        *self.mesh.borrow_mut() = Arc::new(mesh);
+        if let Facts::File(known) = &self.facts {
+            *known.borrow_mut() = Arc::new(mesh);
+        }
         self.membership.notify_one();
     }
 
@@ -153,7 +167,20 @@ impl Agent {
     /// Which pods are enrolled has changed, or may have.
     fn pods_changed(&self) {
         self.host_probes.follow(&self.probed_addresses(), &self.metrics);
+        self.state_changed();
+    }
+
+    /// Pods, or what is known of whether they are verified, have changed.
+    pub(crate) fn state_changed(&self) {
         self.count_pods();
+        if let Some(cluster) = self.facts.cluster() {
+            cluster.changed.notify_one();
+        }
+    }
+
+    /// What happened to a pod, where somebody can be told.
+    pub(crate) fn events(&self) -> Option<&Events> {
+        self.facts.cluster().map(|c| &c.events)
     }
 
     /// The addresses of the pods that belong to the mesh.
@@ -199,7 +226,7 @@ impl Agent {
         self.state.save(joined.collect(), pods.skipped().cloned().collect())
     }
 
-    pub(crate) fn count_pods(&self) {
+    fn count_pods(&self) {
         let (pods, verifier) = (self.pods.borrow(), self.verifier.borrow());
         let set = |state, n: usize| {
             self.metrics.pods.get_or_create(&State { state }).set(i64::try_from(n).unwrap_or(i64::MAX));

@@ -49,8 +49,13 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "NODE_NAME", required = true)]
     pub(crate) node: Option<String>,
     /// The mesh file: pods, their labels and their nodes. Read again whenever it changes.
-    #[arg(long, env = "LOCAL_XDS_PATH", required = true)]
+    #[arg(long, env = "LOCAL_XDS_PATH")]
     pub(crate) mesh_file: Option<PathBuf>,
+    /// Pods and namespaces are known from the Kubernetes API, instead of from a mesh file.
+    #[arg(long, env = "UNDERPASS_KUBERNETES")]
+    pub(crate) kubernetes: bool,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
     /// Where the CNI plugin finds the agent.
     #[arg(long, env = "UNDERPASS_AGENT_SOCKET", default_value = handoff::DEFAULT_SOCKET)]
     pub(crate) agent_socket: PathBuf,
@@ -85,6 +90,23 @@ pub(crate) struct RunArgs {
     pub(crate) install_cni: bool,
     #[command(flatten)]
     pub(crate) folders: Folders,
+}
+
+/// What counts only with `--kubernetes`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ClusterArgs {
+    /// How the API server is reached; by default as the service account of the agent's pod.
+    #[arg(long, env = "KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Namespaces whose pods are never enrolled.
+    #[arg(long, env = "EXCLUDE_NAMESPACES", value_delimiter = ',', default_value = "kube-system")]
+    pub(crate) exclude_namespaces: Vec<String>,
+    /// The processes of the node, among which pods are found that are older than the agent.
+    #[arg(long, env = "UNDERPASS_HOST_PROC", default_value = "/proc")]
+    pub(crate) host_proc: PathBuf,
+    /// Namespace of the agent's own pod.
+    #[arg(long, env = "POD_NAMESPACE", hide = true)]
+    pub(crate) pod_namespace: Option<String>,
 }
 
 /// Makes the folder that a socket is to be in.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use handoff::{Attachment, FromAgent, FromPlugin, PodRef};
 use mesh::Workload;
-use mesh::enrol::{Enrolment, decide};
+use mesh::enrol::Enrolment;
 use netns::NetNs;
 use netns::seqpacket::{AsyncSeqPacket, AsyncSeqPacketListener, Packet};
 use redirect::Plan;
@@ -108,7 +108,12 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, packet: Packet) -> Re
             let limit = Duration::from_millis(deadline_ms).saturating_sub(MARGIN);
             let deadline = started + limit.min(Duration::from_secs(600));
             let presented = Presented { attachment, pod, addresses, annotations, netns, netns_path, started, deadline };
-            add(agent, socket, presented).await
+            let pod = presented.pod.clone();
+            let added = add(agent, socket, presented).await;
+            if let (Err(refusal), Some(events)) = (&added, agent.events()) {
+                events.not_enrolled(&pod, refusal);
+            }
+            added
         }
         FromPlugin::Del { version, attachment, .. } => {
             same(version)?;
@@ -138,7 +143,7 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, packet: Packet) -> Re
 
 async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -> Result<(), Refusal> {
     let (namespace, name) = (&presented.pod.namespace, &presented.pod.name);
-    let decision = decide(&agent.mesh(), &agent.node, namespace, name);
+    let decision = agent.facts.decide_about_new(&agent.node, &presented.pod, presented.deadline).await?;
     let workload = match decision.outcome {
         Enrolment::Skip => {
             tracing::info!(namespace, name, "stays outside the mesh: {}", decision.reason);
@@ -152,7 +157,8 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
         Enrolment::Enrol(workload) => workload,
     };
     sandbox_check::check(&presented.netns, &agent.node_namespaces, &presented.addresses)?;
-    if !presented.addresses.iter().all(|a| workload.workload_ips.contains(a)) {
+    let is_known = |a| workload.workload_ips.contains(a);
+    if agent.facts.know_addresses_beforehand() && !presented.addresses.iter().all(is_known) {
         return Err(Refusal::Address { pod: presented.addresses, mesh: workload.workload_ips.clone() });
     }
     let mut plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, &presented.annotations)?;
@@ -173,7 +179,7 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
 async fn check(agent: &Agent, attachment: &Attachment, pod: &PodRef) -> Result<FromAgent, Refusal> {
     let known = agent.pods.borrow().enrolled().find(|p| p.record.attachment == *attachment).cloned();
     let Some(known) = known else {
-        let decision = decide(&agent.mesh(), &agent.node, &pod.namespace, &pod.name);
+        let decision = agent.decide(pod);
         return match decision.outcome {
             Enrolment::Skip => Ok(FromAgent::Skip { reason: decision.reason }),
             Enrolment::Enrol(_) | Enrolment::Unknown => {

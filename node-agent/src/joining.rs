@@ -38,6 +38,11 @@ impl Joining {
         all.push(subject.clone());
         Some(Turn { of: self.clone(), subject })
     }
+
+    /// Whether an ADD of this pod has not ended.
+    pub(crate) fn has(&self, uid: &str) -> bool {
+        self.0.borrow().iter().any(|s| s.uid == uid)
+    }
 }
 
 impl Drop for Turn {

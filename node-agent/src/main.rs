@@ -8,10 +8,12 @@ mod args;
 mod capture_choice;
 mod event;
 mod exceptions;
+mod facts;
 mod handover;
 mod host_probes;
 mod install;
 mod joining;
+mod kubernetes;
 mod listening;
 mod membership;
 mod metrics;
@@ -20,6 +22,7 @@ mod plan;
 mod pods;
 mod prober;
 mod proxies;
+mod readiness;
 mod refusal;
 mod sandbox_check;
 mod state;
@@ -40,7 +43,9 @@ use tracing_subscriber::EnvFilter;
 
 use agent::Agent;
 use args::{Args, RunArgs, Verb};
+use facts::Facts;
 use host_probes::HostProbes;
+use kubernetes::Cluster;
 use plan::PlanDefaults;
 
 #[global_allocator]
@@ -55,7 +60,9 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     match args.verb {
-        Some(Verb::Install { folders, agent_socket }) => return install::install(&folders, &agent_socket).map(|_| ()),
+        Some(Verb::Install { folders, agent_socket }) => {
+            return install::install(&folders, &agent_socket, &[]).map(|_| ());
+        }
         Some(Verb::Uninstall { folders, state_dir, host_netns }) => {
             return install::uninstall(&folders, &state_dir, host_netns.as_deref());
         }
@@ -77,7 +84,6 @@ fn raise_descriptor_limit() {
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
     let node = args.node.clone().context("--node is missing")?;
-    let mesh_file = args.mesh_file.clone().context("--mesh-file is missing")?;
     // Sockets first: whoever else runs here already is told at once, before anything is touched.
     let plugins = AsyncSeqPacketListener::bind(args::made(&args.agent_socket)?)
         .with_context(|| no_listener(&args.agent_socket.display()))?;
@@ -86,9 +92,14 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let admin = listen(args.admin_addr).await?;
 
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let mesh = mesh_file::watch(&mesh_file, move |loaded| {
-        let _ = changed.send(loaded); // nobody listens only when the process ends
-    })?;
+    let facts = match (&args.mesh_file, args.kubernetes) {
+        (Some(mesh_file), false) => Facts::of_file(mesh_file::watch(mesh_file, move |loaded| {
+            let _ = changed.send(loaded); // nobody listens only when the process ends
+        })?),
+        (None, true) => Facts::Cluster(Rc::new(Cluster::new(client(&args).await?, &node, &args.cluster))),
+        (Some(_), true) => anyhow::bail!("--mesh-file and --kubernetes exclude each other"),
+        (None, false) => anyhow::bail!("either --mesh-file or --kubernetes is needed"),
+    };
     let capture = capture_choice::choose(args.capture).with_context(|| {
         let code = error_code::agent::CAPTURE;
         format!("{code}: {}", code.next_step)
@@ -96,7 +107,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     tracing::info!(capture = %capture.kind, "{}", capture.why);
     let plans = PlanDefaults { capture: capture.kind, dns: args.dns_capture, adopt_istio: args.adopt_istio };
     let host_probes = HostProbes::open(args.host_netns.as_deref(), args.host_probes)?;
-    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, mesh, capture, plans, host_probes)?);
+    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, facts, capture, plans, host_probes)?);
     agent.take_over();
 
     tokio::task::spawn_local(proxies::serve(agent.clone(), proxies));
@@ -110,7 +121,13 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     }));
     if args.install_cni {
         // Last: from now on the runtime may call.
-        install::keep_installed(args.folders.clone(), args.agent_socket.clone())?;
+        let excluded = if args.kubernetes { args.cluster.exclude_namespaces.clone() } else { Vec::new() };
+        let (folders, socket) = (args.folders.clone(), args.agent_socket.clone());
+        install::keep_installed(folders, socket, excluded, agent.install.clone())?;
+    }
+    // The taint goes when the agent is ready, which it is not before it has installed the plugin.
+    if let Some(cluster) = agent.facts.cluster() {
+        kubernetes::keep(&agent, cluster);
     }
     tracing::info!(node, socket = %args.agent_socket.display(), "ready for pods");
 
@@ -128,6 +145,12 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     tracing::info!("stopping; pods stay enrolled and their traffic goes on");
     Ok(())
+}
+
+async fn client(args: &RunArgs) -> anyhow::Result<::kubernetes::Client> {
+    let code = error_code::agent::KUBERNETES;
+    let connected = ::kubernetes::connect(args.cluster.kubeconfig.as_deref()).await;
+    connected.with_context(|| format!("{code}: {}", code.next_step))
 }
 
 fn no_listener(address: &dyn std::fmt::Display) -> String {

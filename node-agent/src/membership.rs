@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use handoff::PodRef;
 use mesh::Workload;
-use mesh::enrol::{Enrolment, decide};
+use mesh::enrol::Enrolment;
 use netns::NetNs;
 use redirect::{Plan, RedirectError};
 use tokio::time::timeout;
 use zds::Request;
 
 use crate::agent::Agent;
+use crate::kubernetes::{present_newcomers, release_departed};
 use crate::plan::{look_for_istio, plan_for};
 use crate::pods::{Enrolled, Record, Skipped, find_again};
 use crate::refusal::Refusal;
@@ -27,10 +28,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Makes every pod a member or not, for as long as the agent lives.
 pub(crate) async fn keep(agent: Rc<Agent>) {
     loop {
-        let pending = look_at_all(&agent).await;
+        let cluster = agent.facts.cluster().cloned();
+        let mut pending = false;
+        if let Some(cluster) = &cluster {
+            pending |= release_departed(&agent, cluster).await;
+            present_newcomers(&agent, cluster).await;
+        }
+        pending |= look_at_all(&agent).await;
+        let search = cluster.and_then(|c| c.search.next()).map(tokio::time::Instant::from_std);
         tokio::select! {
             () = agent.membership.notified() => {}
             () = tokio::time::sleep(AGAIN), if pending => {}
+            () = tokio::time::sleep_until(search.unwrap_or_else(tokio::time::Instant::now)), if search.is_some() => {}
         }
     }
 }
@@ -43,14 +52,13 @@ async fn look_at_all(agent: &Rc<Agent>) -> bool {
     };
     let mut pending = false;
     for pod in outside {
-        let decision = decide(&agent.mesh(), &agent.node, &pod.pod.namespace, &pod.pod.name);
+        let decision = agent.decide(&pod.pod);
         if let Enrolment::Enrol(workload) = decision.outcome {
             pending |= !join(agent, &pod, &workload, decision.reason).await;
         }
     }
     for pod in enrolled {
-        let PodRef { namespace, name, .. } = &pod.record.pod;
-        let decision = decide(&agent.mesh(), &agent.node, namespace, name);
+        let decision = agent.decide(&pod.record.pod);
         let done = match (decision.outcome, pod.record.leaving) {
             (Enrolment::Skip, _) | (Enrolment::Unknown, true) => leave(agent, pod, decision.reason).await,
             (Enrolment::Enrol(workload), leaving) => follow(agent, pod, &workload, leaving).await,
@@ -77,6 +85,9 @@ async fn join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: Str
                 tracing::warn!(namespace, name, "{why}");
                 agent.count_enrolment(refusal.outcome());
                 agent.skip(Skipped { reason: why, ..known });
+                if let Some(events) = agent.events() {
+                    events.not_enrolled(&pod.pod, &refusal);
+                }
             }
             false
         }
@@ -88,7 +99,8 @@ async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reas
         .map(Rc::new)
         .ok_or_else(|| Refusal::NetNs("its namespace is not found any more".to_owned()))?;
     sandbox_check::check(&netns, &agent.node_namespaces, &pod.addresses)?;
-    if !pod.addresses.iter().all(|a: &IpAddr| workload.workload_ips.contains(a)) {
+    let is_known = |a: &IpAddr| workload.workload_ips.contains(a);
+    if agent.facts.know_addresses_beforehand() && !pod.addresses.iter().all(is_known) {
         return Err(Refusal::Address { pod: pod.addresses.clone(), mesh: workload.workload_ips.clone() });
     }
     let mut plan = plan_for(&agent.plans, &pod.addresses, &workload.annotations, &pod.annotations)?;

@@ -43,13 +43,19 @@ pub(crate) enum Refusal {
     Busy,
     #[error("{0}")]
     NotEnrolled(String),
+    #[error("{0}")]
+    ApiAway(String),
+    #[error("{0}")]
+    PodGone(String),
+    #[error("no process of the pod was found in {0}")]
+    NotFound(String),
     /// The plugin has gone; nobody is there to be told.
     #[error("the plugin gave up before the pod was ready")]
     PluginGone,
 }
 
 impl Refusal {
-    fn code(&self) -> &'static ErrorCode {
+    pub(crate) fn code(&self) -> &'static ErrorCode {
         match self {
             Self::Protocol(_) | Self::PluginGone => &codes::PROTOCOL,
             Self::NetNs(_) => &codes::NETNS,
@@ -65,6 +71,9 @@ impl Refusal {
             Self::Annotation(_) => &codes::ANNOTATION,
             Self::Names(_) => &codes::NAMES,
             Self::Busy => &codes::BUSY,
+            Self::ApiAway(_) => &codes::API_AWAY,
+            Self::PodGone(_) => &codes::POD_GONE,
+            Self::NotFound(_) => &codes::NOT_FOUND,
         }
     }
 

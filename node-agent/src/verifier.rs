@@ -175,6 +175,9 @@ fn repair(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
 
 fn repaired(agent: &Agent, pod: &Enrolled, what: &str, by: &[Author], since: Instant) {
     Repaired { pod: &pod.record, what, by, lasted: since.elapsed() }.tell(&agent.metrics);
+    if let Some(events) = agent.events() {
+        events.repaired(&pod.record.pod, what, &names(by));
+    }
     if let Some(watched) = agent.verifier.borrow_mut().0.get_mut(&pod.record.uid) {
         watched.repair = Some(Repair { what: what.to_owned(), by: names(by), at: Instant::now() });
     }
@@ -201,6 +204,11 @@ fn note(agent: &Agent, pod: &Enrolled, found: Result<(), Finding>) -> Option<()>
             Verification::Drifted { what, .. } => Drifted { pod: &pod.record, what }.tell(),
             Verification::Unverified { why, .. } => Unverified { pod: &pod.record, why }.tell(),
         }
+        if let (Some(events), Verification::Drifted { what: why, .. } | Verification::Unverified { why, .. }) =
+            (agent.events(), &now)
+        {
+            events.not_verified(&pod.record.pod, why);
+        }
     }
     if matches!(now, Verification::Verified { .. }) {
         watched.good_at = at;
@@ -208,7 +216,7 @@ fn note(agent: &Agent, pod: &Enrolled, found: Result<(), Finding>) -> Option<()>
     watched.found = Some(now);
     drop(verifier);
     if news {
-        agent.count_pods();
+        agent.state_changed();
     }
     Some(())
 }

@@ -96,4 +96,24 @@ codes! {
         cause: "The runtime called again before the first call had returned.",
         next_step: "None; the runtime tries again by itself.",
     }
+    API_AWAY = "UP-AGENT-021" {
+        what: "It is not known whether the pod belongs to the mesh, for the API server cannot be asked.",
+        cause: "The API server is away or refuses the agent, and the pod is newer than what the agent heard last.",
+        next_step: "See the reason in the message: bring the API server back, or check the agent's service account and role. The pod starts by itself afterwards.",
+    }
+    POD_GONE = "UP-AGENT-022" {
+        what: "The pod that the runtime starts is not the one that the API server has.",
+        cause: "The pod was deleted, or replaced by another one of its name, while it was being started.",
+        next_step: "None; the runtime gives this sandbox up, and the pod of that name starts by itself.",
+    }
+    NOT_FOUND = "UP-AGENT-023" {
+        what: "The network namespace of a pod that runs already was not found.",
+        cause: "The pod was started before Underpass was installed, and no process of it is seen under --host-proc.",
+        next_step: "Give the agent the node's processes (hostPID: true), or delete the pod so that it is made again.",
+    }
+    KUBERNETES = "UP-AGENT-024" {
+        what: "The agent cannot use the Kubernetes API.",
+        cause: "It runs outside a pod without --kubeconfig, or the kubeconfig or the service account's token is missing or wrong.",
+        next_step: "Check the file given with --kubeconfig, or that the pod's service account token is mounted.",
+    }
 }

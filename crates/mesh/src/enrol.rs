@@ -59,12 +59,22 @@ pub fn decide(mesh: &Mesh, node: &str, namespace: &str, name: &str) -> Decision<
             Decision::new(Enrolment::Skip, reason)
         };
     };
-    let belongs = belongs(labels, &workload.labels, &workload.annotations, workload.host_network);
+    decide_known(labels, workload, node)
+}
+
+/// The same about a pod that is known, wherever that is from.
+pub fn decide_known(
+    namespace_labels: Option<&BTreeMap<String, String>>,
+    workload: &Arc<Workload>,
+    node: &str,
+) -> Decision<Enrolment> {
+    let belongs = belongs(namespace_labels, &workload.labels, &workload.annotations, workload.host_network);
     if !belongs.outcome {
         return Decision::new(Enrolment::Skip, belongs.reason);
     }
     if !workload.node.is_empty() && workload.node != node {
-        let reason = format!("pod {namespace}/{name} is assigned to node {}, and this is {node}", workload.node);
+        let pod = workload.namespaced_name();
+        let reason = format!("pod {pod} is assigned to node {}, and this is {node}", workload.node);
         return Decision::new(Enrolment::Unknown, reason).after(vec![belongs.reason]);
     }
     Decision::new(Enrolment::Enrol(workload.clone()), belongs.reason)

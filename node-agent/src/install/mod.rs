@@ -4,6 +4,7 @@ mod chain;
 mod files;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::Args;
@@ -30,7 +31,7 @@ pub(crate) struct Folders {
 }
 
 /// Installs the plugin and chains it, once.
-pub(crate) fn install(folders: &Folders, agent_socket: &Path) -> anyhow::Result<Installed> {
+pub(crate) fn install(folders: &Folders, agent_socket: &Path, excluded: &[String]) -> anyhow::Result<Installed> {
     let code = codes::INSTALL;
     let plugin = match &folders.plugin {
         Some(plugin) => plugin.clone(),
@@ -42,7 +43,10 @@ pub(crate) fn install(folders: &Folders, agent_socket: &Path) -> anyhow::Result<
     }
     // The runtime then tells the plugin the pod's annotations.
     let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
-    let entry = json!({ "type": chain::PLUGIN, "agentSocket": agent_socket, "capabilities": capabilities });
+    let mut entry = json!({ "type": chain::PLUGIN, "agentSocket": agent_socket, "capabilities": capabilities });
+    if !excluded.is_empty() {
+        entry["excludeNamespaces"] = json!(excluded);
+    }
     let done = files::install_chain(&folders.conf_dir, &entry)
         .with_context(|| format!("{code}: {}", folders.conf_dir.display()))?;
     match &done {
@@ -76,22 +80,52 @@ pub(crate) fn uninstall(folders: &Folders, state_dir: &Path, host_netns: Option<
     Ok(())
 }
 
-/// Installs, and again whenever somebody changes the runtime's folders, from a thread of its own.
-pub(crate) fn keep_installed(folders: Folders, agent_socket: PathBuf) -> anyhow::Result<()> {
+/// Whether the plugin is where the runtime looks for it, as the thread that keeps it there knows.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Installation(Arc<Mutex<Option<String>>>);
+
+impl Installation {
+    /// What is missing; none when it is installed, or is not to be.
+    pub(crate) fn missing(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, done: &anyhow::Result<Installed>) {
+        let missing = match done {
+            Ok(Installed::Written(_) | Installed::AsItWas) => None,
+            Ok(Installed::NothingThere) => Some(format!("{}: {}", codes::NO_CONFLIST, codes::NO_CONFLIST.what)),
+            Err(e) => Some(format!("{e:#}")),
+        };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+}
+
+/// Installs, and again whenever somebody changes the runtime's folders, from a thread of its own. Pods of `excluded`
+/// namespaces are passed on by the plugin itself.
+pub(crate) fn keep_installed(
+    folders: Folders,
+    agent_socket: PathBuf,
+    excluded: Vec<String>,
+    state: Installation,
+) -> anyhow::Result<()> {
     let mut inotify = Inotify::init()?;
     let events = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
     for folder in [&folders.conf_dir, &folders.bin_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: {}", codes::INSTALL, folder.display()))?;
         inotify.watches().add(folder, events)?;
     }
-    install(&folders, &agent_socket)?;
+    let done = install(&folders, &agent_socket, &excluded);
+    state.note(&done);
+    done?;
     std::thread::Builder::new().name("install".into()).spawn(move || {
         let mut buffer = [0; 4096];
         loop {
             if let Err(e) = inotify.read_events_blocking(&mut buffer) {
                 return tracing::error!("the runtime's folders are not watched any more: {e}");
             }
-            if let Err(e) = install(&folders, &agent_socket) {
+            let done = install(&folders, &agent_socket, &excluded);
+            state.note(&done);
+            if let Err(e) = done {
                 tracing::error!("{e:#}");
             }
         }

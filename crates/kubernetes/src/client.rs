@@ -1,0 +1,49 @@
+//! How the API server is reached.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+
+/// A server that cannot be connected to within this time is away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no client. Whether the server is there is not looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The file is missing, is no kubeconfig, or names something that is not there.
+    #[error("the kubeconfig {path} cannot be used: {source}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<KubeconfigError>,
+    },
+    /// This is no pod, or one without a service account's token.
+    #[error("the pod's service account cannot be used: {0}")]
+    ServiceAccount(#[source] Box<InClusterError>),
+    /// The certificates of the configuration cannot be used.
+    #[error("no client can be made: {0}")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// A client by a kubeconfig; without one, by the service account of the pod that this is. A token in a file, such as the
+/// service account's, is read again as it changes. Needs the tokio runtime that it will be used in.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
+    let mut config = match kubeconfig {
+        Some(path) => of_file(path)
+            .await
+            .map_err(|source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) })?,
+        None => Config::incluster().map_err(|e| ConnectError::ServiceAccount(Box::new(e)))?,
+    };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
+}
+
+async fn of_file(path: &Path) -> Result<Config, KubeconfigError> {
+    Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
+}

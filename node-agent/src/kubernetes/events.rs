@@ -1,0 +1,221 @@
+//! What happens to a pod, where people look for it: as Events of the pod. The same again raises a count, and however much
+//! happens, little is written.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ::kubernetes::{Api, Event, EventSource, ObjectMeta, ObjectReference, Patch, PatchParams, PostParams, status_of};
+use error_code::ErrorCode;
+use handoff::PodRef;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::facts::Cluster;
+use crate::refusal::Refusal;
+
+/// Different happenings that are kept; the one that was told last the longest ago makes room.
+const KEPT: usize = 512;
+/// The same happening is written at most this often.
+const SAME: Duration = Duration::from_secs(10);
+/// All of them together at most this often, but for a few at once.
+const EACH: Duration = Duration::from_millis(500);
+const BURST: u32 = 20;
+/// How long the API server may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The API server takes no longer messages.
+const LONGEST: usize = 1024;
+
+/// What is to be told.
+#[derive(Debug)]
+pub(crate) struct Events {
+    node: String,
+    told: RefCell<HashMap<Key, Told>>,
+    something: Notify,
+}
+
+/// Happenings are the same when pod, reason and code are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    pod: PodRef,
+    reason: &'static str,
+    code: &'static str,
+}
+
+#[derive(Debug, Clone)]
+struct Told {
+    message: String,
+    count: u32,
+    first: String,
+    last: String,
+    /// The event's name, once it was written.
+    name: Option<String>,
+    /// How often it had happened when it was written.
+    written: u32,
+    written_at: Option<Instant>,
+    happened_at: Instant,
+}
+
+impl Events {
+    pub(super) fn new(node: &str) -> Self {
+        Self { node: node.to_owned(), told: RefCell::default(), something: Notify::new() }
+    }
+
+    /// A pod could not be enrolled.
+    pub(crate) fn not_enrolled(&self, pod: &PodRef, refusal: &Refusal) {
+        self.failed(pod, "MeshEnrolmentFailed", refusal.code(), &refusal.to_string());
+    }
+
+    /// A pod that is enrolled is not verified.
+    pub(crate) fn not_verified(&self, pod: &PodRef, why: &str) {
+        self.failed(pod, "MeshVerificationFailed", &error_code::agent::NOT_VERIFIED, why);
+    }
+
+    /// Somebody had changed a pod's redirection.
+    pub(crate) fn repaired(&self, pod: &PodRef, what: &str, by: &str) {
+        let code = &error_code::agent::NOT_AS_PLANNED;
+        let next = "Find out who changed it; the pod is as it should be again.";
+        let message = format!("{code}: redirection was changed by {by} ({what}) and is repaired. Next step: {next}");
+        self.happened(Key { pod: pod.clone(), reason: "MeshRedirectionRepaired", code: code.code }, message);
+    }
+
+    fn failed(&self, pod: &PodRef, reason: &'static str, code: &'static ErrorCode, why: &str) {
+        let message = format!("{code}: {why}. Cause: {} Next step: {}", code.cause, code.next_step);
+        self.happened(Key { pod: pod.clone(), reason, code: code.code }, message);
+    }
+
+    fn happened(&self, key: Key, mut message: String) {
+        let mut longest = message.len().min(LONGEST);
+        while !message.is_char_boundary(longest) {
+            longest -= 1;
+        }
+        message.truncate(longest);
+        let mut told = self.told.borrow_mut();
+        let (now, at) = (::kubernetes::now(), Instant::now());
+        if let Some(known) = told.get_mut(&key) {
+            known.count = known.count.saturating_add(1);
+            (known.message, known.last, known.happened_at) = (message, now, at);
+        } else {
+            if told.len() >= KEPT
+                && let Some(oldest) = told.iter().min_by_key(|(_, t)| t.happened_at).map(|(key, _)| key.clone())
+            {
+                told.remove(&oldest);
+            }
+            let new = Told {
+                message,
+                count: 1,
+                first: now.clone(),
+                last: now,
+                name: None,
+                written: 0,
+                written_at: None,
+                happened_at: at,
+            };
+            told.insert(key, new);
+        }
+        self.something.notify_one();
+    }
+
+    /// One that is to be written now, and how long it is until another one is.
+    fn due(&self) -> (Option<(Key, Told)>, Option<Duration>) {
+        let told = self.told.borrow();
+        let wait = |t: &Told| t.written_at.map_or(Duration::ZERO, |at| SAME.saturating_sub(at.elapsed()));
+        let next = told.iter().filter(|(_, t)| t.count > t.written).min_by_key(|(_, t)| wait(t));
+        match next {
+            Some((key, t)) if wait(t).is_zero() => (Some((key.clone(), t.clone())), None),
+            Some((_, t)) => (None, Some(wait(t))),
+            None => (None, None),
+        }
+    }
+
+    fn written(&self, key: &Key, count: u32, name: Option<String>) {
+        if let Some(told) = self.told.borrow_mut().get_mut(key) {
+            told.written_at = Some(Instant::now());
+            if name.is_some() {
+                (told.name, told.written) = (name, count);
+            }
+        }
+    }
+}
+
+/// Writes what happens, for as long as the agent lives.
+pub(super) async fn keep(cluster: Rc<Cluster>) {
+    let events = &cluster.events;
+    let (mut left, mut refilled) = (BURST, Instant::now());
+    loop {
+        let new = u32::try_from(refilled.elapsed().as_millis() / EACH.as_millis()).unwrap_or(BURST);
+        if new > 0 {
+            (left, refilled) = (left.saturating_add(new).min(BURST), Instant::now());
+        }
+        let wait = match events.due() {
+            (Some(_), _) if left == 0 => Some(EACH),
+            (Some((key, told)), _) => {
+                left -= 1;
+                let name = write(&cluster, &key, &told).await;
+                events.written(&key, told.count, name);
+                continue;
+            }
+            (None, wait) => wait,
+        };
+        tokio::select! {
+            () = events.something.notified(), if left > 0 => {}
+            () = sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+        }
+    }
+}
+
+/// Writes one; returns its name, unless it could not be written.
+async fn write(cluster: &Cluster, key: &Key, told: &Told) -> Option<String> {
+    let api: Api<Event> = Api::namespaced(cluster.client.clone(), &key.pod.namespace);
+    let written = async {
+        if let Some(name) = told.name.as_ref().filter(|name| !name.is_empty()) {
+            let change = json!({ "count": told.count, "lastTimestamp": told.last, "message": told.message });
+            match api.patch(name, &PatchParams::default(), &Patch::Merge(&change)).await {
+                Err(e) if status_of(&e) == Some(404) => {} // an hour has passed
+                done => return done,
+            }
+        }
+        api.create(&PostParams::default(), &event(cluster, key, told)).await
+    };
+    match timeout(PATIENCE, written).await {
+        Ok(Ok(event)) => event.metadata.name,
+        // Refused for good, such as in a namespace that ends.
+        Ok(Err(e)) if matches!(status_of(&e), Some(400..=499)) => {
+            tracing::warn!(namespace = key.pod.namespace, name = key.pod.name, "an Event of the pod is refused: {e}");
+            Some(String::new())
+        }
+        Ok(Err(e)) => {
+            tracing::warn!("an Event cannot be written yet: {e}");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+fn event(cluster: &Cluster, key: &Key, told: &Told) -> Event {
+    let PodRef { namespace, name, uid } = &key.pod;
+    let metadata = ObjectMeta {
+        generate_name: Some(format!("{}.", name.chars().take(200).collect::<String>())),
+        namespace: Some(namespace.clone()),
+        ..ObjectMeta::default()
+    };
+    Event {
+        metadata,
+        involved_object: ObjectReference {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            uid: uid.clone().unwrap_or_default(),
+        },
+        reason: key.reason.to_owned(),
+        message: told.message.clone(),
+        kind: "Warning".to_owned(),
+        source: EventSource { component: "underpass-agent".to_owned(), host: cluster.events.node.clone() },
+        first_timestamp: Some(told.first.clone()),
+        last_timestamp: Some(told.last.clone()),
+        count: told.count,
+    }
+}

@@ -1,0 +1,121 @@
+//! Pods that no plugin has presented, for they are older than the installation: they are found by their processes, and join
+//! as any running pod does.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use handoff::Attachment;
+use mesh::enrol::Enrolment;
+
+use super::facts::{Cluster, KnownPod};
+use super::processes::places;
+use crate::agent::Agent;
+use crate::pods::Skipped;
+use crate::refusal::Refusal;
+
+/// Pods that were not found are looked for again this soon, and less often the longer it lasts.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// The interface that a kubelet asks every runtime for.
+const INTERFACE: &str = "eth0";
+
+/// Who was looked for and not found.
+#[derive(Debug, Default)]
+pub(crate) struct Search(RefCell<Missed>);
+
+#[derive(Debug, Default)]
+struct Missed {
+    uids: BTreeSet<String>,
+    wait: Duration,
+    next: Option<Instant>,
+}
+
+impl Search {
+    /// When it is to be looked again, if somebody was missed.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.0.borrow().next
+    }
+
+    /// Whether this pod was looked for in vain.
+    pub(crate) fn missed(&self, uid: &str) -> bool {
+        self.0.borrow().uids.contains(uid)
+    }
+
+    /// Whether it is time to look for these.
+    fn is_due(&self, uids: &BTreeSet<String>) -> bool {
+        let missed = self.0.borrow();
+        !uids.is_subset(&missed.uids) || missed.next.is_some_and(|next| next <= Instant::now())
+    }
+
+    /// Returns those that were missed for the first time.
+    fn note(&self, uids: BTreeSet<String>) -> BTreeSet<String> {
+        let mut missed = self.0.borrow_mut();
+        let new: BTreeSet<String> = uids.difference(&missed.uids).cloned().collect();
+        missed.wait = if new.is_empty() { (missed.wait * 2).clamp(FIRST_RETRY, LAST_RETRY) } else { FIRST_RETRY };
+        missed.next = (!uids.is_empty()).then(|| Instant::now() + missed.wait);
+        missed.uids = uids;
+        new
+    }
+}
+
+/// Presents every pod that should join and that nobody has presented, as a plugin would have.
+pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
+    if !cluster.is_synced() {
+        return;
+    }
+    let strangers: Vec<KnownPod> = cluster.pods().into_iter().filter(|pod| is_stranger(agent, cluster, pod)).collect();
+    let uids = strangers.iter().map(|p| p.workload.uid.to_string()).collect();
+    if !cluster.search.is_due(&uids) {
+        return;
+    }
+    if strangers.is_empty() {
+        cluster.search.note(uids);
+        return;
+    }
+    let wanted: HashMap<_, _> =
+        strangers.iter().map(|p| (p.workload.uid.to_string(), p.workload.workload_ips.clone())).collect();
+    let (processes, node) = (cluster.host_proc.clone(), agent.node_namespaces.clone());
+    // Beside the agent's own thread: a node has thousands of processes.
+    let looked = tokio::task::spawn_blocking(move || places(&processes, &wanted, &node)).await;
+    let mut found = looked.unwrap_or_default();
+    let mut missed = BTreeMap::new();
+    for pod in strangers {
+        // Its ADD may have come meanwhile.
+        if !is_stranger(agent, cluster, &pod) {
+            continue;
+        }
+        let (reference, uid) = (pod.reference(), pod.workload.uid.to_string());
+        let Some(place) = found.remove(&uid) else {
+            missed.insert(uid, reference);
+            continue;
+        };
+        tracing::info!(uid, namespace = reference.namespace, name = reference.name, "found by its processes");
+        let container_id = place.container.unwrap_or_else(|| format!("pod-{uid}"));
+        agent.skip(Skipped {
+            attachment: Attachment { container_id, ifname: INTERFACE.to_owned() },
+            pod: reference,
+            reason: "it is older than the agent".to_owned(),
+            addresses: pod.workload.workload_ips.clone(),
+            annotations: BTreeMap::new(),
+            netns_inode: place.inode,
+            netns_path: Some(place.netns),
+        });
+    }
+    let new = cluster.search.note(missed.keys().cloned().collect());
+    for pod in missed.into_iter().filter(|(uid, _)| new.contains(uid)).map(|(_, pod)| pod) {
+        let refusal = Refusal::NotFound(cluster.host_proc.display().to_string());
+        tracing::warn!(namespace = pod.namespace, name = pod.name, "cannot join yet: {}", refusal.explained());
+        cluster.events.not_enrolled(&pod, &refusal);
+    }
+}
+
+/// Whether a pod runs, should join, and was presented by nobody.
+fn is_stranger(agent: &Agent, cluster: &Cluster, pod: &KnownPod) -> bool {
+    let reference = pod.reference();
+    let runs = !pod.finished && !pod.workload.workload_ips.is_empty();
+    runs && !agent.knows(&pod.workload.uid)
+        && matches!(cluster.decide(&reference).outcome, Enrolment::Enrol(_))
+        && !agent.joining.has(&pod.workload.uid)
+}
