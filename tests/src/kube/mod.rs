@@ -5,9 +5,13 @@
 pub mod app;
 mod configuration;
 mod dns;
+pub mod held;
 pub mod images;
 mod istio;
 mod node;
+pub mod story;
+mod traces;
+pub mod underpass;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -29,7 +29,10 @@ fn pods_have_the_capabilities_that_they_use_and_no_others() {
         assert_eq!(pod["priorityClassName"], "system-node-critical");
         assert_eq!(pod["tolerations"], json!([{ "operator": "Exists" }]));
     }
-    assert_eq!((&pod(&objects, "ztunnel")["hostNetwork"], &pod(&objects, "ztunnel")["hostPID"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&pod(&objects, "ztunnel")["hostNetwork"], &pod(&objects, "ztunnel")["hostPID"]),
+        (&Value::Null, &Value::Null)
+    );
     let retirement = &object(&objects, "Job", "underpass-cni-retirement")["spec"]["template"]["spec"];
     let context = &retirement["containers"][0]["securityContext"];
     assert_eq!(context["capabilities"], json!({ "drop": ["ALL"] }));
@@ -68,7 +71,10 @@ fn the_agent_has_the_rights_that_are_documented_and_the_proxy_none() {
     assert_eq!(own["rules"], rule);
     assert_eq!(pod(&objects, "underpass-cni-node")["serviceAccountName"], "underpass-cni");
     let proxy = pod(&objects, "ztunnel");
-    assert_eq!((&proxy["serviceAccountName"], &proxy["automountServiceAccountToken"]), (&json!("ztunnel"), &json!(false)));
+    assert_eq!(
+        (&proxy["serviceAccountName"], &proxy["automountServiceAccountToken"]),
+        (&json!("ztunnel"), &json!(false))
+    );
     let bindings = objects.iter().filter(|o| o["subjects"].is_array());
     assert!(bindings.into_iter().all(|b| b["subjects"][0]["name"] != "ztunnel"));
 }

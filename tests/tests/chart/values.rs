@@ -123,7 +123,8 @@ fn programs_know_the_variables_that_the_chart_sets() {
         return skip("programs_know_the_variables_that_the_chart_sets", &why);
     }
     // Read by other means than options: the log, what Istio's metadata are made of, and the place of an Event.
-    let otherwise = ["RUST_LOG", "LOG_FORMAT", "ISTIO_META_CLUSTER_ID", "ISTIO_META_NETWORK", "POD_NAME", "POD_NAMESPACE"];
+    let otherwise =
+        ["RUST_LOG", "LOG_FORMAT", "ISTIO_META_CLUSTER_ID", "ISTIO_META_NETWORK", "POD_NAME", "POD_NAMESPACE"];
     let values = [r#"ztunnel.network="n""#, "ztunnel.peerCaCrl.enabled=true"];
     let objects = objects(&[], &values);
     for (set, program) in [("underpass-cni-node", "underpass-agent"), ("ztunnel", "underpass-proxy")] {
