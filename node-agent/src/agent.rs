@@ -1,7 +1,7 @@
 //! What all parts of the agent share. Everything runs on one thread.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -109,6 +109,13 @@ impl Agent {
     pub(crate) fn knows(&self, uid: &str) -> bool {
         let pods = self.pods.borrow();
         pods.enrolled().any(|p| p.record.uid == uid) || pods.skipped().any(|p| p.pod.uid.as_deref() == Some(uid))
+    }
+
+    /// The uids of all pods that were presented.
+    pub(crate) fn known_uids(&self) -> HashSet<String> {
+        let pods = self.pods.borrow();
+        let enrolled = pods.enrolled().map(|p| p.record.uid.clone());
+        enrolled.chain(pods.skipped().filter_map(|p| p.pod.uid.clone())).collect()
     }
 
     /// Decides about a pod by what is known now.

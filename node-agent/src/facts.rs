@@ -1,6 +1,7 @@
 //! Where the agent knows pods from: the mesh file of one machine, or the API server of a cluster. The decision is the same.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -53,6 +54,18 @@ impl Facts {
         match self {
             Self::File(_) => Ok(self.decide(node, pod)),
             Self::Cluster(cluster) => cluster.decide_about_new(pod, deadline).await,
+        }
+    }
+
+    /// What a runtime has said of a pod's annotations when it started, where nobody knows better.
+    pub(crate) fn annotations_of_runtime<'a>(
+        &self,
+        said: &'a BTreeMap<String, String>,
+    ) -> &'a BTreeMap<String, String> {
+        static NOTHING: BTreeMap<String, String> = BTreeMap::new();
+        match self {
+            Self::File(_) => said,
+            Self::Cluster(_) => &NOTHING,
         }
     }
 

@@ -141,9 +141,12 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, packet: Packet) -> Re
     }
 }
 
-async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -> Result<(), Refusal> {
-    let (namespace, name) = (&presented.pod.namespace, &presented.pod.name);
+async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut presented: Presented) -> Result<(), Refusal> {
     let decision = agent.facts.decide_about_new(&agent.node, &presented.pod, presented.deadline).await?;
+    if let Some(cluster) = agent.facts.cluster() {
+        presented.pod.uid = presented.pod.uid.take().or_else(|| cluster.uid_of(&presented.pod));
+    }
+    let (namespace, name) = (&presented.pod.namespace, &presented.pod.name);
     let workload = match decision.outcome {
         Enrolment::Skip => {
             tracing::info!(namespace, name, "stays outside the mesh: {}", decision.reason);
@@ -161,7 +164,8 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, presented: Presented) -
     if agent.facts.know_addresses_beforehand() && !presented.addresses.iter().all(is_known) {
         return Err(Refusal::Address { pod: presented.addresses, mesh: workload.workload_ips.clone() });
     }
-    let mut plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, &presented.annotations)?;
+    let of_runtime = agent.facts.annotations_of_runtime(&presented.annotations);
+    let mut plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, of_runtime)?;
     look_for_istio(&mut plan, &presented.netns)?;
     let uid = presented.pod.uid.clone().unwrap_or_else(|| workload.uid.to_string());
     let subject = Subject { attachment: presented.attachment.clone(), uid, netns: presented.netns.id() };

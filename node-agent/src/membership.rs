@@ -1,6 +1,5 @@
 //! Pods that run already: they join and leave the mesh when what is known about them changes, without losing a connection.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -103,7 +102,8 @@ async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reas
     if agent.facts.know_addresses_beforehand() && !pod.addresses.iter().all(is_known) {
         return Err(Refusal::Address { pod: pod.addresses.clone(), mesh: workload.workload_ips.clone() });
     }
-    let mut plan = plan_for(&agent.plans, &pod.addresses, &workload.annotations, &pod.annotations)?;
+    let of_runtime = agent.facts.annotations_of_runtime(&pod.annotations);
+    let mut plan = plan_for(&agent.plans, &pod.addresses, &workload.annotations, of_runtime)?;
     look_for_istio(&mut plan, &netns)?;
     let record = Record {
         attachment: pod.attachment.clone(),
@@ -161,8 +161,7 @@ async fn served(agent: &Agent, pod: &Enrolled, netns: &Rc<NetNs>) -> Result<(), 
 async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leaving: bool) -> bool {
     let Some(netns) = pod.netns.clone() else { return true };
     let record = &mut pod.record;
-    let nothing = BTreeMap::new();
-    let of_runtime = if record.annotations.is_empty() { &nothing } else { &record.annotations };
+    let of_runtime = agent.facts.annotations_of_runtime(&record.annotations);
     let plan = match plan_for(&agent.plans, &record.plan.addresses, &workload.annotations, of_runtime) {
         // The capture stays for as long as the sandbox does: connections hang on it.
         Ok(plan) => Plan { capture: record.plan.capture, ..plan },

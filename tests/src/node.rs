@@ -110,10 +110,21 @@ impl Node {
         self.start_agent_by(command, &[])
     }
 
+    /// Starts an agent that knows its pods from a cluster, as this node of it.
+    pub fn start_agent_of_cluster(&mut self, node: &str, kubeconfig: &str, arguments: &[&str]) -> u32 {
+        let mut command = Command::new(binary("underpass-agent"));
+        command.arg("--node").arg(node).arg("--kubernetes").arg("--kubeconfig").arg(kubeconfig).args(arguments);
+        self.start_knowing_agent(command)
+    }
+
     fn start_agent_by(&mut self, mut command: Command, arguments: &[&std::ffi::OsStr]) -> u32 {
-        command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml"));
+        command.arg("--node").arg("node").arg("--mesh-file").arg(self.file("mesh.yaml")).args(arguments);
+        self.start_knowing_agent(command)
+    }
+
+    fn start_knowing_agent(&mut self, mut command: Command) -> u32 {
         command.arg("--agent-socket").arg(self.agent_socket()).arg("--zds-socket").arg(self.zds_socket());
-        command.arg("--state-dir").arg(self.file("state")).args(arguments);
+        command.arg("--state-dir").arg(self.file("state"));
         let pid = self.spawn(command, "agent.log");
         until("the agent takes pods", || {
             self.get("127.0.0.1:15014", "/healthz").ok().filter(|(status, _)| *status == 200)
@@ -139,7 +150,7 @@ impl Node {
     /// Starts a proxy that has its mesh from a control plane, which the environment names.
     pub fn start_controlled_proxy(&mut self, environment: &[(&str, &str)]) -> u32 {
         let mut command = Command::new(binary("underpass-proxy"));
-        command.arg("proxy").env("NODE_NAME", "node").env("INPOD_UDS", self.zds_socket());
+        command.args(["proxy", "ztunnel"]).env("NODE_NAME", "node").env("INPOD_UDS", self.zds_socket());
         command.env("ZTUNNEL_WORKER_THREADS", "2").arg("--ca-dir").arg(self.file("ca"));
         command.envs(environment.iter().copied());
         self.spawn(command, "proxy.log")

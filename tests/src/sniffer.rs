@@ -1,6 +1,9 @@
 //! What really crosses a wire, by the kernel's packet sockets.
 
 use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netns::NetNs;
@@ -33,4 +36,80 @@ impl Sniffer {
         }
         false
     }
+}
+
+/// What TCP has been seen on one interface since a moment.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Segments with data from or to the port of tunnels.
+    pub tunnel: usize,
+    /// How many of these begin with a TLS record.
+    pub tls: usize,
+    /// Frames with the text that nobody should read.
+    pub readable: usize,
+}
+
+/// Counts on an interface until it is asked.
+#[derive(Debug)]
+pub struct Counter {
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<Tally>,
+}
+
+impl Counter {
+    /// Begins to count: tunnels, and frames with this text.
+    pub fn start(netns: &NetNs, interface: &str, text: &'static str) -> Self {
+        let sniffer = Sniffer::new(netns);
+        netns.run(|| sniffer.0.bind_device(Some(interface.as_bytes()))).unwrap().unwrap();
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
+        Self { ended, thread: std::thread::spawn(move || sniffer.count(text, &end)) }
+    }
+
+    /// What was seen.
+    pub fn stop(self) -> Tally {
+        self.ended.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+impl Sniffer {
+    fn count(&self, text: &str, ended: &AtomicBool) -> Tally {
+        let (mut tally, mut frame) = (Tally::default(), vec![0; 1 << 16]);
+        loop {
+            match (&self.0).read(&mut frame) {
+                Ok(length) => tally.add(&frame[..length], text),
+                Err(_) if ended.load(Ordering::Relaxed) => return tally, // it has been quiet for a while
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, frame: &[u8], text: &str) {
+        const TUNNEL: u16 = 15008;
+        self.readable += usize::from(frame.windows(text.len()).any(|w| w == text.as_bytes()));
+        let Some(segment) = tcp(frame).filter(|s| s.len() >= 20) else { return };
+        let port = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
+        let data = segment.get(usize::from(segment[12] >> 4) * 4..).unwrap_or_default();
+        if (port(0) == TUNNEL || port(2) == TUNNEL) && !data.is_empty() {
+            self.tunnel += 1;
+            self.tls += usize::from(matches!(data, [20..=23, 3, ..])); // others go on with a record
+        }
+    }
+}
+
+/// The TCP segment of an Ethernet frame, without the padding of short frames.
+fn tcp(frame: &[u8]) -> Option<&[u8]> {
+    const TCP: u8 = 6;
+    let packet = frame.get(14..)?;
+    let (header, length, protocol) = match packet.first()? >> 4 {
+        4 => {
+            (usize::from(packet[0] & 15) * 4, usize::from(u16::from_be_bytes([packet[2], packet[3]])), *packet.get(9)?)
+        }
+        6 => (40, 40 + usize::from(u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?])), packet[6]),
+        _ => return None,
+    };
+    (protocol == TCP).then(|| packet.get(header..length.min(packet.len())))?
 }

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::facts::{Cluster, ENABLED, KnownPod, REDIRECTION};
 use crate::agent::Agent;
+use crate::verification::Verification;
 
 /// Requests that are under way at a time.
 const AT_ONCE: usize = 8;
@@ -67,29 +68,24 @@ pub(super) async fn withdraw_all(cluster: &Cluster) {
 
 /// The pods whose annotation is not what it should be.
 fn orders(agent: &Agent, cluster: &Cluster) -> Vec<Order> {
+    let leaving: HashMap<String, bool> =
+        agent.pods.borrow().enrolled().map(|p| (p.record.uid.clone(), p.record.leaving)).collect();
     let order = |known: KnownPod| {
         let pod = known.reference();
-        let wanted = wanted(agent, cluster, &pod)?;
-        let value = wanted.then_some(ENABLED);
+        let wanted = match leaving.get(uid(&pod)) {
+            Some(true) => Some(false),
+            Some(false) => is_verified(agent, uid(&pod)).then_some(true),
+            None => (cluster.is_synced() && cluster.decide(&pod).outcome == Enrolment::Skip).then_some(false),
+        };
+        // What is not known yet, or is about to join, stays as it is.
+        let value = wanted?.then_some(ENABLED);
         (known.redirection.as_deref() != value).then_some(Order { pod, value })
     };
     cluster.pods().into_iter().filter_map(order).collect()
 }
 
-/// Whether a pod should say that it is in the mesh; none leaves it as it is, until that is known.
-fn wanted(agent: &Agent, cluster: &Cluster, pod: &PodRef) -> Option<bool> {
-    if let Some(enrolled) = agent.pod(uid(pod)) {
-        if enrolled.record.leaving {
-            return Some(false);
-        }
-        let verified = agent.verifier.borrow().of(uid(pod)).map(|v| v.state()) == Some(VerificationState::Verified);
-        return verified.then_some(true);
-    }
-    match cluster.decide(pod).outcome {
-        Enrolment::Skip if cluster.is_synced() => Some(false),
-        // It is about to join, or nothing is known of it.
-        _ => None,
-    }
+fn is_verified(agent: &Agent, uid: &str) -> bool {
+    agent.verifier.borrow().of(uid).map(Verification::state) == Some(VerificationState::Verified)
 }
 
 /// Writes an annotation; returns the order when it has to be done again.

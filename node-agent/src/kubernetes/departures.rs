@@ -16,7 +16,6 @@ pub(crate) async fn release_departed(agent: &Rc<Agent>, cluster: &Cluster) -> bo
             pods.enrolled().filter(|p| p.joined).map(|p| (p.record.attachment.clone(), p.record.pod.clone()));
         enrolled.chain(pods.skipped().map(|p| (p.attachment.clone(), p.pod.clone()))).collect()
     };
-    let mut unsaid = false;
     for (attachment, pod) in pods {
         let why = match cluster.pod(&pod) {
             Some(known) if known.finished => "it has finished",
@@ -26,14 +25,11 @@ pub(crate) async fn release_departed(agent: &Rc<Agent>, cluster: &Cluster) -> bo
             None => match cluster.still_has(&pod).await {
                 Some(false) => "it is gone from the API server",
                 Some(true) => continue,
-                None => {
-                    unsaid = true;
-                    continue;
-                }
+                None => return true, // nor about any other, for now
             },
         };
         tracing::info!(namespace = pod.namespace, name = pod.name, "the pod is released: {why}");
         agent.remove(&attachment);
     }
-    unsaid
+    false
 }

@@ -50,7 +50,7 @@ pub(crate) struct Cluster {
 type Name = (String, String);
 
 /// A pod of this node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct KnownPod {
     /// What decisions are made from; its uid is the pod's.
     pub(super) workload: Arc<Workload>,
@@ -84,6 +84,11 @@ impl Cluster {
             events: Events::new(node),
             search: Search::default(),
         }
+    }
+
+    /// The uid of a pod, where a runtime does not say it.
+    pub(crate) fn uid_of(&self, pod: &PodRef) -> Option<String> {
+        self.pod(pod).map(|known| known.workload.uid.to_string())
     }
 
     /// Whether everything has been told once.
@@ -140,9 +145,15 @@ impl Cluster {
         self.listed.set([true, namespaces, node]);
     }
 
-    /// A pod of this node is there, or has changed.
-    pub(super) fn put_pod(&self, pod: Pod) {
-        self.pods.borrow_mut().insert(name(&pod), self.known(pod));
+    /// A pod of this node is there, or has changed; returns whether anything that is looked at has.
+    pub(super) fn put_pod(&self, pod: Pod) -> bool {
+        let (name, known) = (name(&pod), self.known(pod));
+        let mut pods = self.pods.borrow_mut();
+        if pods.get(&name) == Some(&known) {
+            return false;
+        }
+        pods.insert(name, known);
+        true
     }
 
     /// A pod has gone.

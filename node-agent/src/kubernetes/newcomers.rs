@@ -65,7 +65,9 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
     if !cluster.is_synced() {
         return;
     }
-    let strangers: Vec<KnownPod> = cluster.pods().into_iter().filter(|pod| is_stranger(agent, cluster, pod)).collect();
+    let known = agent.known_uids();
+    let is_new = |pod: &KnownPod| !known.contains(&*pod.workload.uid) && should_join(agent, cluster, pod);
+    let strangers: Vec<KnownPod> = cluster.pods().into_iter().filter(is_new).collect();
     let uids = strangers.iter().map(|p| p.workload.uid.to_string()).collect();
     if !cluster.search.is_due(&uids) {
         return;
@@ -83,7 +85,7 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
     let mut missed = BTreeMap::new();
     for pod in strangers {
         // Its ADD may have come meanwhile.
-        if !is_stranger(agent, cluster, &pod) {
+        if agent.knows(&pod.workload.uid) || !should_join(agent, cluster, &pod) {
             continue;
         }
         let (reference, uid) = (pod.reference(), pod.workload.uid.to_string());
@@ -111,11 +113,8 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
     }
 }
 
-/// Whether a pod runs, should join, and was presented by nobody.
-fn is_stranger(agent: &Agent, cluster: &Cluster, pod: &KnownPod) -> bool {
-    let reference = pod.reference();
-    let runs = !pod.finished && !pod.workload.workload_ips.is_empty();
-    runs && !agent.knows(&pod.workload.uid)
-        && matches!(cluster.decide(&reference).outcome, Enrolment::Enrol(_))
-        && !agent.joining.has(&pod.workload.uid)
+/// Whether a pod runs, should join, and is not being added.
+fn should_join(agent: &Agent, cluster: &Cluster, pod: &KnownPod) -> bool {
+    let runs = !pod.finished && !pod.workload.workload_ips.is_empty() && !agent.joining.has(&pod.workload.uid);
+    runs && matches!(cluster.decide(&pod.reference()).outcome, Enrolment::Enrol(_))
 }

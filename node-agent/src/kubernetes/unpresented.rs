@@ -32,6 +32,7 @@ impl Cluster {
                 verification: None,
             }
         };
-        self.pods().into_iter().filter(|pod| !agent.knows(&pod.workload.uid)).map(outside).collect()
+        let known = agent.known_uids();
+        self.pods().into_iter().filter(|pod| !known.contains(&*pod.workload.uid)).map(outside).collect()
     }
 }

@@ -1,15 +1,18 @@
 //! A pod that starts before the watch has told of it is asked for by name.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::kubernetes::{Api, Error, Namespace, Pod, status_of};
 use handoff::PodRef;
 use mesh::Decision;
 use mesh::enrol::Enrolment;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use super::facts::Cluster;
 use crate::refusal::Refusal;
+
+/// How long the API server may take where no runtime waits.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Cluster {
     /// Decides about a pod that is being started. It never passes as a stranger: what is not known is asked for, and a pod
@@ -38,10 +41,10 @@ impl Cluster {
 
     /// Asks whether a pod is still there. None when that cannot be said.
     pub(super) async fn still_has(&self, pod: &PodRef) -> Option<bool> {
-        match self.ask_for_pod(pod).await {
-            Ok(()) => Some(true),
-            Err(Refusal::PodGone(_)) => Some(false),
-            Err(_) => None,
+        match timeout(PATIENCE, self.ask_for_pod(pod)).await {
+            Ok(Ok(())) => Some(true),
+            Ok(Err(Refusal::PodGone(_))) => Some(false),
+            Ok(Err(_)) | Err(_) => None,
         }
     }
 

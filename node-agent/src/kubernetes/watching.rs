@@ -22,7 +22,12 @@ async fn pods(agent: Rc<Agent>, cluster: Rc<Cluster>) {
                 tracing::info!(pods = pods.len(), "the API server has told the pods of this node");
                 cluster.all_pods(pods);
             }
-            Change::Put(pod) => cluster.put_pod(pod),
+            Change::Put(pod) => {
+                // A kubelet writes much about a pod that changes nothing here.
+                if !cluster.put_pod(pod) {
+                    return;
+                }
+            }
             Change::Gone(pod) => cluster.pod_is_gone(&pod),
             Change::Lost(why) => return lost("pods", &why),
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! underpass-kube up                    starts one, and returns when its nodes and istiod are ready
+//! underpass-kube demo [--json]         tells on a cluster of its own what Underpass does
 //! underpass-kube down                  ends it; nothing is left
 //! underpass-kube exec PROGRAM …        runs kubectl, istioctl or helm against it
 //! underpass-kube import IMAGE.tar      puts an image on its nodes
@@ -16,14 +17,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use underpass_tests::binaries::control_plane;
 use underpass_tests::folder;
-use underpass_tests::kube::{Kube, missing};
+use underpass_tests::kube::{Kube, missing, story};
 
 /// The last line of a start.
 const READY: &str = "ready";
@@ -34,11 +35,13 @@ fn main() -> ExitCode {
     match arguments[..] {
         ["up"] => up(),
         ["keep"] => keep(),
+        ["demo"] => demo(false),
+        ["demo", "--json"] => demo(true),
         ["down"] => down(),
         ["exec", program, ref rest @ ..] => exec(program, rest),
         ["import", archive] => import(archive),
         ["node", name, ref program @ ..] => node(name, program),
-        _ => told("usage: underpass-kube up | down | exec PROGRAM … | import IMAGE.tar | node NAME PROGRAM …"),
+        _ => told("usage: underpass-kube up | demo | down | exec PROGRAM … | import IMAGE.tar | node NAME PROGRAM …"),
     }
 }
 
@@ -92,6 +95,42 @@ fn keep() -> ExitCode {
     ends.wait().unwrap();
     let _ = fs::remove_file(state());
     ExitCode::SUCCESS
+}
+
+/// Each step is told as it is done: as a line of JSON, or for people.
+fn demo(as_json: bool) -> ExitCode {
+    if let Some(why) = missing() {
+        return told(&format!("no cluster: {why}. Next step: scripts/lib/control-plane cluster"));
+    }
+    std::panic::set_hook(Box::new(|_| ())); // a step that stops is told
+    let folder = folder::until_exit("kube");
+    let started = Instant::now();
+    let kube = Kube::start(&folder, &mut |line| {
+        if !as_json {
+            say(line)
+        }
+    });
+    let mut number = 0;
+    let failed = story::play(&kube, &mut |told| {
+        number += 1;
+        if as_json {
+            say(&json!({ "step": told.step, "ok": told.ok, "evidence": told.evidence }).to_string());
+        } else {
+            let (mark, evidence) = (if told.ok { "ok  " } else { "FAIL" }, told.evidence.trim_end());
+            say(&format!("{mark} {number:>2}. {}\n       {}", told.step, evidence.replace('\n', "\n       ")));
+        }
+    });
+    drop(kube);
+    if as_json {
+        say(&json!({ "ok": failed == 0, "steps": number, "failed": failed }).to_string());
+    } else {
+        let took = started.elapsed().as_secs_f64();
+        say(&format!(
+            "\n{} of {number} steps as promised, in {took:.0} s. Nothing is left of the cluster.",
+            number - failed
+        ));
+    }
+    ExitCode::from(u8::from(failed != 0))
 }
 
 fn down() -> ExitCode {

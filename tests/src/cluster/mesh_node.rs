@@ -12,6 +12,39 @@ use crate::cni::{Call, config, path_of};
 use crate::node;
 use crate::sandbox::{happens, until};
 
+/// Writes the root that istiod has put into the proxy's namespace.
+pub(super) fn project_root(cluster: &Cluster, processes: &node::Node) {
+    let root = until("the proxy's namespace has the root", || root(cluster, NAMESPACE));
+    let staged = processes.file("root.staged");
+    fs::write(&staged, root).unwrap();
+    fs::rename(staged, processes.file("root-cert.pem")).unwrap();
+}
+
+/// Starts the proxy of a node and waits until it is ready.
+pub(super) fn start_proxy(processes: &mut node::Node, place: &Node) -> u32 {
+    let server = format!("https://{}", address());
+    let [token, root] = ["token", "root-cert.pem"].map(|f| processes.file(f).to_str().unwrap().to_owned());
+    let ip = place.ips[0].to_string();
+    let proxy = processes.start_controlled_proxy(&[
+        ("NODE_NAME", &place.name),
+        ("POD_NAME", &place.proxy.name),
+        ("POD_NAMESPACE", NAMESPACE),
+        ("INSTANCE_IP", &ip),
+        ("XDS_ADDRESS", &server),
+        ("CA_ADDRESS", &server),
+        ("ALT_XDS_HOSTNAME", NAME), // there is no DNS here
+        ("ALT_CA_HOSTNAME", NAME),
+        ("XDS_ROOT_CA", &root),
+        ("CA_ROOT_CA", &root),
+        ("AUTH_TOKEN", &token),
+    ]);
+    until("the proxy is ready", || {
+        let readiness = processes.get("127.0.0.1:15021", "/healthz/ready");
+        readiness.ok().filter(|(status, _)| *status == 200)
+    });
+    proxy
+}
+
 /// A node with an agent and a proxy. Its pods live in one Kubernetes namespace, which is in the mesh.
 #[derive(Debug)]
 pub struct MeshNode {
@@ -42,34 +75,12 @@ impl MeshNode {
 
     /// Writes the root that istiod has put into the proxy's namespace, as a kubelet keeps it in the proxy's pod.
     pub fn project_root(&self, cluster: &Cluster) {
-        let root = until("the proxy's namespace has the root", || root(cluster, NAMESPACE));
-        let staged = self.processes.file("root.staged");
-        fs::write(&staged, root).unwrap();
-        fs::rename(staged, self.processes.file("root-cert.pem")).unwrap();
+        project_root(cluster, &self.processes);
     }
 
     /// Starts the proxy and waits until it is ready.
     pub fn start_proxy(&mut self) {
-        let server = format!("https://{}", address());
-        let [token, root] = ["token", "root-cert.pem"].map(|f| self.processes.file(f).to_str().unwrap().to_owned());
-        let ip = self.place.ips[0].to_string();
-        self.proxy = self.processes.start_controlled_proxy(&[
-            ("NODE_NAME", &self.place.name),
-            ("POD_NAME", &self.place.proxy.name),
-            ("POD_NAMESPACE", NAMESPACE),
-            ("INSTANCE_IP", &ip),
-            ("XDS_ADDRESS", &server),
-            ("CA_ADDRESS", &server),
-            ("ALT_XDS_HOSTNAME", NAME), // there is no DNS here
-            ("ALT_CA_HOSTNAME", NAME),
-            ("XDS_ROOT_CA", &root),
-            ("CA_ROOT_CA", &root),
-            ("AUTH_TOKEN", &token),
-        ]);
-        until("the proxy is ready", || {
-            let readiness = self.processes.get("127.0.0.1:15021", "/healthz/ready");
-            readiness.ok().filter(|(status, _)| *status == 200)
-        });
+        self.proxy = start_proxy(&mut self.processes, &self.place);
     }
 
     /// Makes a pod and joins it to the mesh, which istiod then knows.

@@ -1,6 +1,7 @@
 //! A cluster whose control plane is real: the Kubernetes API and istiod, in namespaces of the test's own. Nodes and pods are
 //! objects, and a test gives them network namespaces and proxies.
 
+mod agent_node;
 mod api;
 pub mod daemon;
 pub mod fabric;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use crate::binaries::{control_plane, control_plane_files};
 use crate::folder;
 
+pub use agent_node::{AgentNode, container_of};
 pub use api::{Api, Refused};
 pub use fabric::Fabric;
 pub use istiod::{Istiod, shake_hands};

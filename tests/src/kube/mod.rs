@@ -2,11 +2,16 @@
 
 #![allow(clippy::disallowed_types)] // kubectl, istioctl and helm are programs
 
+pub mod app;
 mod configuration;
 mod dns;
+pub mod held;
 pub mod images;
 mod istio;
 mod node;
+pub mod story;
+mod traces;
+pub mod underpass;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,0 +1,152 @@
+//! Applications in a cluster: pods that answer, and that ask.
+
+#![allow(clippy::disallowed_types)] // they are asked by kubectl
+
+use serde_json::{Value, json};
+
+use super::images::APP;
+use super::{Kube, await_within, condition};
+
+/// The port on which applications answer.
+pub const PORT: u16 = 8080;
+
+/// A pod to be.
+#[derive(Debug, Clone)]
+pub struct App<'a> {
+    /// Its Kubernetes namespace.
+    pub namespace: &'a str,
+    /// Its name, its label `app` and its service account.
+    pub name: &'a str,
+    /// Where it runs; anywhere, if not said.
+    pub node: Option<&'a str>,
+    /// Labels besides `app`.
+    pub labels: Value,
+}
+
+impl App<'_> {
+    /// The object.
+    pub fn object(&self) -> Value {
+        let mut labels = json!({ "app": self.name });
+        if let Some(more) = self.labels.as_object() {
+            labels.as_object_mut().unwrap().extend(more.clone());
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": self.name, "namespace": self.namespace, "labels": labels },
+            "spec": spec(self.node, Some(self.name)),
+        })
+    }
+}
+
+/// What runs in the pod of an application.
+pub fn spec(node: Option<&str>, account: Option<&str>) -> Value {
+    json!({
+        "nodeName": node,
+        "serviceAccountName": account,
+        "terminationGracePeriodSeconds": 2,
+        "containers": [{
+            "name": "app",
+            "image": APP,
+            "imagePullPolicy": "Never",
+            "args": ["serve", PORT.to_string()],
+            "readinessProbe": { "httpGet": { "port": PORT }, "periodSeconds": 1 },
+        }],
+    })
+}
+
+impl Kube {
+    /// Makes a Kubernetes namespace, in the mesh or not.
+    pub fn namespace(&self, name: &str, mesh: bool) {
+        let mode = if mesh { "ambient" } else { "none" };
+        let labels = json!({ "istio.io/dataplane-mode": mode });
+        let object = json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels },
+        });
+        self.apply(&object.to_string());
+    }
+
+    /// Makes applications with their service accounts, and waits until they are ready.
+    #[track_caller]
+    pub fn launch(&self, apps: &[App<'_>]) {
+        let account = |app: &App<'_>| {
+            let metadata = json!({ "name": app.name, "namespace": app.namespace });
+            json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata })
+        };
+        self.apply_all(apps.iter().map(account).chain(apps.iter().map(App::object)));
+        apps.iter().for_each(|app| self.await_pod(app.namespace, app.name));
+    }
+
+    /// Makes objects.
+    #[track_caller]
+    pub fn apply_all(&self, objects: impl Iterator<Item = Value>) {
+        self.apply(&objects.map(|o| format!("---\n{o}\n")).collect::<String>());
+    }
+
+    /// A pod's object.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Value> {
+        self.get(&format!("/api/v1/namespaces/{namespace}/pods/{name}"))
+    }
+
+    /// Waits until a pod is ready.
+    #[track_caller]
+    pub fn await_pod(&self, namespace: &str, name: &str) {
+        await_within(60, &format!("{namespace}/{name} is ready"), || {
+            self.pod(namespace, name).filter(|p| condition(p, "Ready")).map(drop)
+        });
+    }
+
+    /// Asks from within a pod, once each; what it printed, and whether all have answered.
+    pub fn ask(&self, namespace: &str, pod: &str, destinations: &[&str]) -> (bool, String) {
+        let mut command = self.command("kubectl");
+        command.args(["exec", "-n", namespace, pod, "--", "underpass-app", "get"]).args(destinations);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The same until all have answered; what they said.
+    ///
+    /// # Panics
+    /// When they do not.
+    #[track_caller]
+    pub fn hear(&self, namespace: &str, pod: &str, destinations: &[&str]) -> String {
+        let mut said = String::new();
+        for _ in 0..40 {
+            let (answered, now) = self.ask(namespace, pod, destinations);
+            said = now;
+            if answered {
+                return said;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(250));
+        }
+        panic!("{namespace}/{pod} gets no answer: {said}");
+    }
+
+    /// The addresses of a pod, IPv4 first.
+    pub fn addresses(&self, namespace: &str, pod: &str) -> Vec<String> {
+        let pod = self.pod(namespace, pod).unwrap();
+        let list = pod["status"]["podIPs"].as_array().unwrap();
+        list.iter().map(|a| a["ip"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Makes a service with both families for an application, and returns its addresses with the port, as one dials them.
+    pub fn service(&self, namespace: &str, app: &str) -> [String; 2] {
+        self.apply(
+            &json!({
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": { "name": app, "namespace": namespace },
+                "spec": {
+                    "selector": { "app": app },
+                    "ipFamilyPolicy": "RequireDualStack",
+                    "ipFamilies": ["IPv4", "IPv6"],
+                    "ports": [{ "name": "tcp", "port": 80, "targetPort": PORT }],
+                },
+            })
+            .to_string(),
+        );
+        let service = self.get(&format!("/api/v1/namespaces/{namespace}/services/{app}")).unwrap();
+        let ips = &service["spec"]["clusterIPs"];
+        [format!("{}:80", ips[0].as_str().unwrap()), format!("[{}]:80", ips[1].as_str().unwrap())]
+    }
+}

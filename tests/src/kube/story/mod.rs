@@ -1,0 +1,46 @@
+//! What Underpass does on a cluster, as a short story in which every line is something observed. `scripts/kube demo` tells
+//! it, and a test wants every step of it to be as promised.
+
+mod steps;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::Kube;
+use super::held::Held;
+
+/// What is kept between the steps.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    kube: &'a Kube,
+    /// The address of the service, IPv4 and IPv6, and a connection of the client to it.
+    service: [String; 2],
+    held: Option<Held>,
+}
+
+/// One step as it went.
+#[derive(Debug)]
+pub struct Told {
+    /// What was to be seen.
+    pub step: &'static str,
+    /// Whether it was.
+    pub ok: bool,
+    /// What was seen, or what was not.
+    pub evidence: String,
+}
+
+/// Plays all steps on a cluster without Underpass; each is told as it is done.
+pub fn play(kube: &Kube, tell: &mut dyn FnMut(&Told)) -> usize {
+    let mut scene = Scene { kube, service: Default::default(), held: None };
+    let mut failed = 0;
+    for (step, play) in steps::ALL {
+        let outcome = catch_unwind(AssertUnwindSafe(|| play(&mut scene)));
+        let ok = outcome.is_ok();
+        let evidence = outcome.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            text.unwrap_or("it went wrong").to_owned()
+        });
+        failed += usize::from(!ok);
+        tell(&Told { step, ok, evidence });
+    }
+    failed
+}

@@ -1,0 +1,95 @@
+//! Underpass on a cluster, by its chart.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::images::UNDERPASS;
+use super::{Kube, await_within, images};
+use crate::cluster::istiod::NAMESPACE;
+
+/// The name of the release.
+pub const RELEASE: &str = "underpass";
+/// The DaemonSet of the agents.
+pub const AGENTS: &str = "underpass-cni-node";
+/// The DaemonSet of the proxies.
+pub const PROXIES: &str = "ztunnel";
+/// What an enrolled pod has; nothing else tells istiod.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+/// The chart.
+pub fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/underpass")
+}
+
+impl Kube {
+    /// Puts the image of the programs that were built with these tests on every node.
+    pub fn import_underpass(&self) {
+        let archive = images::underpass(&self.folder());
+        self.nodes.iter().for_each(|node| node.import(&archive));
+    }
+
+    /// Installs Underpass, or upgrades it, and waits until it is ready.
+    #[track_caller]
+    pub fn install_underpass(&self, values: &[&str]) -> String {
+        let chart = chart();
+        let image = ["cni.image", "ztunnel.image"].map(|of| format!("{of}={UNDERPASS}"));
+        let mut arguments = vec!["upgrade", "--install", RELEASE, chart.to_str().unwrap(), "--namespace", NAMESPACE];
+        arguments.extend(["--wait", "--timeout", "120s", "--set", &image[0], "--set", &image[1]]);
+        arguments.extend(["--set", "global.imagePullPolicy=Never"]);
+        values.iter().for_each(|value| arguments.extend(["--set", value]));
+        self.run("helm", &arguments)
+    }
+
+    /// Takes it off the cluster.
+    #[track_caller]
+    pub fn uninstall_underpass(&self) -> String {
+        self.run("helm", &["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "120s"])
+    }
+
+    /// The name of the pod of a DaemonSet of ours on a node, while one is ready.
+    pub fn of(&self, daemon_set: &str, node: &str) -> Option<String> {
+        let label = if daemon_set == AGENTS { "k8s-app" } else { "app" };
+        let path = format!(
+            "/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={label}%3D{daemon_set}&fieldSelector=spec.nodeName%3D{node}"
+        );
+        let list = self.get(&path)?;
+        let ready = |p: &&Value| super::condition(p, "Ready") && p["metadata"]["deletionTimestamp"].is_null();
+        Some(list["items"].as_array()?.iter().find(ready)?["metadata"]["name"].as_str()?.to_owned())
+    }
+
+    /// Runs the CLI in the agent's pod of a node; what it printed, and whether it was content.
+    pub fn underpass(&self, node: &str, arguments: &[&str]) -> (bool, String) {
+        let pod = await_within(30, "an agent is ready", || self.of(AGENTS, node));
+        let mut command = self.command("kubectl");
+        command.args(["exec", "-n", NAMESPACE, &pod, "--", "underpass"]).args(arguments);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Whether a pod is announced as enrolled.
+    pub fn enrolled(&self, namespace: &str, pod: &str) -> bool {
+        let pod = self.pod(namespace, pod);
+        pod.is_some_and(|p| p["metadata"]["annotations"][REDIRECTION] == "enabled")
+    }
+
+    /// Waits until it is, or no longer is.
+    #[track_caller]
+    pub fn await_enrolled(&self, namespace: &str, pod: &str, wanted: bool) {
+        await_within(30, &format!("{namespace}/{pod}: enrolled is {wanted}"), || {
+            (self.enrolled(namespace, pod) == wanted).then_some(())
+        });
+    }
+
+    /// The log of the proxy on a node.
+    pub fn proxy_log(&self, node: &str) -> String {
+        let pod = await_within(30, "a proxy is ready", || self.of(PROXIES, node));
+        self.kubectl(&["logs", "-n", NAMESPACE, &pod])
+    }
+
+    /// Waits until the pods of a DaemonSet are as they should be.
+    #[track_caller]
+    pub fn await_rollout(&self, daemon_set: &str) {
+        self.kubectl(&["rollout", "status", "-n", NAMESPACE, &format!("daemonset/{daemon_set}"), "--timeout=90s"]);
+    }
+}
