@@ -23,6 +23,19 @@ pub fn runtime_files<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], S
     files(&runtimes(), names)
 }
 
+/// The archive that `scripts/images` makes.
+///
+/// # Errors
+/// Why a test that needs it cannot run.
+pub fn image() -> Result<PathBuf, String> {
+    let path = target().join(format!("{}-unknown-linux-musl/underpass.tar", std::env::consts::ARCH));
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err("there is no image (scripts/images makes it where that is possible)".to_owned())
+    }
+}
+
 /// The folder that `scripts/lib/control-plane` fills, as far as that is possible.
 pub fn control_plane() -> PathBuf {
     target().join("control-plane")

@@ -61,17 +61,17 @@ impl Containerd {
         let cgroup = Cgroup::of(&node.file(""));
         let containerd = Self { cri, network, machine, folder, cgroup };
         containerd.await_answer();
-        containerd.import_image();
+        containerd.import(&image::archive(&containerd.folder), IMAGE);
         containerd
     }
 
-    fn import_image(&self) {
-        let archive = image::archive(&self.folder);
+    /// Imports an archive, and waits until its image is known by that name.
+    pub fn import(&self, archive: &Path, name: &str) {
         let mut ctr = self.machine.command("ctr");
         ctr.arg("--address").arg(&self.cri.socket).args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
         let output = ctr.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        until("containerd knows the image", || self.cri.has_image(IMAGE).ok()?.then_some(()));
+        until("containerd knows the image", || self.cri.has_image(name).ok()?.then_some(()));
     }
 
     fn await_answer(&self) {
