@@ -5,6 +5,7 @@
 mod add;
 mod older;
 mod ready;
+mod retirement;
 mod running;
 mod scene;
 mod told;
