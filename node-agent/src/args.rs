@@ -122,6 +122,10 @@ pub(crate) struct ClusterArgs {
     /// The DaemonSet of the agents. When it is being deleted, an agent that ends takes the plugin and the rules off its node.
     #[arg(long = "daemonset", env = "UNDERPASS_DAEMONSET")]
     pub(crate) daemon_set: Option<String>,
+    /// Leave the program of the plugin even then, for a runtime that calls DEL by what it remembers, as CRI-O does.
+    #[arg(long, env = "UNDERPASS_KEEP_PLUGIN", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) keep_plugin: bool,
     /// Namespace of the agent's own pod.
     #[arg(long, env = "POD_NAMESPACE", hide = true)]
     pub(crate) pod_namespace: Option<String>,

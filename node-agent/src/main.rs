@@ -82,8 +82,22 @@ fn main() -> anyhow::Result<()> {
     // No task of the agent is left that would put back what is taken away.
     if let Some(cluster) = retires {
         runtime.block_on(retirement::tell(&cluster));
-        let RunArgs { folders, state_dir, host_netns, .. } = &args.run;
-        install::uninstall(folders, state_dir, host_netns.as_deref())?;
+        leave_the_node(&args.run)?;
+    }
+    Ok(())
+}
+
+/// Nothing of Underpass is left on the node then.
+fn leave_the_node(args: &RunArgs) -> anyhow::Result<()> {
+    install::uninstall(&args.folders, &args.state_dir, args.host_netns.as_deref())?;
+    let plugin = args.folders.bin_dir.join(install::PLUGIN);
+    let kept = args.cluster.keep_plugin.then_some(&plugin);
+    let state = args.state_dir.join(state::FILE);
+    for file in [&plugin, &state, &args.agent_socket, &args.zds_socket].into_iter().filter(|f| Some(*f) != kept) {
+        match std::fs::remove_file(file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!("{} stays: {e}", file.display()),
+            _ => {}
+        }
     }
     Ok(())
 }

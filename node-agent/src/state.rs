@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::pods::{Record, Skipped};
 
-const FILE: &str = "pods.json";
+/// Its name in that folder.
+pub(crate) const FILE: &str = "pods.json";
 const VERSION: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]

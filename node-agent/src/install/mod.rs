@@ -14,6 +14,7 @@ use netns::NetNs;
 use serde_json::json;
 
 use crate::state::StateDir;
+pub(crate) use chain::PLUGIN;
 use files::Installed;
 
 /// Where the runtime has its plugins and their configuration.

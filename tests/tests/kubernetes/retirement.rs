@@ -1,6 +1,7 @@
 //! An agent that ends leaves its node as it is for the next one, unless Underpass is being uninstalled.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
@@ -92,6 +93,8 @@ fn an_agent_takes_the_plugin_off_its_node_only_when_its_daemonset_is_going() {
     end(&mut node, agent);
     assert_eq!(fs::read_to_string(&list).unwrap(), main);
     assert!(!in_place(&pod));
+    let left = [format!("{bin}/underpass-cni"), node.processes.file("state/pods.json").to_str().unwrap().to_owned()];
+    assert!(left.iter().all(|f| !Path::new(f).exists()) && !node.processes.agent_socket().exists());
     assert_eq!(annotation(&cluster, &pod), Value::Null);
     retire(&cluster, true); // what is gone need not be deleted
 }
