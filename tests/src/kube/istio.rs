@@ -13,6 +13,9 @@ use crate::cluster::istiod::NAMESPACE;
 const LEFT_OUT: [&str; 4] =
     ["DaemonSet", "HorizontalPodAutoscaler", "PodDisruptionBudget", "MutatingWebhookConfiguration"];
 
+/// Istio's own node parts, whose places are ours.
+const NODE_PARTS: [&str; 2] = ["istio-cni", "ztunnel"];
+
 /// Installs Istio's control plane, and waits until istiod is ready.
 pub fn install(kube: &Kube) {
     kube.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }).to_string());
@@ -22,7 +25,11 @@ pub fn install(kube: &Kube) {
     let ambient = text("ambient.yaml");
     let objects = ambient.split("\n---\n").filter(|d| d.contains("kind:"));
     let objects = objects.map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
-    let objects = objects.filter(|o| LEFT_OUT.iter().all(|kind| o["kind"] != *kind)).map(with_our_image);
+    let wanted = |o: &Value| {
+        let part = &o["metadata"]["labels"]["app.kubernetes.io/name"];
+        LEFT_OUT.iter().all(|kind| o["kind"] != *kind) && NODE_PARTS.iter().all(|name| *part != *name)
+    };
+    let objects = objects.filter(wanted).map(with_our_image);
     // Definitions come first in the manifests; objects of their kinds are not among them.
     kube.apply(&objects.map(|o| format!("---\n{o}\n")).collect::<String>());
     await_istiod(kube);

@@ -28,10 +28,9 @@ pub struct Told {
     pub evidence: String,
 }
 
-/// Plays all steps on a cluster without Underpass; each is told as it is done.
-pub fn play(kube: &Kube, tell: &mut dyn FnMut(&Told)) -> usize {
+/// Plays all steps on a cluster without Underpass, or until one is not as promised; each is told as it is done.
+pub fn play(kube: &Kube, tell: &mut dyn FnMut(&Told)) -> bool {
     let mut scene = Scene { kube, service: Default::default(), held: None };
-    let mut failed = 0;
     for (step, play) in steps::ALL {
         let outcome = catch_unwind(AssertUnwindSafe(|| play(&mut scene)));
         let ok = outcome.is_ok();
@@ -39,8 +38,10 @@ pub fn play(kube: &Kube, tell: &mut dyn FnMut(&Told)) -> usize {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             text.unwrap_or("it went wrong").to_owned()
         });
-        failed += usize::from(!ok);
         tell(&Told { step, ok, evidence });
+        if !ok {
+            return false; // the next ones go on from it
+        }
     }
-    failed
+    true
 }
