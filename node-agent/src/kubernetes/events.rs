@@ -19,7 +19,9 @@ use crate::refusal::Refusal;
 /// Different happenings that are kept; the one that was told last the longest ago makes room.
 const KEPT: usize = 512;
 /// The same happening is written at most this often.
-const SAME: Duration = Duration::from_secs(10);
+const SAME: Duration = Duration::from_secs(5);
+/// One that could not be written is written again this soon.
+const AGAIN: Duration = Duration::from_secs(1);
 /// All of them together at most this often, but for a few at once.
 const EACH: Duration = Duration::from_millis(500);
 const BURST: u32 = 20;
@@ -54,7 +56,7 @@ struct Told {
     name: Option<String>,
     /// How often it had happened when it was written.
     written: u32,
-    written_at: Option<Instant>,
+    not_before: Option<Instant>,
     happened_at: Instant,
 }
 
@@ -110,7 +112,7 @@ impl Events {
                 last: now,
                 name: None,
                 written: 0,
-                written_at: None,
+                not_before: None,
                 happened_at: at,
             };
             told.insert(key, new);
@@ -121,7 +123,8 @@ impl Events {
     /// One that is to be written now, and how long it is until another one is.
     fn due(&self) -> (Option<(Key, Told)>, Option<Duration>) {
         let told = self.told.borrow();
-        let wait = |t: &Told| t.written_at.map_or(Duration::ZERO, |at| SAME.saturating_sub(at.elapsed()));
+        let now = Instant::now();
+        let wait = |t: &Told| t.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         let next = told.iter().filter(|(_, t)| t.count > t.written).min_by_key(|(_, t)| wait(t));
         match next {
             Some((key, t)) if wait(t).is_zero() => (Some((key.clone(), t.clone())), None),
@@ -132,7 +135,7 @@ impl Events {
 
     fn written(&self, key: &Key, count: u32, name: Option<String>) {
         if let Some(told) = self.told.borrow_mut().get_mut(key) {
-            told.written_at = Some(Instant::now());
+            told.not_before = Some(Instant::now() + if name.is_some() { SAME } else { AGAIN });
             if name.is_some() {
                 (told.name, told.written) = (name, count);
             }

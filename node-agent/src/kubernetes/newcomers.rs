@@ -27,7 +27,8 @@ pub(crate) struct Search(RefCell<Missed>);
 
 #[derive(Debug, Default)]
 struct Missed {
-    uids: BTreeSet<String>,
+    /// Each with how often.
+    uids: BTreeMap<String, u32>,
     wait: Duration,
     next: Option<Instant>,
 }
@@ -40,23 +41,25 @@ impl Search {
 
     /// Whether this pod was looked for in vain.
     pub(crate) fn missed(&self, uid: &str) -> bool {
-        self.0.borrow().uids.contains(uid)
+        self.0.borrow().uids.contains_key(uid)
     }
 
     /// Whether it is time to look for these.
     fn is_due(&self, uids: &BTreeSet<String>) -> bool {
         let missed = self.0.borrow();
-        !uids.is_subset(&missed.uids) || missed.next.is_some_and(|next| next <= Instant::now())
+        uids.iter().any(|uid| !missed.uids.contains_key(uid)) || missed.next.is_some_and(|next| next <= Instant::now())
     }
 
-    /// Returns those that were missed for the first time.
-    fn note(&self, uids: BTreeSet<String>) -> BTreeSet<String> {
+    /// Returns those that were missed for the second time: one whose first process is just starting is none of them.
+    fn note(&self, uids: &BTreeSet<String>) -> BTreeSet<String> {
         let mut missed = self.0.borrow_mut();
-        let new: BTreeSet<String> = uids.difference(&missed.uids).cloned().collect();
-        missed.wait = if new.is_empty() { (missed.wait * 2).clamp(FIRST_RETRY, LAST_RETRY) } else { FIRST_RETRY };
+        let often = |uid: &String| missed.uids.get(uid).copied().unwrap_or_default().saturating_add(1);
+        let counted: BTreeMap<String, u32> = uids.iter().map(|uid| (uid.clone(), often(uid))).collect();
+        let new = counted.values().any(|times| *times == 1);
+        missed.wait = if new { FIRST_RETRY } else { (missed.wait * 2).clamp(FIRST_RETRY, LAST_RETRY) };
         missed.next = (!uids.is_empty()).then(|| Instant::now() + missed.wait);
-        missed.uids = uids;
-        new
+        missed.uids = counted;
+        missed.uids.iter().filter(|(_, times)| **times == 2).map(|(uid, _)| uid.clone()).collect()
     }
 }
 
@@ -73,7 +76,7 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
         return;
     }
     if strangers.is_empty() {
-        cluster.search.note(uids);
+        cluster.search.note(&uids);
         return;
     }
     let wanted: HashMap<_, _> =
@@ -105,8 +108,8 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
             netns_path: Some(place.netns),
         });
     }
-    let new = cluster.search.note(missed.keys().cloned().collect());
-    for pod in missed.into_iter().filter(|(uid, _)| new.contains(uid)).map(|(_, pod)| pod) {
+    let lost = cluster.search.note(&missed.keys().cloned().collect());
+    for pod in missed.into_iter().filter(|(uid, _)| lost.contains(uid)).map(|(_, pod)| pod) {
         let refusal = Refusal::NotFound(cluster.host_proc.display().to_string());
         tracing::warn!(namespace = pod.namespace, name = pod.name, "cannot join yet: {}", refusal.explained());
         cluster.events.not_enrolled(&pod, &refusal);

@@ -17,7 +17,7 @@ impl Cluster {
             let reason = match decision.outcome {
                 Enrolment::Skip | Enrolment::Unknown => decision.reason,
                 Enrolment::Enrol(_) if self.search.missed(&uid) => {
-                    format!("{}: no process of it was found", error_code::agent::NOT_FOUND)
+                    format!("{}: {}, and no process of it was found", error_code::agent::NOT_FOUND, decision.reason)
                 }
                 Enrolment::Enrol(_) => format!("{}, and it has not started yet", decision.reason),
             };

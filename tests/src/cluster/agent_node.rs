@@ -102,6 +102,9 @@ impl AgentNode {
 
     /// Cuts the way to the API server, or mends it. Pods keep theirs.
     pub fn cut_off(&self, cut: bool) {
+        // With the filter, what comes from there is dropped as well.
+        let filter = if cut { "1" } else { "0" };
+        self.place.netns.run(|| fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", filter)).unwrap().unwrap();
         let verb = if cut { "add" } else { "del" };
         run(&self.place.netns, "ip", "-batch -", &format!("route {verb} unreachable 10.200.0.10/32"));
     }

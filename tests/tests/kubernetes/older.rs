@@ -77,7 +77,9 @@ fn pods_older_than_the_agent_join_by_their_processes() {
         p["reason"].as_str().is_some_and(|r| r.contains("UP-AGENT-023"))
     });
     assert!(!in_place(&lost));
-    let told = until("an Event tells of the lost pod", || events(&cluster, &lost, "MeshEnrolmentFailed").pop());
+    let told = until("an Event tells of the lost pod", || {
+        events(&cluster, &lost, "MeshEnrolmentFailed", "UP-AGENT-023").pop()
+    });
     assert!(told["message"].as_str().unwrap().contains("Next step: "), "{told}");
     // Their DEL is that of any other pod.
     assert!(node.del(&cgroupfs).status.success());

@@ -47,10 +47,11 @@ pub fn await_annotation(cluster: &Cluster, pod: &Pod, value: &Value) {
     until(&format!("the annotation is {value}"), || (annotation(cluster, pod) == *value).then_some(()));
 }
 
-/// Events of a pod with this reason.
-pub fn events(cluster: &Cluster, pod: &Pod, reason: &str) -> Vec<Value> {
+/// Events of a pod with this reason and code.
+pub fn events(cluster: &Cluster, pod: &Pod, reason: &str, code: &str) -> Vec<Value> {
     let list = cluster.kubernetes.api.get(&format!("/api/v1/namespaces/{}/events", pod.namespace)).unwrap();
-    let of_pod = |e: &Value| e["involvedObject"]["uid"] == *pod.uid && e["reason"] == reason;
+    let has_code = |e: &Value| e["message"].as_str().is_some_and(|m| m.starts_with(code));
+    let of_pod = |e: &Value| e["involvedObject"]["uid"] == *pod.uid && e["reason"] == reason && has_code(e);
     list["items"].as_array().unwrap().iter().filter(|e| of_pod(e)).cloned().collect()
 }
 

@@ -21,7 +21,7 @@ fn the_annotation_says_what_was_verified() {
     let error = refusal(&node.add(&pod));
     assert!(error["msg"].as_str().unwrap().contains("UP-AGENT-007"), "{error}");
     assert_eq!(annotation(&cluster, &pod), Value::Null);
-    let told = until("an Event tells why", || events(&cluster, &pod, "MeshEnrolmentFailed").pop());
+    let told = until("an Event tells why", || events(&cluster, &pod, "MeshEnrolmentFailed", "UP-AGENT-007").pop());
     let message = told["message"].as_str().unwrap();
     for part in ["UP-AGENT-007", "Cause: ", "Next step: "] {
         assert!(message.contains(part), "{message}");
@@ -36,7 +36,9 @@ fn the_annotation_says_what_was_verified() {
     assert!(pod.netns.run(redirect::remove).unwrap().is_ok());
     until("it is repaired", || node.status(&pod).filter(|p| !p["verification"]["lastRepair"].is_null()));
     node.cut_off(false);
-    let told = until("an Event tells of the repair", || events(&cluster, &pod, "MeshRedirectionRepaired").pop());
+    let told = until("an Event tells of the repair", || {
+        events(&cluster, &pod, "MeshRedirectionRepaired", "UP-AGENT-005").pop()
+    });
     assert!(told["message"].as_str().unwrap().contains("is repaired"), "{told}");
     assert_eq!(annotation(&cluster, &pod), json!("enabled"));
 }
@@ -54,7 +56,7 @@ fn the_same_failure_again_is_the_same_event() {
         assert!(error["msg"].as_str().unwrap().contains("UP-AGENT-006"), "{error}");
     }
     let told = until("the Event counts", || {
-        let events = events(&cluster, &pod, "MeshEnrolmentFailed");
+        let events = events(&cluster, &pod, "MeshEnrolmentFailed", "UP-AGENT-006");
         assert!(events.len() <= 1, "{events:?}");
         events.into_iter().find(|e| e["count"].as_u64() >= Some(3))
     });
