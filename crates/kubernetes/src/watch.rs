@@ -37,7 +37,7 @@ pub enum Change<K> {
 }
 
 /// Tells all objects and then every change, without end. The list comes as a stream, so that it is never in memory as a
-/// whole text; from servers that have no such streams (before 1.32), in pages.
+/// whole text; from servers that do not stream lists, in pages.
 pub async fn follow<K>(api: Api<K>, selection: &Selection, mut tell: impl FnMut(Change<K>))
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -46,11 +46,12 @@ where
     loop {
         let asked = config(selection, strategy.clone());
         let mut stream = std::pin::pin!(watcher::watcher(api.clone(), asked));
-        let (mut listed, mut retry) = (Vec::new(), FIRST_RETRY);
+        let (mut listed, mut listing, mut retry) = (Vec::new(), true, FIRST_RETRY);
         loop {
             let heard = match stream.next().await {
                 Some(Ok(heard)) => heard,
-                Some(Err(e)) if strategy == InitialListStrategy::StreamingList && has_no_streams(&e) => {
+                Some(Err(e)) if listing && strategy == InitialListStrategy::StreamingList && is_answer(&e) => {
+                    tracing::info!("the API server does not stream this list, which is asked for in pages: {e}");
                     strategy = InitialListStrategy::ListWatch;
                     break;
                 }
@@ -65,10 +66,13 @@ where
                 None => break, // never: a watch has no end
             };
             match heard {
-                Event::Init => listed.clear(),
+                Event::Init => {
+                    listed.clear();
+                    listing = true;
+                }
                 Event::InitApply(object) => listed.push(object),
                 Event::InitDone => {
-                    retry = FIRST_RETRY;
+                    (listing, retry) = (false, FIRST_RETRY);
                     tell(Change::All(std::mem::take(&mut listed)));
                 }
                 Event::Apply(object) => {
@@ -92,14 +96,10 @@ fn config(selection: &Selection, strategy: InitialListStrategy) -> Config {
     }
 }
 
-/// Whether the server refuses to stream lists.
-fn has_no_streams(error: &watcher::Error) -> bool {
-    let code = match error {
-        watcher::Error::WatchStartFailed(e) => crate::status_of(e),
-        watcher::Error::WatchError(status) => Some(status.code),
-        _ => None,
-    };
-    matches!(code, Some(400 | 422))
+/// Whether the server itself refuses. It does so in many ways when it does not stream lists: as a bad request when it knows
+/// no such option, and within the stream when its etcd (before 3.4.25) cannot tell how far a watch has come.
+fn is_answer(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(_) | watcher::Error::WatchStartFailed(kube::Error::Api(_)))
 }
 
 /// Whether it only says that the watch has to begin again, which the stream does by itself.
