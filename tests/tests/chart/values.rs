@@ -132,7 +132,8 @@ fn programs_know_the_variables_that_the_chart_sets() {
         let help = String::from_utf8(help.stdout).unwrap();
         for variable in pod(&objects, set)["containers"][0]["env"].as_array().unwrap() {
             let name = variable["name"].as_str().unwrap();
-            let known = help.contains(&format!("[env: {name}=")) || otherwise.contains(&name);
+            let told = ["=", "]"].iter().any(|end| help.contains(&format!("[env: {name}{end}")));
+            let known = told || otherwise.contains(&name);
             assert!(known, "{program} does not know {name}");
         }
     }
