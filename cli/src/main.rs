@@ -8,6 +8,7 @@ mod demo;
 mod failure;
 mod node;
 mod proxy;
+mod proxy_of_node;
 mod sandbox;
 mod why;
 

@@ -4,11 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 use error_code::cli as codes;
-use http::Method;
 use serde_json::Value;
 
-use crate::ask::{ask, read};
+use crate::ask::read;
 use crate::failure::failure;
+use crate::proxy_of_node::ask_proxy;
 
 /// Where the proxy answers, unless it is told otherwise.
 pub(crate) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
@@ -41,7 +41,7 @@ pub(crate) enum List {
 
 /// Prints one list of the proxy's configuration dump.
 pub(crate) fn list(asked: &Asked, list: List) -> anyhow::Result<ExitCode> {
-    let (status, body) = ask(Method::GET, asked.proxy, "/config_dump")?;
+    let (status, body) = ask_proxy(asked.proxy, "/config_dump")?;
     let dump: Value = read(status, &body)?;
     let (key, table): (&str, fn(&Value) -> Table) = match list {
         List::Workloads => ("workloads", workloads),

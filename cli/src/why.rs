@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use error_code::cli as codes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use mesh::explain::{Answered, Judgement, Party, Path, Way};
 
-use crate::ask::{ask, read};
+use crate::ask::read;
 use crate::failure::failure;
 use crate::proxy::Asked;
+use crate::proxy_of_node::ask_proxy;
 
 /// Asks the proxy of this node. Fails when the connection would be refused on every way.
 pub(crate) fn why(asked: &Asked, source: &str, destination: &str) -> anyhow::Result<ExitCode> {
@@ -18,7 +19,7 @@ pub(crate) fn why(asked: &Asked, source: &str, destination: &str) -> anyhow::Res
     if let Some(port) = port {
         path += &format!("&port={port}");
     }
-    let (status, body) = ask(Method::GET, asked.proxy, &path)?;
+    let (status, body) = ask_proxy(asked.proxy, &path)?;
     if status == StatusCode::NOT_FOUND {
         return Err(failure(&codes::NO_SUCH_PARTY, String::from_utf8_lossy(&body).trim()));
     }

@@ -2,14 +2,13 @@
 
 use std::net::SocketAddr;
 
-use http::Method;
 use serde_json::Value;
 
-use crate::ask::{ask, read};
+use crate::ask::read;
 
 /// The proxy's own status, asked in the network namespace of the calling thread.
 pub(super) fn ask_proxy(proxy: SocketAddr) -> anyhow::Result<Value> {
-    let (status, body) = ask(Method::GET, proxy, "/status")?;
+    let (status, body) = crate::proxy_of_node::ask_proxy(proxy, "/status")?;
     read(status, &body)
 }
 

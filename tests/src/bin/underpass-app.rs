@@ -4,7 +4,7 @@
 //! underpass-app pause              waits to be ended
 //! underpass-app serve PORT         answers every request with its pod's name and who asks
 //! underpass-app get HOST:PORT…     asks each once; prints the answers. Exit code 1 when one does not answer
-//! underpass-app hold HOST:PORT     asks over and over on one connection, ten times a second; prints each answer
+//! underpass-app hold HOST:PORT     asks over and over on one connection, ten times a second, until its input ends; prints each answer
 //! ```
 
 #![allow(clippy::unwrap_used)] // an application that cannot go on ends
@@ -74,6 +74,11 @@ fn get(to: &str) -> io::Result<String> {
 }
 
 fn hold(to: &str) -> io::Result<()> {
+    // Whoever asked for it may be gone without a word: then its input ends.
+    std::thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(0)
+    });
     let mut stream = connect(to)?;
     loop {
         told(to, Ok(ask(&mut stream)?));

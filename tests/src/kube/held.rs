@@ -20,9 +20,9 @@ impl Kube {
     #[track_caller]
     pub fn hold(&self, namespace: &str, pod: &str, to: &str) -> Held {
         let mut command = self.command("kubectl");
-        command.args(["exec", "-n", namespace, pod, "--", "underpass-app", "hold", to]);
+        command.args(["exec", "-i", "-n", namespace, pod, "--", "underpass-app", "hold", to]);
         netns::process::die_with_parent(&mut command);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (said, output) = (lines.clone(), child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -65,7 +65,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        drop(self.child.stdin.take()); // the application ends by this
         let _ = self.child.wait();
     }
 }
