@@ -100,13 +100,13 @@ impl AgentNode {
         self.await_status("the pod is verified", pod, |p| p["verification"]["state"] == "verified")
     }
 
-    /// Cuts the way to the API server, or mends it. Pods keep theirs.
+    /// Cuts the way to the API server, in both directions and without a word, or mends it.
     pub fn cut_off(&self, cut: bool) {
-        // With the filter, what comes from there is dropped as well.
-        let filter = if cut { "1" } else { "0" };
-        self.place.netns.run(|| fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", filter)).unwrap().unwrap();
-        let verb = if cut { "add" } else { "del" };
-        run(&self.place.netns, "ip", "-batch -", &format!("route {verb} unreachable 10.200.0.10/32"));
+        let filter = "table inet cut {
+            chain input { type filter hook input priority 0; ip saddr 10.200.0.10 tcp sport 6443 drop; }
+            chain output { type filter hook output priority 0; ip daddr 10.200.0.10 tcp dport 6443 drop; }
+        }";
+        run(&self.place.netns, "nft", "-f -", if cut { filter } else { "delete table inet cut" });
     }
 
     /// A call of the plugin for a pod.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
 mod add;
+mod flags;
 mod older;
 mod ready;
 mod retirement;
