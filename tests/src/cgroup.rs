@@ -31,6 +31,13 @@ impl Cgroup {
         }
     }
 
+    /// Removes it, when nothing runs in it any more.
+    pub fn remove(&self) {
+        if happens(|| remove_all(|name| name == self.0).then_some(())).is_none() {
+            eprintln!("the control groups {} stay", self.0);
+        }
+    }
+
     /// As runtimes take it.
     pub fn path(&self) -> String {
         format!("/{}", self.0)
@@ -39,9 +46,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if happens(|| remove_all(|name| name == self.0).then_some(())).is_none() {
-            eprintln!("the control groups {} stay", self.0);
-        }
+        self.remove();
     }
 }
 

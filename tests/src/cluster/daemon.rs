@@ -69,6 +69,11 @@ impl Daemon {
         self.child.wait().unwrap();
     }
 
+    /// Whether it is this program.
+    pub fn is(&self, program: &str) -> bool {
+        self.log.file_stem().is_some_and(|name| name == program)
+    }
+
     /// What it has logged, in all of its lives.
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

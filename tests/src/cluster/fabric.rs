@@ -34,6 +34,11 @@ impl Fabric {
         Self { netns }
     }
 
+    /// Whether no host of this number is wired.
+    pub fn is_free(&self, number: u8) -> bool {
+        self.netns.run(|| nix::net::if_::if_nametoindex(format!("host{number}").as_str()).is_err()).unwrap()
+    }
+
     /// Makes the namespace of a host: the control plane, or a node.
     pub fn host(&self, number: u8) -> NetNs {
         let host = NetNs::create().unwrap();

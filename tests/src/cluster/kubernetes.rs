@@ -64,6 +64,18 @@ impl Kubernetes {
         Self { api, fabric, netns, pki, folder: folder.to_owned(), daemons: vec![controllers, api_server, etcd] }
     }
 
+    /// Kills the API server, without a word to anybody.
+    pub fn stop_api_server(&mut self) {
+        self.daemons.retain(|daemon| !daemon.is("kube-apiserver"));
+    }
+
+    /// Starts it again, and waits until it serves.
+    pub fn start_api_server(&mut self) {
+        let mut api_server = start_api_server(&self.netns, &self.folder, &self.pki);
+        api_server.await_ready(|| self.api.get("/readyz").ok());
+        self.daemons.push(api_server);
+    }
+
     /// Where programs of the cluster reach the API server.
     pub fn server() -> String {
         format!("https://{}:6443", host_ips(CONTROL_PLANE)[0])

@@ -4,6 +4,7 @@
 
 pub mod app;
 mod configuration;
+pub mod connection;
 mod dns;
 pub mod held;
 pub mod images;
@@ -15,7 +16,7 @@ pub mod underpass;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -25,6 +26,7 @@ use crate::cluster::daemon::Daemon;
 use crate::cluster::{Kubernetes, Roots};
 use crate::folder;
 
+pub use istio::{await_istiod, tell_roots};
 pub use node::{KubeNode, printed};
 
 /// How many nodes it has.
@@ -123,6 +125,32 @@ impl Kube {
         SHARED.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The shared one with Underpass on it.
+    pub fn mesh() -> RwLockReadGuard<'static, Self> {
+        let kube = Self::shared();
+        kube.join();
+        kube
+    }
+
+    /// The shared one with Underpass on it, for a test that stops parts of it.
+    pub fn mesh_alone() -> RwLockWriteGuard<'static, Self> {
+        let kube = Self::alone();
+        kube.join();
+        kube
+    }
+
+    /// Has Underpass on it, if it is not there: other tests may have taken it away.
+    fn join(&self) {
+        static ONE_AT_A_TIME: Mutex<bool> = Mutex::new(false);
+        let mut imported = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut imported, true) {
+            self.import_underpass();
+        }
+        if !self.has_underpass() {
+            self.install_underpass(&[]);
+        }
+    }
+
     /// `kubectl`, `istioctl` or `helm`, with all rights, on the control plane's host.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(control_plane().join("bin").join(program));
@@ -176,6 +204,14 @@ impl Kube {
             let ready = nodes["items"].as_array()?.iter().filter(|n| condition(n, "Ready")).count();
             (ready == usize::from(NODES)).then_some(())
         });
+    }
+
+    /// Switches a node off, and on again as a machine that has booted: its disk is as it was, and its network new.
+    pub fn reboot(&mut self, name: &str) {
+        let node = self.nodes.iter_mut().find(|n| n.name == name).unwrap();
+        node.power_off();
+        node.rewire(&self.kubernetes.fabric);
+        node.power_on();
     }
 
     /// A node by name.

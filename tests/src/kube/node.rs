@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use super::{configuration, node_name};
 use crate::binaries::{control_plane, runtimes};
 use crate::cgroup::Cgroup;
-use crate::cluster::Kubernetes;
 use crate::cluster::daemon::spawn;
 use crate::cluster::fabric::host_ips;
+use crate::cluster::{Fabric, Kubernetes};
 use crate::machine::children;
 use crate::sandbox::until;
 
@@ -79,6 +79,14 @@ impl KubeNode {
         let Some((mut holder, init)) = self.running.take() else { return };
         let _ = kill(Pid::from_raw(i32::try_from(init).unwrap()), Signal::SIGKILL);
         let _ = holder.wait();
+        self.cgroup.remove(); // else the next kubelet waits for what it thinks still runs
+    }
+
+    /// Gives it a network as it is after a start of the machine: what rules and links there were has gone.
+    pub fn rewire(&mut self, fabric: &Fabric) {
+        self.netns = NetNs::create().unwrap();
+        until("the old link has gone", || fabric.is_free(self.number).then_some(()));
+        self.netns = fabric.host(self.number);
     }
 
     /// A command that is to run on the node.

@@ -41,6 +41,22 @@ impl Kube {
         self.run("helm", &arguments)
     }
 
+    /// Whether it is installed.
+    pub fn has_underpass(&self) -> bool {
+        self.get(&format!("/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{AGENTS}")).is_some()
+    }
+
+    /// What the agent of a node says of its pods in one namespace: name and state of their verification, or why they are not
+    /// in the mesh.
+    pub fn states(&self, node: &str, namespace: &str) -> Vec<(String, String)> {
+        let (_, said) = self.underpass(node, &["status", "--json"]);
+        let status: Value = serde_json::from_str(&said).unwrap_or_default();
+        let pods = status["pods"].as_array().cloned().unwrap_or_default();
+        let of = pods.iter().filter(|p| p["namespace"] == *namespace);
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        of.map(|p| (text(&p["name"]), text(p["verification"].get("state").unwrap_or(&p["state"])))).collect()
+    }
+
     /// Takes it off the cluster.
     #[track_caller]
     pub fn uninstall_underpass(&self) -> String {

@@ -1,5 +1,10 @@
 //! On a real cluster of two nodes, which all of these tests share.
 #![allow(clippy::unwrap_used)]
 
+mod agents;
 mod cluster;
+mod control_plane;
+mod nodes;
+mod pods;
 mod releases;
+mod story;

@@ -1,0 +1,55 @@
+//! Connections that a test opens from within a pod, as the pod's application would: no kubelet has a part in them.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use netns::NetNs;
+
+use super::Kube;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An open connection to an application.
+#[derive(Debug)]
+pub struct Connection(TcpStream);
+
+impl Kube {
+    /// The network namespace of a pod that runs.
+    pub fn netns_of(&self, namespace: &str, pod: &str) -> NetNs {
+        let object = self.pod(namespace, pod).unwrap();
+        let node = self.node(object["spec"]["nodeName"].as_str().unwrap());
+        let process = self.process_of(namespace, pod);
+        NetNs::open(node.path(&format!("/proc/{process}/ns/net"))).unwrap()
+    }
+
+    /// Opens a connection from within a pod, and has one answer.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn connect(&self, namespace: &str, pod: &str, to: &str) -> io::Result<Connection> {
+        let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+        let netns = self.netns_of(namespace, pod);
+        let stream = netns.run(|| TcpStream::connect_timeout(&to, PATIENCE)).map_err(io::Error::other)??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut connection = Connection(stream);
+        connection.ask()?;
+        Ok(connection)
+    }
+}
+
+impl Connection {
+    /// Asks once more; the answer.
+    ///
+    /// # Errors
+    /// Those of the connection, and `UnexpectedEof` when it was closed.
+    pub fn ask(&mut self) -> io::Result<String> {
+        self.0.write_all(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n")?;
+        let mut answer = vec![0; 4096];
+        match self.0.read(&mut answer)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            length => Ok(String::from_utf8_lossy(&answer[..length]).into_owned()),
+        }
+    }
+}
