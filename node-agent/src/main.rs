@@ -63,7 +63,8 @@ fn main() -> anyhow::Result<()> {
         .init();
     match args.verb {
         Some(Verb::Install { folders, agent_socket }) => {
-            return install::install(&folders, &agent_socket, &[]).map(|_| ());
+            let entry = install::Entry { agent_socket, ..Default::default() };
+            return install::install(&folders, &entry).map(|_| ());
         }
         Some(Verb::Uninstall { folders, state_dir, host_netns }) => {
             return install::uninstall(&folders, &state_dir, host_netns.as_deref());
@@ -160,8 +161,8 @@ async fn run(args: &RunArgs) -> anyhow::Result<Option<Rc<Cluster>>> {
     if args.install_cni {
         // Last: from now on the runtime may call.
         let excluded = if args.kubernetes { args.cluster.exclude_namespaces.clone() } else { Vec::new() };
-        let (folders, socket) = (args.folders.clone(), args.agent_socket.clone());
-        install::keep_installed(folders, socket, excluded, agent.install.clone())?;
+        let entry = install::Entry { agent_socket: args.agent_socket.clone(), excluded, kubelet: args.kubernetes };
+        install::keep_installed(args.folders.clone(), entry, agent.install.clone())?;
     }
     // The taint goes when the agent is ready, which it is not before it has installed the plugin.
     if let Some(cluster) = agent.facts.cluster() {

@@ -78,6 +78,19 @@ fn status_tells_whether_a_pod_could_join() {
     fine(&status(&node));
 }
 
+/// A kubelet takes an error for a node without a network, on which the proxy's own pod would never start.
+#[test]
+fn a_status_that_needs_nothing_is_never_an_error() {
+    let (node, wire) = (Node::new("status-needs", MESH), Wire::new());
+    let mut config = config(&node.agent_socket(), &ADDRESSES);
+    config["cniVersion"] = json!("1.1.0");
+    config["statusNeeds"] = json!("nothing");
+    let status = |config: &Value| Call::new("STATUS", &path_of(&wire.pod), config).run();
+    fine(&status(&config));
+    config["statusNeeds"] = json!("everything");
+    assert!(error(&status(&config)).1.contains("UP-CNI-"));
+}
+
 #[test]
 fn gc_forgets_what_the_runtime_does_not_name() {
     let (mut node, wire) = (Node::new("gc", MESH), Wire::new());

@@ -34,12 +34,27 @@ pub struct Config {
     /// Ours: how long an ADD may take in all, in milliseconds.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// Ours: what STATUS wants to be there.
+    #[serde(default)]
+    pub status_needs: StatusNeeds,
     /// For GC: the attachments that are still in use.
     #[serde(default, rename = "cni.dev/valid-attachments")]
     pub valid_attachments: Option<Vec<ValidAttachment>>,
     /// The same under the name that libcni 1.1 used at first.
     #[serde(default, rename = "cni.dev/attachments")]
     pub attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// What STATUS wants to be there before it says that pods can be added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StatusNeeds {
+    /// An agent that has a proxy: what a pod of the mesh needs.
+    #[default]
+    Proxy,
+    /// Nothing. A kubelet takes an error for a node without a network, on which it then starts no pod that needs one: the
+    /// proxy's own would never come.
+    Nothing,
 }
 
 /// What a runtime says of the pod.

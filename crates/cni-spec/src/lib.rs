@@ -9,7 +9,7 @@ mod environment;
 mod error;
 mod result;
 
-pub use config::{Config, ConfigError, ValidAttachment};
+pub use config::{Config, ConfigError, StatusNeeds, ValidAttachment};
 pub use environment::{Command, Environment, EnvironmentError, KubernetesArgs};
 pub use error::{CniError, codes};
 pub use result::{PrevResult, PrevResultError};

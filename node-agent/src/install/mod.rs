@@ -11,7 +11,7 @@ use clap::Args;
 use error_code::agent as codes;
 use inotify::{Inotify, WatchMask};
 use netns::NetNs;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::state::StateDir;
 pub(crate) use chain::PLUGIN;
@@ -31,8 +31,35 @@ pub(crate) struct Folders {
     pub(crate) plugin: Option<PathBuf>,
 }
 
+/// What the plugin's entry of the chain says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Entry {
+    /// Where the plugin finds the agent.
+    pub(crate) agent_socket: PathBuf,
+    /// Namespaces whose pods are never in the mesh.
+    pub(crate) excluded: Vec<String>,
+    /// Whether a kubelet is told by STATUS, which takes an error for a node without a network.
+    pub(crate) kubelet: bool,
+}
+
+impl Entry {
+    fn json(&self) -> Value {
+        // By this capability the runtime tells the plugin the pod's annotations.
+        let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
+        let mut entry =
+            json!({ "type": chain::PLUGIN, "agentSocket": self.agent_socket, "capabilities": capabilities });
+        if !self.excluded.is_empty() {
+            entry["excludeNamespaces"] = json!(self.excluded);
+        }
+        if self.kubelet {
+            entry["statusNeeds"] = json!("nothing");
+        }
+        entry
+    }
+}
+
 /// Installs the plugin and chains it, once.
-pub(crate) fn install(folders: &Folders, agent_socket: &Path, excluded: &[String]) -> anyhow::Result<Installed> {
+pub(crate) fn install(folders: &Folders, entry: &Entry) -> anyhow::Result<Installed> {
     let code = codes::INSTALL;
     let plugin = match &folders.plugin {
         Some(plugin) => plugin.clone(),
@@ -42,13 +69,7 @@ pub(crate) fn install(folders: &Folders, agent_socket: &Path, excluded: &[String
     if copied.with_context(|| format!("{code}: {} to {}", plugin.display(), folders.bin_dir.display()))? {
         tracing::info!("installed the plugin in {}", folders.bin_dir.display());
     }
-    // The runtime then tells the plugin the pod's annotations.
-    let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
-    let mut entry = json!({ "type": chain::PLUGIN, "agentSocket": agent_socket, "capabilities": capabilities });
-    if !excluded.is_empty() {
-        entry["excludeNamespaces"] = json!(excluded);
-    }
-    let done = files::install_chain(&folders.conf_dir, &entry)
+    let done = files::install_chain(&folders.conf_dir, &entry.json())
         .with_context(|| format!("{code}: {}", folders.conf_dir.display()))?;
     match &done {
         Installed::Written(path) => tracing::info!("the plugin is chained in {}", path.display()),
@@ -112,19 +133,14 @@ impl Installation {
 
 /// Installs, and again whenever somebody changes the runtime's folders, from a thread of its own. Pods of `excluded`
 /// namespaces are passed on by the plugin itself.
-pub(crate) fn keep_installed(
-    folders: Folders,
-    agent_socket: PathBuf,
-    excluded: Vec<String>,
-    state: Installation,
-) -> anyhow::Result<()> {
+pub(crate) fn keep_installed(folders: Folders, entry: Entry, state: Installation) -> anyhow::Result<()> {
     let mut inotify = Inotify::init()?;
     let events = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
     for folder in [&folders.conf_dir, &folders.bin_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: {}", codes::INSTALL, folder.display()))?;
         inotify.watches().add(folder, events)?;
     }
-    let done = install(&folders, &agent_socket, &excluded);
+    let done = install(&folders, &entry);
     state.note(&done);
     done?;
     std::thread::Builder::new().name("install".into()).spawn(move || {
@@ -137,7 +153,7 @@ pub(crate) fn keep_installed(
             if *has_ended {
                 return;
             }
-            let done = install(&folders, &agent_socket, &excluded);
+            let done = install(&folders, &entry);
             drop(has_ended);
             state.note(&done);
             if let Err(e) = done {

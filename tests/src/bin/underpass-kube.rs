@@ -63,6 +63,7 @@ fn running() -> Option<(Pid, Value)> {
     (name.trim_end() == "underpass-kube").then(|| (Pid::from_raw(pid), state))
 }
 
+#[allow(clippy::zombie_processes)] // it stays, and this process ends
 fn up() -> ExitCode {
     if let Some((pid, _)) = running() {
         return told(&format!("a cluster runs already (process {pid}). Next step: scripts/kube down"));

@@ -1,6 +1,7 @@
 //! On a real cluster of two nodes, which all of these tests share.
 #![allow(clippy::unwrap_used)]
 
+mod absence;
 mod agents;
 mod cluster;
 mod control_plane;
