@@ -154,6 +154,29 @@ fn a_port_that_is_taken_in_the_pod_fails_the_add_by_name() {
     assert!(rules_are_gone(&wire));
 }
 
+/// What a snapshot names cannot be refused by anybody: the proxy tries again, and says meanwhile that it is not ready.
+#[test]
+fn a_pod_that_cannot_be_served_yet_is_tried_again() {
+    let (mut node, wire) = (Node::new("port-later", MESH), Wire::new());
+    node.start_agent();
+    let proxy = node.start_ready_proxy();
+    assert!(add(&node, &wire).run().status.success());
+    node.kill(proxy);
+    until("the listeners are closed", || open_listeners(&wire).is_empty().then_some(()));
+    let taken = wire.pod.run(|| std::net::TcpListener::bind(("::", 15006))).unwrap().unwrap();
+    node.start_proxy();
+    let readiness = || node.get("127.0.0.1:15021", "/healthz/ready").ok();
+    let pending = until("the proxy says what it waits for", || {
+        readiness().filter(|(status, text)| *status == 500 && !text.contains("state manager"))
+    });
+    assert!(pending.1.contains("workload proxy manager"), "{}", pending.1);
+    let metrics = node.get("127.0.0.1:15020", "/metrics").unwrap().1;
+    assert!(metrics.contains("workload_manager_pending_proxy_count 1"), "{metrics}");
+    drop(taken);
+    until("the pod is served", || (open_listeners(&wire) == [15001, 15006, 15008, 15053]).then_some(()));
+    until("the proxy is ready", || readiness().filter(|(status, _)| *status == 200));
+}
+
 /// Ports on which something listens in the pod.
 fn open_listeners(wire: &Wire) -> Vec<u16> {
     let table = wire.pod.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp6")).unwrap().unwrap();

@@ -103,7 +103,7 @@ impl Told {
 
     /// What is awaited before the proxy is ready, in ztunnel's words.
     fn pending(&self) -> Vec<&'static str> {
-        let tasks = [("state manager", self.has_mesh.get()), ("workload proxy manager", self.pods.synced.get())];
+        let tasks = [("state manager", self.has_mesh.get()), ("workload proxy manager", self.pods.all_served())];
         tasks.into_iter().filter(|(_, done)| !done).map(|(task, _)| task).collect()
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +16,7 @@ use zds::WorkloadInfo;
 
 use super::pod::{PORTS, Pod};
 use crate::data::{Listener, Node, Workers, sockets};
-use crate::dns;
+use crate::dns::{self, UdpListener};
 use crate::identity::{Certificates, Claim};
 
 /// Why a pod cannot be served, as the agent is told.
@@ -36,6 +37,8 @@ pub(crate) struct Pods {
     trust_domain: Text,
     ipv6: bool,
     served: RefCell<BTreeMap<String, Served>>,
+    /// Pods that cannot be served yet, such as those in which something else has one of the ports.
+    pending: RefCell<BTreeMap<String, (WorkloadInfo, NetNs)>>,
     /// True when the agent has named every pod.
     pub(crate) synced: std::cell::Cell<bool>,
 }
@@ -82,15 +85,55 @@ impl Pods {
             trust_domain,
             ipv6,
             served: RefCell::default(),
+            pending: RefCell::default(),
             synced: Default::default(),
         }
     }
 
-    /// Listens in a pod and serves it. A pod of the same uid is given up first.
+    /// Listens in a pod and serves it. A pod of the same uid is given up first. One that cannot be served is kept, and tried again
+    /// by [`Pods::retry`].
     pub(crate) fn start(&self, uid: &str, info: WorkloadInfo, netns: NetNs) -> Result<(), StartError> {
         self.stop(uid);
+        let (listeners, datagrams) = match self.listen(&netns) {
+            Ok(bound) => bound,
+            Err(why) => {
+                self.pending.borrow_mut().insert(uid.to_owned(), (info, netns));
+                self.count_pending();
+                return Err(why);
+            }
+        };
+        self.serve(uid, info, netns, listeners, datagrams);
+        Ok(())
+    }
+
+    /// Tries again to serve the pods that could not be served.
+    pub(crate) fn retry(&self) {
+        for (uid, (info, netns)) in std::mem::take(&mut *self.pending.borrow_mut()) {
+            if let Err(why) = self.start(&uid, info, netns) {
+                tracing::warn!(uid, "a pod is still not served: {why}");
+            }
+        }
+        self.count_pending();
+    }
+
+    /// Whether every pod that the agent has named is served.
+    pub(crate) fn all_served(&self) -> bool {
+        self.synced.get() && self.pending.borrow().is_empty()
+    }
+
+    /// The agent names every pod anew, those that could not be served, too.
+    pub(crate) fn begin_snapshot(&self) {
+        self.pending.borrow_mut().clear();
+        self.count_pending();
+    }
+
+    fn count_pending(&self) {
+        self.node.metrics.pending_pods.set(i64::try_from(self.pending.borrow().len()).unwrap_or(i64::MAX));
+    }
+
+    fn listen(&self, netns: &NetNs) -> Result<(Vec<(Listener, TcpListener)>, Vec<UdpListener>), StartError> {
         let listen = |kind, port| {
-            let socket = sockets::listen(&netns, port, self.ipv6);
+            let socket = sockets::listen(netns, port, self.ipv6);
             socket.map(|s| (kind, s)).map_err(|source| StartError::Listen { port, source })
         };
         let mut listeners = vec![
@@ -101,9 +144,20 @@ impl Pods {
         let mut datagrams = Vec::new();
         if self.node.dns.is_some() {
             listeners.push(listen(Listener::Dns, PORTS.dns)?);
-            let socket = dns::listen(&netns, PORTS.dns, self.ipv6);
+            let socket = dns::listen(netns, PORTS.dns, self.ipv6);
             datagrams = socket.map_err(|source| StartError::ListenUdp { port: PORTS.dns, source })?;
         }
+        Ok((listeners, datagrams))
+    }
+
+    fn serve(
+        &self,
+        uid: &str,
+        info: WorkloadInfo,
+        netns: NetNs,
+        listeners: Vec<(Listener, TcpListener)>,
+        datagrams: Vec<UdpListener>,
+    ) {
         let identity = Pod::identity_of(&info, &self.node.mesh.load(), &self.trust_domain);
         let (claim, handle) = self.certificates.claim(&identity);
         let certificate = ArcSwap::from_pointee(handle);
@@ -114,11 +168,12 @@ impl Pods {
         self.served.borrow_mut().insert(uid.to_owned(), Served { pod, claim, leave });
         self.node.metrics.pods_started.inc();
         self.node.metrics.active_pods.inc();
-        Ok(())
     }
 
     /// Gives a pod up: its listeners close and its connections are cut.
     pub(crate) fn stop(&self, uid: &str) {
+        self.pending.borrow_mut().remove(uid);
+        self.count_pending();
         let Some(served) = self.served.borrow_mut().remove(uid) else { return };
         tracing::info!(uid, "a pod has left");
         let _ = served.leave.send(true); // nothing of it was open

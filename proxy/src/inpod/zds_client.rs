@@ -15,8 +15,18 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 /// Short, for pods that start wait for it, and a local connect costs nothing.
 const LONGEST_BACKOFF: Duration = Duration::from_millis(500);
 
+/// How often pods that cannot be served are tried again, as ztunnel does.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// Follows the agent for as long as the process lives.
 pub(crate) async fn follow(pods: Rc<Pods>, socket: &Path) {
+    let of_retries = pods.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::time::sleep(RETRY).await;
+            of_retries.retry();
+        }
+    });
     let mut session = Session::new();
     let mut backoff = FIRST_BACKOFF;
     loop {
@@ -25,6 +35,7 @@ pub(crate) async fn follow(pods: Rc<Pods>, socket: &Path) {
                 tracing::info!(socket = %socket.display(), "connected to the node agent");
                 backoff = FIRST_BACKOFF;
                 session.reconnected();
+                pods.begin_snapshot();
                 if let Err(e) = converse(&pods, &mut session, &connection).await {
                     tracing::warn!("the connection to the node agent ended: {e:#}");
                 }

@@ -79,6 +79,7 @@ pub(crate) struct Metrics {
     /// Not a metric, but kept by the same events.
     pub(crate) open: OpenConnections,
     pub(crate) active_pods: Gauge,
+    pub(crate) pending_pods: Gauge,
     pub(crate) pods_started: Counter,
     pub(crate) pods_stopped: Counter,
 }
@@ -98,6 +99,7 @@ impl Metrics {
             control: ControlMetrics::default(),
             open: OpenConnections::default(),
             active_pods: Gauge::default(),
+            pending_pods: Gauge::default(),
             pods_started: Counter::default(),
             pods_stopped: Counter::default(),
         };
@@ -127,6 +129,8 @@ impl Metrics {
             "Pods that were begun to be served",
             metrics.pods_started.clone(),
         );
+        let pending = "Pods that cannot be served yet";
+        r.register("workload_manager_pending_proxy_count", pending, metrics.pending_pods.clone());
         r.register("workload_manager_proxies_stopped", "Pods that were given up", metrics.pods_stopped.clone());
         let build = vec![("component", "ztunnel"), ("tag", concat!("underpass-", env!("CARGO_PKG_VERSION")))];
         r.register("istio_build", "Istio component build info", Info::new(build));

@@ -119,7 +119,15 @@ impl Kube {
             }
             std::thread::sleep(std::time::Duration::from_millis(250));
         }
-        panic!("{namespace}/{pod} gets no answer: {said}");
+        panic!("{namespace}/{pod} gets no answer: {said}\n{}", self.troubles_of(namespace, pod));
+    }
+
+    /// What the proxy of a pod has logged of its connections that went wrong, and of certificates.
+    fn troubles_of(&self, namespace: &str, pod: &str) -> String {
+        let node = self.pod(namespace, pod).and_then(|p| Some(p["spec"]["nodeName"].as_str()?.to_owned()));
+        let log = node.map(|node| self.proxy_log(&node)).unwrap_or_default();
+        let lines = log.lines().rev().filter(|l| l.contains("error=") || l.contains("certificate"));
+        lines.take(8).collect::<Vec<_>>().join("\n")
     }
 
     /// The addresses of a pod, IPv4 first.

@@ -55,7 +55,7 @@ fn a_killed_cluster_leaves_nothing() {
         .stdout(fs::File::create(folder.join("said")).unwrap())
         .spawn()
         .unwrap();
-    await_within(120, "the cluster is up", || {
+    await_within(240, "the cluster is up", || {
         fs::read_to_string(folder.join("said")).unwrap().ends_with("ready\n").then_some(())
     });
     let name = format!("underpass-test-{}-kube", keeper.id());

@@ -85,6 +85,11 @@ fn istiod_goes_away_and_comes_back_with_another_root() {
     underpass_tests::kube::await_istiod(&kube);
     kube.hear("roots", "client", &[&v4, &v6]);
     open.ask().unwrap();
+    // Proxies learn roots with their certificates, as ztunnel does: new ones know both.
+    kube.kubectl(&["rollout", "restart", "-n", NAMESPACE, "daemonset/ztunnel"]);
+    kube.await_rollout("ztunnel");
+    kube.hear("roots", "client", &[&v4, &v6]);
+    let mut open = kube.connect("roots", "client", &v4).unwrap();
     kube.roots.sign_with(next);
     underpass_tests::kube::tell_roots(&kube);
     kube.kubectl(&["rollout", "restart", "-n", NAMESPACE, "deployment/istiod"]);
