@@ -85,7 +85,7 @@ fn releases_come_and_go_under_running_pods() {
     assert_eq!(ready_agents(&kube), 1);
     assert!(plugin_is_everywhere(&kube));
     assert!(helm(&kube, &["rollback", RELEASE, "--timeout", "90s"]));
-    assert_eq!(ready_agents(&kube), 2);
+    kube.await_rollout(AGENTS); // helm is content with all but one
 
     kube.uninstall_underpass();
     assert!(started.iter().all(|pod| !kube.enrolled(SPACE, pod)));
