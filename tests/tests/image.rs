@@ -36,7 +36,7 @@ fn unpacked(name: &str, image: &Path) -> PathBuf {
 
 fn within(root: &Path, program: &str) -> Command {
     let mut command = Command::new("chroot");
-    command.arg(root).arg(Path::new("/bin").join(program)).env_clear();
+    command.arg(root).arg(Path::new("/bin").join(program)).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command
 }
 
