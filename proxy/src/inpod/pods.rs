@@ -108,7 +108,8 @@ impl Pods {
 
     /// Tries again to serve the pods that could not be served.
     pub(crate) fn retry(&self) {
-        for (uid, (info, netns)) in std::mem::take(&mut *self.pending.borrow_mut()) {
+        let pending = std::mem::take(&mut *self.pending.borrow_mut());
+        for (uid, (info, netns)) in pending {
             if let Err(why) = self.start(&uid, info, netns) {
                 tracing::warn!(uid, "a pod is still not served: {why}");
             }
