@@ -170,8 +170,11 @@ fn a_pod_that_cannot_be_served_yet_is_tried_again() {
         readiness().filter(|(status, text)| *status == 500 && !text.contains("state manager"))
     });
     assert!(pending.1.contains("workload proxy manager"), "{}", pending.1);
-    let metrics = node.get("127.0.0.1:15020", "/metrics").unwrap().1;
-    assert!(metrics.contains("workload_manager_pending_proxy_count 1"), "{metrics}");
+    until("the pod is pending", || {
+        let (_, metrics) = node.get("127.0.0.1:15020", "/metrics").ok()?;
+        metrics.contains("workload_manager_pending_proxy_count 1").then_some(())
+    });
+    assert!(readiness().is_some_and(|(status, _)| status == 500), "the snapshot is over, and the pod is not served");
     drop(taken);
     until("the pod is served", || (open_listeners(&wire) == [15001, 15006, 15008, 15053]).then_some(()));
     until("the proxy is ready", || readiness().filter(|(status, _)| *status == 200));
