@@ -10,14 +10,19 @@ use underpass_tests::kube::underpass::{AGENTS, PROXIES};
 use underpass_tests::kube::{Kube, await_within, condition, missing};
 use underpass_tests::skip::skip;
 
-/// Sends the pods of a DaemonSet away, or lets them come back.
-fn away(kube: &Kube, daemon_set: &str, is_away: bool) {
+/// Sends the pods of a DaemonSet away, and waits until they have gone.
+fn send_away(kube: &Kube, daemon_set: &str) {
+    select(kube, daemon_set, true);
+    await_within(60, "the pods have gone", || {
+        ["node-1", "node-2"].iter().all(|node| kube.of(daemon_set, node).is_none()).then_some(())
+    });
+}
+
+/// Has the pods of a DaemonSet on no node, or on all.
+fn select(kube: &Kube, daemon_set: &str, is_away: bool) {
     let selector = json!({ "kubernetes.io/os": "linux", "nobody/is-here": is_away.then_some("yes") });
     let change = json!({ "spec": { "template": { "spec": { "nodeSelector": selector } } } }).to_string();
     kube.kubectl(&["patch", "-n", NAMESPACE, "daemonset", daemon_set, "--type=merge", "-p", &change]);
-    await_within(60, "the pods have come or gone", || {
-        ["node-1", "node-2"].iter().all(|node| kube.of(daemon_set, node).is_none() == is_away).then_some(())
-    });
 }
 
 fn reason(kube: &Kube, pod: &str) -> String {
@@ -41,7 +46,7 @@ fn without_agent_and_proxy_pods_wait_and_then_start_in_the_mesh() {
         list["cniVersion"] = json!("1.1.0");
         fs::write(file, list.to_string()).unwrap();
     }
-    away(&kube, PROXIES, true);
+    send_away(&kube, PROXIES);
     let waiting = |name: &str, code: &str| {
         let app = App { namespace: "absence", name, node: Some("node-1"), labels: Value::Null };
         kube.apply_all(
@@ -59,7 +64,7 @@ fn without_agent_and_proxy_pods_wait_and_then_start_in_the_mesh() {
     waiting("no-proxy", "UP-AGENT-006");
     kube.namespace("absence-outside", false);
     kube.launch(&[App { namespace: "absence-outside", name: "outside", node: Some("node-1"), labels: Value::Null }]);
-    away(&kube, AGENTS, true);
+    send_away(&kube, AGENTS);
     waiting("no-agent", "UP-CNI-007");
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(15) {
@@ -71,8 +76,8 @@ fn without_agent_and_proxy_pods_wait_and_then_start_in_the_mesh() {
         assert!(!condition(&kube.pod("absence", pod).unwrap(), "Ready"));
     }
     // Both come back by themselves, the proxy's pods through the plugin, and so do the pods that wait.
-    away(&kube, AGENTS, false);
-    away(&kube, PROXIES, false);
+    select(&kube, AGENTS, false);
+    select(&kube, PROXIES, false);
     for pod in ["no-proxy", "no-agent"] {
         kube.await_pod("absence", pod);
         kube.await_enrolled("absence", pod, true);
