@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use webpki::EndEntityCert;
 use rustls::pki_types::CertificateDer;
+use webpki::EndEntityCert;
 
 #[allow(dead_code)]
 #[path = "../../proxy/src/identity/decode.rs"]
