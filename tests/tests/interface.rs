@@ -12,9 +12,10 @@ use http::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use underpass_tests::certificates::{acceptor, certificate};
 use underpass_tests::frames::{self, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame};
+use underpass_tests::iptables::run;
 use underpass_tests::peer::{Certificate, Speech, dial};
 use underpass_tests::played_proxy::{PlayedProxy, Then, hbone};
-use underpass_tests::sandbox::{MESH, Sandbox, connect, read_line, serve_echo};
+use underpass_tests::sandbox::{MESH, Sandbox, VIPS, connect, happens, read_line, serve_echo};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 const OUTSIDER: &str = "spiffe://cluster.local/ns/outside/sa/outsider";
@@ -264,7 +265,9 @@ fn locality_and_health_decide_over_the_wire() {
     mesh = place(
         mesh,
         "server",
-        &format!("locality: {{ region: r1, zone: z2 }}, services: {{ {all}, default/none.x: {{}} }}"),
+        &format!(
+            "locality: {{ region: r1, zone: z2 }}, services: {{ {all}, default/none.x: {{}}, default/shadow.x: {{}} }}"
+        ),
     );
     mesh = place(mesh, "outsider", "status: Unhealthy, services: { default/any.x: {}, default/sick.x: {} }");
     let services = [
@@ -280,6 +283,7 @@ fn locality_and_health_decide_over_the_wire() {
             "  - {{ name: {name}, namespace: default, hostname: {name}.x, vips: [/10.96.0.{last}, \"/fd96::{last}\"], ports: {{ 80: 8080 }}, loadBalancer: {balancer} }}\n"
         );
     }
+    list += "  - { name: shadow, namespace: default, hostname: shadow.x, vips: [/10.77.1.4, \"/fd77:1::4\"], ports: { 80: 8080 } }\n";
     let sandbox = Sandbox::up_with("localities", &mesh.replace("services:\n", &list));
     for pod in ["neighbour", "server", "outsider"] {
         serve_named(&sandbox, pod);
@@ -296,6 +300,9 @@ fn locality_and_health_decide_over_the_wire() {
         assert_eq!(reached(42), names(&["neighbour"]), "all in common");
         assert_eq!(reached(43), names(&["refused"]), "nobody has all in common");
         assert_eq!(reached(44), names(&["neighbour", "server", "outsider"]), "the ill one, too");
+        let outsider = sandbox.ips("outsider")[usize::from(v6)];
+        let mut shadowed = connect(&sandbox.pod("client"), SocketAddr::new(outsider, 80)).unwrap();
+        assert_eq!(read_line(&mut shadowed).unwrap(), "server", "a service goes before the workload of its address");
     }
 }
 
@@ -306,6 +313,51 @@ fn serve_named(sandbox: &Sandbox, pod: &str) {
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let _ = std::io::Write::write_all(&mut stream, line.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_waypoint_of_another_network_is_reached_through_the_gateway() {
+    let waypoint = "ports: { 80: 8080 }, waypoint: { destination: far/10.99.0.9 } }\n";
+    let far = "  - { name: far, namespace: default, network: far, protocol: HBONE, workloadIps: [10.99.0.9], networkGateway: { destination: /10.77.1.4 } }\nservices:\n";
+    let mesh = MESH.replace("ports: { 80: 8080 } }\n", waypoint).replace("services:\n  -", &format!("{far}  -"));
+    assert!(mesh.contains("destination: far/") && mesh.contains("name: far,"));
+    let sandbox = Sandbox::up_with("far-waypoint", &mesh);
+    let neighbour = hbone(sandbox.ips("neighbour")[0]);
+    let gateway = hbone(sandbox.ips("outsider")[0]);
+    let played = PlayedProxy::start(&sandbox, "outsider", gateway, OUTSIDER, Then::PassTo(neighbour));
+    for vip in VIPS {
+        // What the gateway leads to is somebody else than the waypoint, and so it is not talked to.
+        let read = connect(&sandbox.pod("client"), vip.parse().unwrap()).and_then(|mut s| read_line(&mut s));
+        assert!(read.is_err(), "{read:?}");
+        sandbox.access_line("node-1", &["UP-PROXY-005", "expected one of spiffe://cluster.local/ns/default/sa/"]);
+        let authorities = played.authorities();
+        assert!(!authorities.is_empty(), "the gateway was asked");
+        assert!(authorities.iter().all(|a| a == "server.default.svc.cluster.local:80"), "{authorities:?}");
+    }
+}
+
+#[test]
+fn a_tunnel_that_is_filtered_is_told_as_such() {
+    let sandbox = Sandbox::up_with("filtered", &with_played());
+    let rules = "table inet filtered { chain in { type filter hook input priority 0; tcp dport 15008 drop\n }\n}\n";
+    run(&sandbox.pod("outsider"), "nft", "-f -", rules);
+    let ips = sandbox.ips("outsider");
+    let _waiting: Vec<_> =
+        ips.iter().map(|ip| connect(&sandbox.pod("client"), SocketAddr::new(*ip, 8080)).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for ip in &ips {
+            let (sandbox, address) = (&sandbox, SocketAddr::new(*ip, 15008).to_string());
+            scope.spawn(move || {
+                let found = || {
+                    let log = sandbox.log("node-1", "proxy");
+                    log.lines()
+                        .any(|l| l.contains(&address) && l.contains("a NetworkPolicy may block port 15008"))
+                        .then_some(())
+                };
+                happens(found).or_else(|| happens(found)).expect("the hint within 16 s");
+            });
         }
     });
 }
