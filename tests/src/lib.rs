@@ -12,6 +12,7 @@ pub mod containerd;
 pub mod control_plane;
 pub mod folder;
 pub mod foreign_agent;
+pub mod frames;
 pub mod image;
 pub mod iptables;
 pub mod kube;

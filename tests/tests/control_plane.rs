@@ -8,8 +8,8 @@ use api::discovery::{DeltaResponse, Resource};
 use api::protobuf::Kind;
 use underpass_tests::control_plane::resources::{deny, endpoint, garbage, pod, policy_resource, workload_resource};
 use underpass_tests::control_plane::{CaFault, Scene, say};
-use underpass_tests::sandbox::until;
-use underpass_tests::wire::{PEER4, PEER6};
+use underpass_tests::sandbox::{connect, read_line, until};
+use underpass_tests::wire::{PEER4, PEER6, POD4, POD6};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
@@ -414,4 +414,22 @@ fn workloads_are_asked_for_on_demand() {
         scene.plane.discovery.said().into_iter().flat_map(|s| s.request.subscribe).filter(|n| n != "*").collect();
     // Their other addresses came with them.
     assert_eq!(asked, ["/10.78.0.2", "/10.96.0.10"]);
+}
+
+#[test]
+fn a_pod_that_nobody_has_named_yet_is_waited_for() {
+    let scene = Scene::new("xds-unnamed");
+    let name = "Kubernetes//Pod/default/server";
+    for (ip, own) in [(PEER4, POD4), (PEER6, POD6)] {
+        let before = scene.line();
+        scene.plane.discovery.remove(api::ADDRESS, &[name]);
+        until("it is gone", || (scene.line() != before).then_some(()));
+        // Which policies apply to it is not known: whoever connects waits, in vain or not.
+        let mut early = connect(&scene.wire.pod, (ip, 8080).into()).unwrap();
+        assert!(read_line(&mut early).is_err(), "it was served though nobody knew its policies");
+        scene.log_with(&["the control plane has said nothing of this pod for 5 s", &ip.to_string()]);
+        let mut early = connect(&scene.wire.pod, (ip, 8080).into()).unwrap();
+        scene.know_pods();
+        assert_eq!(read_line(&mut early).unwrap(), own.to_string());
+    }
 }

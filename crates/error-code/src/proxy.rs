@@ -33,7 +33,7 @@ codes! {
     }
     TUNNEL_BROKE = "UP-PROXY-007" {
         what: "The tunnel broke.",
-        cause: "The other proxy or the network between went away.",
+        cause: "The other proxy or the network between went away, or it did what no good proxy does.",
         next_step: "See the log of the other proxy.",
     }
     NO_UPSTREAM = "UP-PROXY-008" {

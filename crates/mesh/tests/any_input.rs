@@ -1,8 +1,9 @@
 //! Whatever a file or a peer says: no panic, and what was written is read again.
 #![allow(clippy::unwrap_used)]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use mesh::admit::{Admission, admit};
 use mesh::authorize::{Connection, Verdict, authorize};
 use mesh::baggage::Baggage;
 use mesh::{Identity, Text, parse_mesh_file};
@@ -24,6 +25,23 @@ fn lines() -> impl Strategy<Value = String> {
         .prop_map(|lines| lines.into_iter().map(|(indent, l)| format!("{}{l}\n", " ".repeat(indent))).collect())
 }
 
+/// A pod of each kind that decides differently about what is asked for.
+const PODS: &str = r#"
+workloads:
+  - { name: plain, namespace: a, workloadIps: [10.0.0.1, "fd00::1"], services: { a/s.a: { 80: 8080 } } }
+  - { name: tunnel, namespace: a, workloadIps: [10.0.0.2, "fd00::2"], applicationTunnel: { protocol: PROXY, port: 15088 } }
+  - { name: waypoint, namespace: a, workloadIps: [10.0.0.3, "fd00::3"] }
+services:
+  - { name: s, namespace: a, hostname: s.a, vips: [/10.1.0.1, "/fd01::1"], ports: { 80: 80 }, waypoint: { destination: /10.0.0.3 } }
+"#;
+
+/// Hosts as peers may write them.
+fn hosts() -> impl Strategy<Value = String> {
+    let addresses = prop_oneof![any::<IpAddr>(), Just("10.1.0.1".parse().unwrap()), Just("fd01::1".parse().unwrap())];
+    let bracketed = addresses.prop_flat_map(|ip| prop_oneof![Just(ip.to_string()), Just(format!("[{ip}]"))]);
+    prop_oneof![any::<String>(), bracketed, Just("s.a".to_owned()), Just("S.A".to_owned()), Just("[]".to_owned())]
+}
+
 fn word() -> impl Strategy<Value = Text> {
     "[a-z0-9.-]{0,12}".prop_map(Text::from)
 }
@@ -38,6 +56,20 @@ proptest! {
     fn any_text_as_an_identity(text in any::<String>()) {
         if let Ok(identity) = text.parse::<Identity>() {
             prop_assert_eq!(identity.to_string(), text);
+        }
+    }
+
+    /// Whatever a peer asks for: nothing leads out of the pod.
+    #[test]
+    fn any_text_as_what_a_peer_asks_for(host in hosts(), port in any::<u16>()) {
+        let mesh = parse_mesh_file(PODS).unwrap();
+        for workload in mesh.workloads() {
+            for own in &workload.workload_ips {
+                if let Admission::Here { destination, connect, .. } = admit(&mesh, workload, *own, &host, port).outcome {
+                    prop_assert_eq!(destination.ip(), *own);
+                    prop_assert!(connect.ip() == *own || connect.ip().is_loopback());
+                }
+            }
         }
     }
 

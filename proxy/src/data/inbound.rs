@@ -78,8 +78,12 @@ pub(super) async fn serve(accepted: Accepted) {
         peer.worker.clone().track(stream_of(peer, incoming));
     };
     tokio::select! {
-        over = hbone::serve(tls, drain, handle) => if let Err(e) = over {
-            tracing::debug!(peer = %peer.client, "a tunnel ended: {e}");
+        over = hbone::serve(tls, drain, handle) => match over {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                early_end(peer.client, local, &ConnectionError::TunnelBroke(e.to_string()));
+            }
+            Err(e) => tracing::debug!(peer = %peer.client, "a tunnel ended: {e}"),
         },
         _ = cut_short(&worker, &pod) => {}
         who = credentials.until_revoked(chain, KeyUsage::client_auth()) => {
@@ -89,8 +93,8 @@ pub(super) async fn serve(accepted: Accepted) {
     }
 }
 
-fn early_end(peer: SocketAddr, local: SocketAddr, error: &ConnectionError) {
-    tracing::event!(target: "access", tracing::Level::WARN, src.addr = %ClientAddr::from(peer), dst.addr = %local, direction = "inbound", error = error.to_string().as_str(), "connection failed");
+fn early_end(peer: impl Into<ClientAddr>, local: SocketAddr, error: &ConnectionError) {
+    tracing::event!(target: "access", tracing::Level::WARN, src.addr = %peer.into(), dst.addr = %local, direction = "inbound", error = error.to_string().as_str(), "connection failed");
 }
 
 /// One CONNECT, from the request to the end of its bytes.

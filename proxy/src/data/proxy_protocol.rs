@@ -81,4 +81,22 @@ mod tests {
         let mixed = header_of("10.0.0.1:1", "[fd00::2]:2", None);
         assert_eq!(&mixed[16..32], b"\0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\0\0\x01");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn lengths_are_those_of_the_bytes(
+            client: SocketAddr, destination: SocketAddr, account in "[a-z]{1,300}", service in proptest::option::of(".{0,300}"),
+        ) {
+            let identity = format!("spiffe://t/ns/a/sa/{account}").parse().unwrap();
+            let told = Header { destination, service: service.map(Into::into) };
+            let header = header(client.into(), &identity, &told);
+            let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
+            proptest::prop_assert_eq!(header.len(), 16 + length);
+            let mut tlvs = &header[16 + if header[13] == TCP_OVER_IPV4 { 12 } else { 36 }..];
+            while let [_, high, low, rest @ ..] = tlvs {
+                tlvs = &rest[usize::from(u16::from_be_bytes([*high, *low]))..];
+            }
+            proptest::prop_assert!(tlvs.is_empty());
+        }
+    }
 }

@@ -56,7 +56,7 @@ impl Incoming {
 }
 
 /// Serves one connection: calls `handle` with each request, and returns when the connection has ended. When `drain`
-/// completes, the peer is told to open no more streams.
+/// completes, the peer is told to open no more streams. `InvalidData` is what a peer does that no good one would.
 pub(crate) async fn serve<I>(io: I, drain: impl Future<Output = ()>, mut handle: impl FnMut(Incoming)) -> io::Result<()>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -87,6 +87,8 @@ where
         tokio::select! {
             request = connection.accept() => match request {
                 Some(Ok((request, respond))) => handle(Incoming { request, respond }),
+                // We have had enough of it, and have said so.
+                Some(Err(e)) if e.is_library() => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
                 Some(Err(e)) => return Err(io::Error::other(e)),
                 None => return Ok(()),
             },

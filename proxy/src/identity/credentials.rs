@@ -9,7 +9,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use webpki::KeyUsage;
 
-use super::issued::Validity;
+use super::decode::Validity;
 use super::revocation::Revocations;
 use super::tls::TlsPolicy;
 use super::trust_domains::TrustDomains;

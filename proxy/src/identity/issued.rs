@@ -1,15 +1,14 @@
 //! A certificate as an authority hands it out, and whether it is what was asked for.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use mesh::Identity;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use rustls::sign::CertifiedKey;
 use webpki::{EndEntityCert, KeyUsage};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::verify::identity_of;
+use super::decode::{Validity, identity_of};
 
 /// A certificate with its key, its chain and the roots that came with it.
 #[derive(Debug)]
@@ -18,32 +17,6 @@ pub(crate) struct Issued {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
     pub(crate) roots: Vec<CertificateDer<'static>>,
-}
-
-/// When a certificate is valid, and its number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Validity {
-    pub(crate) not_before: SystemTime,
-    pub(crate) not_after: SystemTime,
-    /// In hexadecimal digits.
-    pub(crate) serial: String,
-}
-
-impl Validity {
-    /// Halfway through.
-    pub(crate) fn renew_at(&self) -> SystemTime {
-        self.not_before + self.not_after.duration_since(self.not_before).unwrap_or_default() / 2
-    }
-
-    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
-        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| format!("it cannot be decoded: {e}"))?;
-        let time = |t: x509_parser::time::ASN1Time| {
-            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(t.timestamp()).unwrap_or_default())
-        };
-        let validity = parsed.validity();
-        let serial = parsed.tbs_certificate.serial.to_str_radix(16);
-        Ok(Self { not_before: time(validity.not_before), not_after: time(validity.not_after), serial })
-    }
 }
 
 impl Issued {

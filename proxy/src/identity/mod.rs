@@ -2,6 +2,7 @@
 
 mod certificates;
 mod credentials;
+mod decode;
 mod dump;
 mod handle;
 mod issued;

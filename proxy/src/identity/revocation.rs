@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use inotify::{Inotify, WatchMask};
-use rustls::pki_types::CertificateRevocationListDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::sync::watch;
-use webpki::{CertRevocationList, OwnedCertRevocationList};
+use webpki::CertRevocationList;
+
+use super::decode;
 
 /// The lists that are in force.
 #[derive(Debug)]
@@ -90,7 +90,8 @@ fn load(path: &Path) -> Result<Vec<CertRevocationList<'static>>, String> {
         move |e: io::Error| format!("{path}: {e}")
     };
     if !path.is_dir() {
-        return parse(&fs::read(path).map_err(in_words(path))?).map_err(|why| format!("{}: {why}", path.display()));
+        return decode::lists(&fs::read(path).map_err(in_words(path))?)
+            .map_err(|why| format!("{}: {why}", path.display()));
     }
     let mut files: Vec<PathBuf> =
         fs::read_dir(path).map_err(in_words(path))?.flatten().map(|e| e.path()).filter(|p| p.is_file()).collect();
@@ -98,21 +99,7 @@ fn load(path: &Path) -> Result<Vec<CertRevocationList<'static>>, String> {
     let mut lists = Vec::new();
     for file in files {
         let bytes = fs::read(&file).map_err(in_words(&file))?;
-        lists.extend(parse(&bytes).map_err(|why| format!("{}: {why}", file.display()))?);
+        lists.extend(decode::lists(&bytes).map_err(|why| format!("{}: {why}", file.display()))?);
     }
     Ok(lists)
-}
-
-/// PEM, of one list or several, or DER.
-fn parse(bytes: &[u8]) -> Result<Vec<CertRevocationList<'static>>, String> {
-    let list = |der: &[u8]| OwnedCertRevocationList::from_der(der).map(CertRevocationList::Owned);
-    let pem: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
-    match pem {
-        Ok(lists) if !lists.is_empty() => lists
-            .iter()
-            .map(|l| list(l))
-            .collect::<Result<_, _>>()
-            .map_err(|e| format!("no list of revoked certificates: {e}")),
-        _ => Ok(vec![list(bytes).map_err(|e| format!("no list of revoked certificates in PEM or DER: {e}"))?]),
-    }
 }

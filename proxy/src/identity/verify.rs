@@ -13,6 +13,7 @@ use webpki::{
 };
 
 use super::credentials::Trust;
+use super::decode::identity_of;
 
 /// Whom to trust, and by which algorithms.
 #[derive(Debug)]
@@ -109,13 +110,6 @@ fn bad_certificate(error: webpki::Error) -> Error {
         E::CertRevoked => CertificateError::Revoked,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     })
-}
-
-pub(super) fn identity_of(certificate: &EndEntityCert<'_>) -> Option<Identity> {
-    let mut uris = certificate.valid_uri_names();
-    let first = uris.next()?;
-    // SPIFFE: exactly one URI.
-    if uris.next().is_some() { None } else { first.parse().ok() }
 }
 
 /// Whether a handshake failed because the peer's certificate is revoked.

@@ -1,0 +1,363 @@
+//! What a peer sees of our tunnels, as docs/ztunnel.md says.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{Method, Request, Response};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use underpass_tests::certificates::{acceptor, certificate};
+use underpass_tests::frames::{self, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame};
+use underpass_tests::iptables::run;
+use underpass_tests::peer::{Certificate, Speech, dial};
+use underpass_tests::played_proxy::{PlayedProxy, Then, hbone};
+use underpass_tests::sandbox::{MESH, Sandbox, VIPS, connect, happens, read_line, serve_echo};
+
+const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
+const OUTSIDER: &str = "spiffe://cluster.local/ns/outside/sa/outsider";
+
+/// A mesh in which `outsider` is said to have a proxy; the test plays it.
+fn with_played() -> String {
+    MESH.replace("name: outsider, namespace: outside,", "name: outsider, namespace: outside, protocol: HBONE,")
+}
+
+fn of(sandbox: &Sandbox, identity: &str) -> Certificate {
+    certificate(&sandbox.folder().join("box/ca"), identity)
+}
+
+async fn tunnel(sandbox: &Sandbox, ip: IpAddr) -> SendRequest<Bytes> {
+    let stream = dial(&sandbox.pod("client"), ip, Some(of(sandbox, CLIENT)), Speech::default()).await.unwrap();
+    let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    requests
+}
+
+async fn ask(requests: &SendRequest<Bytes>, authority: &str) -> Response<h2::RecvStream> {
+    let mut requests = requests.clone().ready().await.unwrap();
+    let request = Request::builder().method(Method::CONNECT).uri(authority).body(()).unwrap();
+    let (response, _send) = requests.send_request(request, false).unwrap();
+    response.await.unwrap_or_else(|e| panic!("{authority}: {e}"))
+}
+
+#[test]
+fn a_connect_says_who_asks_and_for_what() {
+    let sandbox = Sandbox::up_with("connect-says", &with_played());
+    let mut parents = BTreeSet::new();
+    for ip in sandbox.ips("outsider") {
+        let played = PlayedProxy::start(&sandbox, "outsider", hbone(ip), OUTSIDER, Then::Echo("hello"));
+        let to = SocketAddr::new(ip, 8080);
+        for _ in 0..2 {
+            let mut stream = connect(&sandbox.pod("client"), to).unwrap();
+            assert_eq!(read_line(&mut stream).unwrap(), "hello");
+            let seen = played.seen();
+            let [(uri, headers)] = &seen[..] else { panic!("{seen:?}") };
+            assert_eq!(*uri, to.to_string(), "no scheme and no path");
+            let header = |name: &str| headers[name].to_str().unwrap();
+            assert_eq!(header("forwarded"), format!("for=\"{}\"", stream.local_addr().unwrap()));
+            let baggage: BTreeSet<_> = header("baggage").split(',').collect();
+            assert!(baggage.contains("k8s.namespace.name=default"), "{baggage:?}");
+            let parent: Vec<_> = header("traceparent").split('-').collect();
+            let lengths: Vec<_> = parent.iter().map(|p| p.len()).collect();
+            assert_eq!((lengths, parent[0], parent[3]), (vec![2, 32, 16, 2], "00", "00"), "{parent:?}");
+            assert!(parent.concat().bytes().all(|b| b.is_ascii_hexdigit()), "{parent:?}");
+            assert!(parents.insert(parent[1].to_owned()), "a trace of its own");
+            assert!(!headers.contains_key("x-forwarded-network"), "only within a gateway's tunnel");
+        }
+    }
+}
+
+/// Reads what one end begins with; says nothing but what it must, so that it is found to be gone.
+async fn watch<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I) -> (Vec<(u16, u32)>, u32) {
+    let first = frames::read(io).await.unwrap();
+    assert_eq!(first.kind, SETTINGS);
+    let mut acknowledged = false;
+    let mut window = 0;
+    while !acknowledged || window == 0 {
+        let next = frames::read(io).await.unwrap();
+        match next.kind {
+            WINDOW_UPDATE => window = u32::from_be_bytes(next.payload[..4].try_into().unwrap()),
+            SETTINGS => acknowledged = next.flags == frames::ACK,
+            _ => {}
+        }
+    }
+    let mut settings = frames::settings(&first);
+    settings.sort_unstable();
+    (settings, window)
+}
+
+/// Waits for a PING, leaves it without an answer, and waits for the end.
+async fn fall_silent<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I) {
+    let pinged = async { while frames::read(io).await.unwrap().kind != PING {} };
+    tokio::time::timeout(Duration::from_secs(15), pinged).await.expect("a PING within 15 s");
+    let over = async { while frames::read(io).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(30), over).await.expect("the end within 30 s");
+}
+
+/// Settings 2 is ENABLE_PUSH, 3 MAX_CONCURRENT_STREAMS, 4 INITIAL_WINDOW_SIZE, 5 MAX_FRAME_SIZE, 6 MAX_HEADER_LIST_SIZE.
+#[tokio::test]
+async fn settings_and_pings_are_as_told_at_both_ends() {
+    let sandbox = Sandbox::up_with("on-the-wire", &with_played());
+    let all = (1 << 20) * 200 - 65_535;
+    let server = async {
+        let ip = sandbox.ips("server")[0];
+        let mut io = dial(&sandbox.pod("client"), ip, Some(of(&sandbox, CLIENT)), Speech::default()).await.unwrap();
+        let begin = [&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat();
+        io.write_all(&begin).await.unwrap();
+        let (settings, window) = watch(&mut io).await;
+        assert_eq!(settings, [(3, 200), (4, 1 << 20), (5, 64 * 1024), (6, 64 * 1024)]);
+        assert_eq!(window, all);
+        io.write_all(&frame(SETTINGS, frames::ACK, 0, &[])).await.unwrap();
+        fall_silent(&mut io).await;
+    };
+    let client = async {
+        let ip = sandbox.ips("outsider")[0];
+        let listener = sandbox.pod("outsider").run(|| std::net::TcpListener::bind(hbone(ip)).unwrap()).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let mut application = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();
+        let acceptor = acceptor(&sandbox, OUTSIDER);
+        let mut io = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let session = io.get_ref().1;
+        assert_eq!((session.server_name(), session.alpn_protocol()), (None, Some(&b"h2"[..])));
+        assert_eq!(session.handshake_kind(), Some(rustls::HandshakeKind::Full), "nothing is resumed");
+        let mut preface = [0; 24];
+        io.read_exact(&mut preface).await.unwrap();
+        assert_eq!(&preface, PREFACE);
+        let begin = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, frames::ACK, 0, &[])].concat();
+        io.write_all(&begin).await.unwrap();
+        let (settings, window) = watch(&mut io).await;
+        assert_eq!(settings, [(2, 0), (4, 1 << 20), (5, 64 * 1024), (6, 16 * 1024)]);
+        assert_eq!(window, all);
+        fall_silent(&mut io).await;
+        assert!(application.read(&mut [0]).is_err(), "no answer to CONNECT in time");
+        sandbox.access_line("node-1", &["no answer to CONNECT within 15 s"]);
+    };
+    tokio::join!(server, client);
+    for node in ["node-1", "node-2"] {
+        sandbox.access_line(node, &["HBONE ping timeout"]);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_bare_and_what_is_accepted_says_who_answers() {
+    let sandbox = Sandbox::up("bare");
+    serve_echo(&sandbox.pod("server"), 8080);
+    for ip in sandbox.ips("server") {
+        let requests = tunnel(&sandbox, ip).await;
+        let at = |port: u16| SocketAddr::new(ip, port).to_string();
+        let host = at(80).trim_end_matches(":80").to_owned();
+        for (authority, status) in [(host, 400), (at(9), 503), ("10.96.0.10:80".to_owned(), 400)] {
+            let response = ask(&requests, &authority).await;
+            assert_eq!(response.status().as_u16(), status, "{authority}");
+            assert!(response.headers().is_empty(), "{authority}: {:?}", response.headers());
+            assert!(response.body().is_end_stream(), "{authority} has a body");
+        }
+        let accepted = ask(&requests, &at(8080)).await;
+        assert_eq!(accepted.status(), 200);
+        assert!(accepted.headers()["baggage"].to_str().unwrap().contains("k8s.namespace.name=default"));
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_is_refused_is_told_by_the_alert_of_its_mistake() {
+    let sandbox = Sandbox::up("alerts");
+    let good = || Some(of(&sandbox, CLIENT));
+    let other = Some(of(&sandbox, "spiffe://other.example/ns/default/sa/client"));
+    let http1 = Speech { alpn: vec![b"http/1.1"], ..Speech::default() };
+    let tls12 = Speech { versions: vec![&rustls::version::TLS12], ..Speech::default() };
+    let cases = [
+        (None, Speech::default(), "CertificateRequired"),
+        (other, Speech::default(), "CertificateUnknown"),
+        (good(), http1, "NoApplicationProtocol"),
+        (good(), tls12, "ProtocolVersion"),
+    ];
+    for (certificate, speech, alert) in cases {
+        for ip in sandbox.ips("server") {
+            let dialled = dial(
+                &sandbox.pod("client"),
+                ip,
+                certificate.as_ref().map(|(c, k)| (c.clone(), k.clone_key())),
+                speech.clone(),
+            )
+            .await;
+            let error = match dialled {
+                Err(e) => e,
+                Ok(mut io) => io.read(&mut [0]).await.expect_err("it was let in"),
+            };
+            assert!(error.to_string().contains(alert), "{error} instead of {alert}");
+        }
+    }
+}
+
+/// One allow policy, of which each rule is for a port of its own, so that one mesh decides all cases.
+#[tokio::test]
+async fn each_matcher_decides_over_the_wire() {
+    let allowed_from = |client: &str| {
+        [
+            ("{ namespaces: [{ Exact: default }] }".to_owned(), true, false),
+            ("{ namespaces: [{ Prefix: def }] }".to_owned(), true, false),
+            ("{ namespaces: [{ Suffix: nope }] }".to_owned(), false, false),
+            ("{ notNamespaces: [{ Exact: default }] }".to_owned(), false, true),
+            ("{ serviceAccounts: [{ namespace: default, serviceAccount: client }] }".to_owned(), true, false),
+            ("{ notServiceAccounts: [{ namespace: default, serviceAccount: client }] }".to_owned(), false, true),
+            ("{ principals: [{ Exact: cluster.local/ns/default/sa/client }] }".to_owned(), true, false),
+            ("{ principals: [Presence] }".to_owned(), true, false),
+            ("{ notPrincipals: [Presence] }".to_owned(), false, true),
+            (format!("{{ sourceIps: [{client}] }}"), true, false),
+            (format!("{{ notSourceIps: [{client}] }}"), false, true),
+            ("{ destinationIps: [10.77.2.2/32, \"fd77:2::2/128\"] }".to_owned(), true, true),
+            ("{ notDestinationIps: [10.77.2.2/32, \"fd77:2::2/128\"] }".to_owned(), false, false),
+            ("{ notDestinationPorts: [1] }".to_owned(), true, true),
+        ]
+    };
+    let cases = allowed_from("10.77.1.2/32, \"fd77:1::2/128\"");
+    let port = |index: usize| 7000 + u16::try_from(index).unwrap();
+    let rules: Vec<String> = cases
+        .iter()
+        .enumerate()
+        .map(|(i, (m, ..))| format!("[[{{ destinationPorts: [{}] }}], [{m}]]", port(i)))
+        .collect();
+    let policies = format!(
+        "  - {{ name: p, namespace: default, scope: Namespace, action: Allow, rules: [{}, [[{{ destinationPorts: [6998, 6999] }}]]] }}
+  - {{ name: dry, namespace: default, scope: Namespace, action: Deny, dryRun: true, rules: [[[{{ destinationPorts: [6998] }}]]] }}
+  - {{ name: d, namespace: default, scope: Namespace, action: Deny, rules: [[[{{ destinationPorts: [6999] }}]]] }}",
+        rules.join(", ")
+    );
+    let sandbox = Sandbox::up_with("matchers", &format!("{MESH}policies:\n{policies}\n"));
+    (0..cases.len()).for_each(|i| serve_echo(&sandbox.pod("server"), port(i)));
+    for ip in sandbox.ips("server") {
+        let requests = tunnel(&sandbox, ip).await;
+        let outsider = sandbox.pod("outsider");
+        for (index, (matcher, with_identity, without)) in cases.iter().enumerate() {
+            let to = SocketAddr::new(ip, port(index));
+            let status = ask(&requests, &to.to_string()).await.status();
+            assert_eq!(status, if *with_identity { 200 } else { 401 }, "{matcher} with an identity");
+            let read = connect(&outsider, to).and_then(|mut s| read_line(&mut s));
+            assert_eq!(read.is_ok(), *without, "{matcher} without one: {read:?}");
+        }
+        // Nobody listens at these; a policy decides before that is known.
+        let status = async |port: u16| ask(&requests, &SocketAddr::new(ip, port).to_string()).await.status().as_u16();
+        assert_eq!(status(6998).await, 503, "a dry run denies nothing");
+        assert_eq!(status(6999).await, 401, "deny goes before allow");
+        assert_eq!(status(6997).await, 401, "no rule is for it");
+    }
+    sandbox.access_line("node-2", &["explicitly denied by: default/d"]);
+    sandbox.access_line("node-2", &["src.workload=\"outsider\"", "direction=\"inbound\"", "connection complete"]);
+}
+
+#[test]
+fn locality_and_health_decide_over_the_wire() {
+    // Three pods serve: one here, one in the same region, and one that is ill.
+    let all = "default/any.x: {}, default/near.x: {}, default/strict.x: {}, default/sick.x: {}";
+    let place = |mesh: String, name: &str, more: &str| {
+        let from = format!("name: {name}, ");
+        assert!(mesh.contains(&from));
+        mesh.replacen(&from, &format!("name: {name}, {more}, "), 1)
+    };
+    let mut mesh =
+        MESH.replace(",\n      services: { default/server.default.svc.cluster.local: { 80: 8080 } } }", " }");
+    mesh = place(mesh, "client", "locality: { region: r1, zone: z1 }");
+    mesh = place(mesh, "neighbour", &format!("locality: {{ region: r1, zone: z1 }}, services: {{ {all} }}"));
+    mesh = place(
+        mesh,
+        "server",
+        &format!(
+            "locality: {{ region: r1, zone: z2 }}, services: {{ {all}, default/none.x: {{}}, default/shadow.x: {{}} }}"
+        ),
+    );
+    mesh = place(mesh, "outsider", "status: Unhealthy, services: { default/any.x: {}, default/sick.x: {} }");
+    let services = [
+        ("any", 40, "{ mode: Standard }"),
+        ("near", 41, "{ mode: Failover, routingPreferences: [Region, Zone] }"),
+        ("strict", 42, "{ mode: Strict, routingPreferences: [Zone] }"),
+        ("none", 43, "{ mode: Strict, routingPreferences: [Zone] }"),
+        ("sick", 44, "{ healthPolicy: AllowAll }"),
+    ];
+    let mut list = "services:\n".to_owned();
+    for (name, last, balancer) in services {
+        list += &format!(
+            "  - {{ name: {name}, namespace: default, hostname: {name}.x, vips: [/10.96.0.{last}, \"/fd96::{last}\"], ports: {{ 80: 8080 }}, loadBalancer: {balancer} }}\n"
+        );
+    }
+    list += "  - { name: shadow, namespace: default, hostname: shadow.x, vips: [/10.77.1.4, \"/fd77:1::4\"], ports: { 80: 8080 } }\n";
+    let sandbox = Sandbox::up_with("localities", &mesh.replace("services:\n", &list));
+    for pod in ["neighbour", "server", "outsider"] {
+        serve_named(&sandbox, pod);
+    }
+    for v6 in [false, true] {
+        let reached = |last: u8| -> BTreeSet<String> {
+            let vip = if v6 { format!("[fd96::{last}]:80") } else { format!("10.96.0.{last}:80") };
+            let once = || connect(&sandbox.pod("client"), vip.parse().unwrap()).and_then(|mut s| read_line(&mut s));
+            (0..30).map(|_| once().unwrap_or_else(|_| "refused".to_owned())).collect()
+        };
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(reached(40), names(&["neighbour", "server"]), "all that are healthy");
+        assert_eq!(reached(41), names(&["neighbour"]), "the most in common");
+        assert_eq!(reached(42), names(&["neighbour"]), "all in common");
+        assert_eq!(reached(43), names(&["refused"]), "nobody has all in common");
+        assert_eq!(reached(44), names(&["neighbour", "server", "outsider"]), "the ill one, too");
+        let outsider = sandbox.ips("outsider")[usize::from(v6)];
+        let mut shadowed = connect(&sandbox.pod("client"), SocketAddr::new(outsider, 80)).unwrap();
+        assert_eq!(read_line(&mut shadowed).unwrap(), "server", "a service goes before the workload of its address");
+    }
+}
+
+/// An application that tells its name.
+fn serve_named(sandbox: &Sandbox, pod: &str) {
+    let listener = underpass_tests::sandbox::listen(&sandbox.pod(pod), 8080);
+    let line = format!("{pod}\n");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut stream, line.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_waypoint_of_another_network_is_reached_through_the_gateway() {
+    let waypoint = "ports: { 80: 8080 }, waypoint: { destination: far/10.99.0.9 } }\n";
+    let far = "  - { name: far, namespace: default, network: far, protocol: HBONE, workloadIps: [10.99.0.9], networkGateway: { destination: /10.77.1.4 } }\nservices:\n";
+    let mesh = MESH.replace("ports: { 80: 8080 } }\n", waypoint).replace("services:\n  -", &format!("{far}  -"));
+    assert!(mesh.contains("destination: far/") && mesh.contains("name: far,"));
+    let sandbox = Sandbox::up_with("far-waypoint", &mesh);
+    let neighbour = hbone(sandbox.ips("neighbour")[0]);
+    let gateway = hbone(sandbox.ips("outsider")[0]);
+    let played = PlayedProxy::start(&sandbox, "outsider", gateway, OUTSIDER, Then::PassTo(neighbour));
+    for vip in VIPS {
+        // What the gateway leads to is somebody else than the waypoint, and so it is not talked to.
+        let read = connect(&sandbox.pod("client"), vip.parse().unwrap()).and_then(|mut s| read_line(&mut s));
+        assert!(read.is_err(), "{read:?}");
+        sandbox.access_line("node-1", &["UP-PROXY-005", "expected one of spiffe://cluster.local/ns/default/sa/"]);
+        let authorities = played.authorities();
+        assert!(!authorities.is_empty(), "the gateway was asked");
+        assert!(authorities.iter().all(|a| a == "server.default.svc.cluster.local:80"), "{authorities:?}");
+    }
+}
+
+#[test]
+fn a_tunnel_that_is_filtered_is_told_as_such() {
+    let sandbox = Sandbox::up_with("filtered", &with_played());
+    let rules = "table inet filtered { chain in { type filter hook input priority 0; tcp dport 15008 drop\n }\n}\n";
+    run(&sandbox.pod("outsider"), "nft", "-f -", rules);
+    let ips = sandbox.ips("outsider");
+    let _waiting: Vec<_> =
+        ips.iter().map(|ip| connect(&sandbox.pod("client"), SocketAddr::new(*ip, 8080)).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for ip in &ips {
+            let (sandbox, address) = (&sandbox, SocketAddr::new(*ip, 15008).to_string());
+            scope.spawn(move || {
+                let found = || {
+                    let log = sandbox.log("node-1", "proxy");
+                    log.lines()
+                        .any(|l| l.contains(&address) && l.contains("a NetworkPolicy may block port 15008"))
+                        .then_some(())
+                };
+                happens(found).or_else(|| happens(found)).expect("the hint within 16 s");
+            });
+        }
+    });
+}
