@@ -63,7 +63,11 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
         demand: plane.as_ref().and_then(|p| p.demand.clone()),
         resolver: Arc::new(args.resolver()),
         connections: Default::default(),
+        is_too_old: Default::default(),
     });
+    if let (Some(limit), Some(plane)) = (args.control.max_state_age, &plane) {
+        spawn_local(keep_looking_at_age(node.clone(), plane.status.clone(), limit));
+    }
     let [admin, stats] = args.own_addresses();
     let (admin, stats) = (listen(admin).await?, listen(stats).await?);
     let readiness = listen(args.readiness_addr).await?;
@@ -122,6 +126,24 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
     }
     drain(&node, &set_phase, args.drain).await;
     Ok(())
+}
+
+/// How often it is looked whether the mesh has become too old.
+const AGE_LOOKS: Duration = Duration::from_millis(200);
+
+/// Tells the data threads when the mesh in force becomes older than it may be, and when it is confirmed again.
+async fn keep_looking_at_age(node: Arc<Node>, status: Arc<control::Status>, limit: Duration) {
+    loop {
+        let is_too_old = status.age().is_some_and(|age| age > limit);
+        if node.is_too_old.swap(is_too_old, Ordering::Relaxed) != is_too_old {
+            let code = error_code::control::STATE_TOO_OLD;
+            match is_too_old {
+                true => tracing::error!(?limit, "{code}: the mesh is older than it may be: connections are refused"),
+                false => tracing::info!("the mesh is confirmed again: connections are accepted"),
+            }
+        }
+        tokio::time::sleep(AGE_LOOKS).await;
+    }
 }
 
 /// Where certificates come from, and what is accepted.

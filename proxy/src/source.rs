@@ -60,7 +60,7 @@ pub(crate) fn begin(
         return Ok((Newest { mesh: Arc::new(mesh), complete: true, push: 0 }, Changes::File(changes), None));
     }
     let server = settings.xds.context("without a mesh file there is a control plane")?;
-    let status = Arc::new(Status::new(server.address.to_string()));
+    let status = Arc::new(Status::new(server.address.to_string(), args.control.max_state_age));
     let (newest, changes) = watch::channel(Newest::default());
     let (ask, demands) = unbounded_channel();
     let on_demand = args.control.xds_on_demand;

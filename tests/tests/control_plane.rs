@@ -2,10 +2,12 @@
 //! does when the control plane fails in one way or another.
 #![allow(clippy::unwrap_used)]
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use api::discovery::{DeltaResponse, Resource};
 use api::protobuf::Kind;
+use socket2::{Domain, Socket, Type};
 use underpass_tests::control_plane::resources::{deny, endpoint, garbage, pod, policy_resource, workload_resource};
 use underpass_tests::control_plane::{CaFault, Scene, say};
 use underpass_tests::sandbox::{connect, read_line, until};
@@ -341,6 +343,33 @@ fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
         until("a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
     }
     scene.log_with(&["UP-CONTROL-008", "there is no certificate of spiffe://cluster.local/ns/default/sa/client yet"]);
+    scene.talk();
+}
+
+#[test]
+fn a_mesh_older_than_its_limit_lets_nothing_new_out_or_in() {
+    let scene = Scene::with("state-age", &[("UNDERPASS_MAX_STATE_AGE", "1s")]);
+    let mut open = scene.try_talk(Scene::destinations()[0]).unwrap();
+    scene.plane.away(true);
+    let line = until("the limit has passed", || {
+        let line = scene.status()["controlPlane"]["line"].as_str()?.to_owned();
+        line.contains("UP-CONTROL-011").then_some(line)
+    });
+    assert!(line.contains("that is more than 1s, so connections are refused"), "{line}");
+    Scene::destinations().into_iter().for_each(|to| scene.refused(to));
+    scene.log_with(&["UP-CONTROL-011", "direction=\"outbound\""]);
+    let around = |to: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_mark(0x539)?; // as the proxy's own, which leave the pod as they are
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.connect(&to.into())?;
+        say(&mut socket.into())
+    };
+    assert!(scene.wire.pod.run(|| around(Scene::destinations()[0])).unwrap().is_err());
+    scene.log_with(&["UP-CONTROL-011", "direction=\"inbound\""]);
+    say(&mut open).unwrap(); // what is open goes on
+    scene.plane.away(false);
+    until("connections are accepted", || scene.try_talk(Scene::destinations()[0]).ok());
     scene.talk();
 }
 

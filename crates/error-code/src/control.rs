@@ -51,4 +51,9 @@ codes! {
         cause: "The file that CRL_PATH names is missing or is no CRL in PEM or DER.",
         next_step: "Correct the file; until then the lists that were read last stay in force.",
     }
+    STATE_TOO_OLD = "UP-CONTROL-011" {
+        what: "A connection was refused because the state of the mesh is older than it may be.",
+        cause: "The control plane has been away, or has said nothing, for longer than UNDERPASS_MAX_STATE_AGE.",
+        next_step: "See `underpass status` for how the proxy stands with its control plane, and bring that back.",
+    }
 }

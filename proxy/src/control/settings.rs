@@ -51,6 +51,10 @@ pub(crate) struct Options {
     /// Whether to ask for workloads and services one by one, when something connects to them.
     #[arg(long, env = "XDS_ON_DEMAND", default_value = "false", action = clap::ArgAction::Set)]
     pub(crate) xds_on_demand: bool,
+    /// How old the mesh may become while the control plane is away, such as 30m; then new connections are refused until it is
+    /// back. Without this, the mesh that was read last stays in force.
+    #[arg(long, env = "UNDERPASS_MAX_STATE_AGE", value_parser = crate::args::duration)]
+    pub(crate) max_state_age: Option<Duration>,
     /// How long certificates should be valid; they are renewed at half of what they are.
     #[arg(long, env = "SECRET_TTL", default_value = "24h")]
     secret_ttl: String,

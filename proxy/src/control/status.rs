@@ -19,6 +19,8 @@ pub(crate) struct Status(Mutex<Inner>);
 #[derive(Debug)]
 struct Inner {
     address: String,
+    /// How old the state may become, if that is limited.
+    limit: Option<Duration>,
     phase: Phase,
     /// Since when.
     since: Instant,
@@ -63,9 +65,10 @@ pub(crate) struct Report {
 }
 
 impl Status {
-    pub(crate) fn new(address: String) -> Self {
+    pub(crate) fn new(address: String, limit: Option<Duration>) -> Self {
         Self(Mutex::new(Inner {
             address,
+            limit,
             phase: Phase::Connecting,
             since: Instant::now(),
             awaited: Kind::ALL.to_vec(),
@@ -134,6 +137,11 @@ impl Status {
         });
     }
 
+    /// How old the state in force is; `None` while there is none.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).age(Instant::now())
+    }
+
     /// What is to be told now.
     pub(crate) fn report(&self) -> Report {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).report(Instant::now())
@@ -199,6 +207,10 @@ impl Inner {
                 Some(age) => write!(line, "; the state of {} s ago is in force: {has}", age.as_secs()),
                 None => write!(line, "; there is no state yet, so no pod is served"),
             };
+            if let Some(limit) = self.limit.filter(|limit| self.age(now).is_some_and(|age| age > *limit)) {
+                let code = error_code::control::STATE_TOO_OLD;
+                let _ = write!(line, "; {code}: that is more than {limit:?}, so connections are refused");
+            }
         }
         if let Some(((_, name), why)) = self.rejected.first_key_value() {
             let count = self.rejected.len() + self.unnamed;
@@ -221,7 +233,7 @@ mod tests {
 
     #[test]
     fn every_state_has_a_line_of_its_own() {
-        let status = Status::new("https://istiod:15012".to_owned());
+        let status = Status::new("https://istiod:15012".to_owned(), None);
         let line = || status.report().line;
         assert_eq!(line(), "no connection to https://istiod:15012 for 0 s; there is no state yet, so no pod is served");
         status.connected();
@@ -241,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_is_not_taken_is_named_until_it_is() {
-        let status = Status::new("x".to_owned());
+        let status = Status::new("x".to_owned(), None);
         status.connected();
         let bad: Vec<_> = (0..250).map(|i| Rejected { name: format!("r{i:03}"), why: "bad".to_owned() }).collect();
         pushed(&status, Kind::Address, &[], &bad, vec![]);

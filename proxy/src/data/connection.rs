@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mesh::baggage::Baggage;
@@ -44,8 +45,14 @@ pub(crate) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
 /// How long a pod may be unknown to the mesh while somebody waits to connect to it.
 const UNKNOWN_AT_MOST: Duration = Duration::from_secs(5);
 
+/// Whether the mesh in force may still be relied on.
+pub(super) fn is_fresh(node: &Node) -> Result<(), ConnectionError> {
+    if node.is_too_old.load(Ordering::Relaxed) { Err(ConnectionError::StateTooOld) } else { Ok(()) }
+}
+
 /// Returns once the mesh knows the pod: only then it is known which policies apply to it.
 pub(super) async fn known(worker: &Worker, pod: &Pod) -> Result<(), ConnectionError> {
+    is_fresh(&worker.node)?;
     let known = async {
         loop {
             let changed = worker.mesh_changed.notified();

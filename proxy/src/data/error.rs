@@ -27,6 +27,8 @@ pub(crate) enum ConnectionError {
     TunnelBroke(String),
     #[error("{code}: {0}", code = self.code())]
     NoUpstream(String),
+    #[error("{code}: the control plane has not confirmed the mesh for longer than it may", code = self.code())]
+    StateTooOld,
     #[error("{code}: {0} is a port of the proxy", code = self.code())]
     SelfCall(SocketAddr),
     #[error("{code}: {0}", code = self.code())]
@@ -55,6 +57,7 @@ impl ConnectionError {
             Self::Tunnel(OpenError::Ended(_)) | Self::TunnelBroke(_) => &codes::TUNNEL_BROKE,
             Self::Tunnel(_) => &codes::TUNNEL_REFUSED,
             Self::NoUpstream(_) => &codes::NO_UPSTREAM,
+            Self::StateTooOld => &error_code::control::STATE_TOO_OLD,
             Self::SelfCall(_) => &codes::SELF_CALL,
             Self::Denied(_) => &codes::DENIED,
             Self::PolicyChanged(_) => &codes::POLICY_CHANGED,
@@ -78,7 +81,7 @@ impl ConnectionError {
     /// The value of Istio's label response_flags.
     pub(crate) fn response_flags(&self) -> &'static str {
         match self {
-            Self::Denied(_) | Self::PolicyChanged(_) => "DENY",
+            Self::Denied(_) | Self::PolicyChanged(_) | Self::StateTooOld => "DENY",
             Self::Tls { .. } => "TLS_FAILURE",
             Self::NoCredentials(_) => "IDENTITY_ERROR",
             Self::Revoked(_) => "CERT_REVOKED",

@@ -1,6 +1,6 @@
 //! A pod of ours connects somewhere.
 
-use super::connection::{Accepted, cut_short, is_own_port};
+use super::connection::{Accepted, cut_short, is_fresh, is_own_port};
 use super::error::ConnectionError;
 use super::upstream::{Attempt, Upstream};
 use super::{probe, relay, sockets};
@@ -31,6 +31,8 @@ pub(super) async fn serve(accepted: Accepted) {
     tokio::pin!(cut);
     let connected = if to_ourselves {
         Err(ConnectionError::SelfCall(orig_dst.0))
+    } else if let Err(too_old) = is_fresh(&worker.node) {
+        Err(too_old)
     } else {
         let attempt = Attempt { worker: &worker, pod: &pod, source: &source, orig_dst, client: peer, started };
         tokio::select! {

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) resolver: Arc<dns::Resolver>,
     /// Connections that are open now, and streams of tunnels.
     pub(crate) connections: AtomicUsize,
+    /// Whether the mesh was not confirmed for longer than it may: then nothing new is let out or in.
+    pub(crate) is_too_old: AtomicBool,
 }
 
 /// What a listening socket in a pod is for.
