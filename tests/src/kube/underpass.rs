@@ -76,7 +76,7 @@ impl Kube {
 
     /// Runs the CLI in the agent's pod of a node; what it printed, and whether it was content.
     pub fn underpass(&self, node: &str, arguments: &[&str]) -> (bool, String) {
-        let pod = await_within(30, "an agent is ready", || self.of(AGENTS, node));
+        let pod = await_within(90, "an agent is ready", || self.of(AGENTS, node));
         let mut command = self.command("kubectl");
         command.args(["exec", "-n", NAMESPACE, &pod, "--", "underpass"]).args(arguments);
         let output = command.output().unwrap();
