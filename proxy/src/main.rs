@@ -24,7 +24,7 @@ use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{LocalSet, spawn_local};
 
 use args::Args;
@@ -78,6 +78,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
     let account = &args.control.service_account;
     tracing::info!(node = args.node, cluster = args.cluster_id, network = args.network, account, "proxy starts");
 
+    let quit = Rc::new(Notify::new());
     let told = Rc::new(admin::Told {
         node: node.clone(),
         pods: pods.clone(),
@@ -85,6 +86,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
         plane: plane.map(|p| p.status),
         has_mesh: first.complete.into(),
         filter,
+        quit: quit.clone(),
         network: args.network.clone(),
         source: from,
     });
@@ -119,6 +121,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = quit.notified() => break,
         }
     }
     if let Some(follower) = follower {

@@ -173,3 +173,15 @@ fn what_is_logged_can_be_changed_while_the_proxy_runs() {
     assert!(post("/logging?level=access%3Doff").contains("access=off"));
     assert_eq!(post("/logging?reset"), "current log level is info\n");
 }
+
+#[test]
+fn a_post_to_quitquitquit_stops_the_proxy_and_nothing_else_does() {
+    let sandbox = Sandbox::up("quit");
+    let ask = |method: &str| sandbox.request("node-1", method, "127.0.0.1:15000", "/quitquitquit");
+    let stops = || sandbox.log("node-1", "proxy").matches("stopping; open connections may finish").count();
+    assert_eq!(ask("GET").0, 405);
+    assert_eq!(stops(), 0, "somebody has only looked");
+    let (status, body) = ask("POST");
+    assert_eq!((status, body.as_str()), (200, "stopping; open connections may finish\n"));
+    until("the proxy stops", || (stops() == 1).then_some(()));
+}

@@ -2,6 +2,7 @@
 
 mod dump;
 mod logging;
+mod quit;
 mod why;
 
 use std::cell::Cell;
@@ -13,6 +14,7 @@ use std::time::SystemTime;
 use admin_http::{Answer, Asked, json, metrics, not_found, text};
 use http::StatusCode;
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use self::dump::Dump;
 use crate::control;
@@ -61,6 +63,8 @@ pub(crate) struct Told {
     pub(crate) has_mesh: Cell<bool>,
     /// What is logged.
     pub(crate) filter: LogFilter,
+    /// Told when somebody asks the proxy to stop.
+    pub(crate) quit: Rc<Notify>,
     /// The network of this node.
     pub(crate) network: String,
     /// Where the mesh comes from, in words.
@@ -75,8 +79,16 @@ impl Told {
             "/config_dump" => json(&self.config_dump()),
             "/why" => why::answer(&self.node.mesh.load(), &self.network, &self.source, asked.query),
             "/logging" => logging::answer(&self.filter, asked),
+            "/quitquitquit" => quit::answer(&self.quit, asked),
             "/metrics" => self.metrics(),
-            _ => not_found(&["/status", "/config_dump", "/why?source=…&destination=…", "/logging", "/metrics"]),
+            _ => not_found(&[
+                "/status",
+                "/config_dump",
+                "/why?source=…&destination=…",
+                "/logging",
+                "/quitquitquit",
+                "/metrics",
+            ]),
         }
     }
 
