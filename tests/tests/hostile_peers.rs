@@ -164,13 +164,15 @@ async fn flood(mut io: Tls, count: u32, next: impl Fn(u32) -> Vec<u8>, read: boo
         }
     };
     let watch = async {
-        while read {
+        if !read {
+            return std::future::pending().await;
+        }
+        loop {
             let Ok(frame) = frames::read(&mut from).await else { return None };
             if frame.kind == GOAWAY {
                 return Some(u32::from_be_bytes(frame.payload[4..8].try_into().unwrap()));
             }
         }
-        std::future::pending().await
     };
     let both = async {
         tokio::pin!(watch);

@@ -116,6 +116,15 @@ fn connections_of_a_revoked_certificate_are_cut() {
     write(&scene.plane.certificates.with_authority(|a| a.revoke(&[&server])));
     scene.refused(Scene::destinations()[0]);
     scene.log_with(&["UP-CONTROL-009", "the certificate of spiffe://cluster.local/ns/default/sa/server is revoked"]);
+    let metrics = scene.node.get("127.0.0.1:15020", "/metrics").unwrap().1;
+    for reporter in ["source", "destination"] {
+        let count = |metric: &str| {
+            let line = format!("istio_crl_{metric}_total{{reporter=\"{reporter}\"}} ");
+            metrics.lines().find_map(|l| l.strip_prefix(&line)?.parse::<u64>().ok()).unwrap()
+        };
+        assert!(count("policy_rejections") >= 1, "{metrics}");
+        assert_eq!(count("untracked_connections"), 0);
+    }
     write(&other.revoke(&["01"]));
     until("all is well again", || scene.try_talk(Scene::destinations()[0]).ok());
     std::fs::remove_dir_all(folder).unwrap();

@@ -25,7 +25,7 @@ use super::{proxy_protocol, relay, sockets};
 use crate::hbone::{self, Incoming};
 use crate::identity::{explain, is_revoked, peer_identity};
 use crate::inpod::Pod;
-use crate::telemetry::{Direction, Event, Facts, Side};
+use crate::telemetry::{Direction, Event, Facts, Reporter, Side};
 
 const TLS_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -53,6 +53,7 @@ pub(super) async fn serve(accepted: Accepted) {
     let tls = match timeout(TLS_DEADLINE, TlsAcceptor::from(credentials.server.clone()).accept(stream)).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(e)) if is_revoked(&e) => {
+            worker.node.metrics.revoked(Reporter::destination);
             return early_end(peer, local, &ConnectionError::Revoked("the peer".to_owned()));
         }
         Ok(Err(e)) => return early_end(peer, local, &ConnectionError::Tls { with: peer, why: explain(&e) }),

@@ -50,6 +50,9 @@ struct Served {
     leave: watch::Sender<bool>,
 }
 
+/// The sockets in a pod.
+type Bound = (Vec<(Listener, TcpListener)>, Vec<UdpListener>);
+
 /// What the admin interface says of a pod.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -94,7 +97,7 @@ impl Pods {
     /// by [`Pods::retry`].
     pub(crate) fn start(&self, uid: &str, info: WorkloadInfo, netns: NetNs) -> Result<(), StartError> {
         self.stop(uid);
-        let (listeners, datagrams) = match self.listen(&netns) {
+        let bound = match self.listen(&netns) {
             Ok(bound) => bound,
             Err(why) => {
                 self.pending.borrow_mut().insert(uid.to_owned(), (info, netns));
@@ -102,7 +105,7 @@ impl Pods {
                 return Err(why);
             }
         };
-        self.serve(uid, info, netns, listeners, datagrams);
+        self.serve(uid, info, netns, bound);
         Ok(())
     }
 
@@ -132,7 +135,7 @@ impl Pods {
         self.node.metrics.pending_pods.set(i64::try_from(self.pending.borrow().len()).unwrap_or(i64::MAX));
     }
 
-    fn listen(&self, netns: &NetNs) -> Result<(Vec<(Listener, TcpListener)>, Vec<UdpListener>), StartError> {
+    fn listen(&self, netns: &NetNs) -> Result<Bound, StartError> {
         let listen = |kind, port| {
             let socket = sockets::listen(netns, port, self.ipv6);
             socket.map(|s| (kind, s)).map_err(|source| StartError::Listen { port, source })
@@ -151,14 +154,7 @@ impl Pods {
         Ok((listeners, datagrams))
     }
 
-    fn serve(
-        &self,
-        uid: &str,
-        info: WorkloadInfo,
-        netns: NetNs,
-        listeners: Vec<(Listener, TcpListener)>,
-        datagrams: Vec<UdpListener>,
-    ) {
+    fn serve(&self, uid: &str, info: WorkloadInfo, netns: NetNs, (listeners, datagrams): Bound) {
         let identity = Pod::identity_of(&info, &self.node.mesh.load(), &self.trust_domain);
         let (claim, handle) = self.certificates.claim(&identity);
         let certificate = ArcSwap::from_pointee(handle);

@@ -99,6 +99,9 @@ impl Event {
 
     /// The connection ends.
     pub(crate) fn finish(mut self, outcome: &Result<(), ConnectionError>) {
+        if let Err(ConnectionError::Revoked(_)) = outcome {
+            self.metrics.revoked(self.labels.reporter);
+        }
         self.error = outcome.as_ref().err().map(|e| (e.response_flags(), e.to_string()));
     }
 }

@@ -51,6 +51,12 @@ pub(crate) struct TrafficLabels {
     pub(crate) destination_zone: String,
 }
 
+/// The label of the metrics of revocation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ReporterLabel {
+    pub(crate) reporter: Reporter,
+}
+
 /// The labels of every DNS metric, in Istio's words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct DnsLabels {
@@ -75,6 +81,7 @@ pub(crate) struct Metrics {
     pub(crate) dns_upstream_requests: Family<DnsLabels, Counter>,
     pub(crate) dns_upstream_failures: Family<DnsLabels, Counter>,
     pub(crate) dns_upstream_seconds: Family<DnsLabels, Histogram>,
+    crl_rejections: Family<ReporterLabel, Counter>,
     pub(crate) control: ControlMetrics,
     /// Not a metric, but kept by the same events.
     pub(crate) open: OpenConnections,
@@ -96,6 +103,7 @@ impl Metrics {
             dns_upstream_requests: Family::default(),
             dns_upstream_failures: Family::default(),
             dns_upstream_seconds: Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
+            crl_rejections: Family::default(),
             control: ControlMetrics::default(),
             open: OpenConnections::default(),
             active_pods: Gauge::default(),
@@ -110,6 +118,14 @@ impl Metrics {
         r.register("istio_tcp_received_bytes", received, metrics.received.clone());
         let sent = "Bytes sent to the side that opened the connection";
         r.register("istio_tcp_sent_bytes", sent, metrics.sent.clone());
+        let rejections = "Connections refused or cut because a certificate is revoked";
+        r.register("istio_crl_policy_rejections", rejections, metrics.crl_rejections.clone());
+        let untracked = Family::<ReporterLabel, Counter>::default();
+        for reporter in [Reporter::source, Reporter::destination] {
+            let _ = metrics.crl_rejections.get_or_create(&ReporterLabel { reporter });
+            let _ = untracked.get_or_create(&ReporterLabel { reporter }); // every connection is tracked
+        }
+        r.register("istio_crl_untracked_connections", "Connections that a revocation would not cut", untracked);
         r.register("istio_dns_requests", "DNS requests of pods", metrics.dns_requests.clone());
         let forwarded = "DNS requests that were forwarded to a name server";
         r.register("istio_dns_upstream_requests", forwarded, metrics.dns_upstream_requests.clone());
@@ -135,6 +151,11 @@ impl Metrics {
         let build = vec![("component", "ztunnel"), ("tag", concat!("underpass-", env!("CARGO_PKG_VERSION")))];
         r.register("istio_build", "Istio component build info", Info::new(build));
         metrics
+    }
+
+    /// A connection was refused or cut because a certificate is revoked.
+    pub(crate) fn revoked(&self, reporter: Reporter) {
+        self.crl_rejections.get_or_create(&ReporterLabel { reporter }).inc();
     }
 
     /// The text format.

@@ -10,5 +10,5 @@ mod open;
 pub(crate) use event::{Direction, Event, Facts, Side};
 pub(crate) use log_filter::LogFilter;
 pub(crate) use log_format::init as init_logs;
-pub(crate) use metrics::{DnsLabels, Metrics};
+pub(crate) use metrics::{DnsLabels, Metrics, Reporter};
 pub(crate) use open::Open;
