@@ -49,12 +49,8 @@ fn a_killed_cluster_leaves_nothing() {
     let _alone = Kube::alone(); // two clusters at once are too much for small machines
     let folder = underpass_tests::folder::folder("killed");
     let mut keeper = std::process::Command::new(underpass_tests::binaries::binary("underpass-kube"));
-    let mut keeper = keeper
-        .arg("keep")
-        .env("TMPDIR", &folder)
-        .stdout(fs::File::create(folder.join("said")).unwrap())
-        .spawn()
-        .unwrap();
+    keeper.arg("keep").env("TMPDIR", &folder).stdout(fs::File::create(folder.join("said")).unwrap());
+    let mut keeper = netns::process::die_with_parent(&mut keeper).spawn().unwrap(); // when the test fails, too
     await_within(240, "the cluster is up", || {
         fs::read_to_string(folder.join("said")).unwrap().ends_with("ready\n").then_some(())
     });
