@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use netns::NetNs;
 
@@ -41,6 +42,9 @@ impl Fabric {
 
     /// Makes the namespace of a host: the control plane, or a node.
     pub fn host(&self, number: u8) -> NetNs {
+        // A link has a name of passage while it is being made, which two at once would both want.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let host = NetNs::create().unwrap();
         join(&self.netns, &format!("host{number}"), &host, "eth0");
         ip(&self.netns, &format!("link set host{number} master fabric\nlink set host{number} up"));

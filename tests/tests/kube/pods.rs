@@ -97,7 +97,7 @@ fn a_pod_of_the_same_name_and_address_is_another_pod() {
             std::fs::write(kube.node("node-2").path(&file), previous).unwrap();
         }
         kube.kubectl(&["delete", "pod", "-n", "again", "db-0"]);
-        await_within(40, "the next one is ready", || {
+        await_within(90, "the next one is ready", || {
             let pod = kube.pod("again", "db-0")?;
             let another = pod["metadata"]["uid"] != before["metadata"]["uid"];
             (another && underpass_tests::kube::condition(&pod, "Ready")).then_some(())
