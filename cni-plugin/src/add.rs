@@ -68,7 +68,10 @@ fn enrol(agent: &Agent, netns: &NetNs, plan: &Plan) -> Result<(), Failure> {
     agent.send(&FromPlugin::Installed, None)?;
     match agent.receive()? {
         FromAgent::Ready => Ok(()),
-        other => Err(refusal(other)),
+        other => {
+            agent.await_close();
+            Err(refusal(other))
+        }
     }
 }
 

@@ -9,6 +9,9 @@ use netns::seqpacket::SeqPacket;
 
 use crate::failure::Failure;
 
+/// How long the agent may take to undo an ADD that it refused.
+const UNDOING: Duration = Duration::from_secs(1);
+
 /// A connection to the node agent.
 pub(crate) struct Agent {
     socket: SeqPacket,
@@ -40,6 +43,17 @@ impl Agent {
         self.arm()?;
         let packet = self.socket.recv().map_err(|e| self.broken(e))?.ok_or(Failure::AgentClosed)?;
         serde_json::from_slice(&packet.data).map_err(|e| Failure::AgentConfused(e.to_string()))
+    }
+
+    /// Waits until the agent has closed the connection: it has then undone what it did for this pod. One that hangs is not
+    /// waited for.
+    pub(crate) fn await_close(&self) {
+        let until = Instant::now() + UNDOING;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if self.socket.set_timeout(left).is_err() || !matches!(self.socket.recv(), Ok(Some(_))) {
+                return;
+            }
+        }
     }
 
     fn arm(&self) -> Result<(), Failure> {

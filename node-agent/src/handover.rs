@@ -16,7 +16,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
-use crate::joining::Subject;
+use crate::joining::{Subject, Turn};
 use crate::plan::{look_for_istio, plan_for};
 use crate::pods::{Enrolled, Record, Skipped};
 use crate::proxies::Taken;
@@ -38,6 +38,18 @@ struct Presented {
     netns_path: Option<PathBuf>,
     started: Instant,
     deadline: Instant,
+}
+
+/// An ADD that was refused, and what it has left; nobody else joins in that namespace before that is undone.
+struct Refused {
+    why: Refusal,
+    left: Option<(Turn, Attachment, Rc<NetNs>)>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(why: Refusal) -> Self {
+        Self { why, left: None }
+    }
 }
 
 impl Presented {
@@ -77,10 +89,15 @@ async fn attend(agent: Rc<Agent>, socket: AsyncSeqPacket) {
     }
     match timeout(HELLO_DEADLINE, socket.recv()).await {
         Ok(Ok(Some(packet))) => {
-            if let Err(refusal) = begin(&agent, &socket, packet).await {
-                agent.count_enrolment(refusal.outcome());
-                tracing::warn!("a pod was refused: {}: {refusal}", refusal.outcome());
-                let _ = send(&socket, &refusal.message()).await; // a plugin that has gone cannot be told
+            if let Err(Refused { why, left }) = begin(&agent, &socket, packet).await {
+                agent.count_enrolment(why.outcome());
+                tracing::warn!("a pod was refused: {}: {why}", why.outcome());
+                // Undoing may take longer than the plugin waits for the reason; it cleans up when the socket is closed.
+                let _ = send(&socket, &why.message()).await; // a plugin that has gone cannot be told
+                if let Some((_turn, attachment, netns)) = left {
+                    agent.remove(&attachment);
+                    undo(&netns);
+                }
             }
         }
         Ok(Ok(None)) => {}
@@ -92,7 +109,7 @@ async fn attend(agent: Rc<Agent>, socket: AsyncSeqPacket) {
     }
 }
 
-async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, packet: Packet) -> Result<(), Refusal> {
+async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, packet: Packet) -> Result<(), Refused> {
     let started = Instant::now();
     let same = |version: u32| {
         let ours = handoff::VERSION;
@@ -110,38 +127,38 @@ async fn begin(agent: &Rc<Agent>, socket: &AsyncSeqPacket, packet: Packet) -> Re
             let presented = Presented { attachment, pod, addresses, annotations, netns, netns_path, started, deadline };
             let pod = presented.pod.clone();
             let added = add(agent, socket, presented).await;
-            if let (Err(refusal), Some(events)) = (&added, agent.events()) {
-                events.not_enrolled(&pod, refusal);
+            if let (Err(refused), Some(events)) = (&added, agent.events()) {
+                events.not_enrolled(&pod, &refused.why);
             }
             added
         }
         FromPlugin::Del { version, attachment, .. } => {
             same(version)?;
             leave(agent, &attachment);
-            send(socket, &FromAgent::Gone).await
+            Ok(send(socket, &FromAgent::Gone).await?)
         }
         FromPlugin::Check { version, attachment, pod } => {
             same(version)?;
-            send(socket, &check(agent, &attachment, &pod).await?).await
+            Ok(send(socket, &check(agent, &attachment, &pod).await?).await?)
         }
         FromPlugin::Status { version } => {
             same(version)?;
             if agent.proxies.any_synced() {
-                send(socket, &FromAgent::Ready).await
+                Ok(send(socket, &FromAgent::Ready).await?)
             } else {
-                send(socket, &Refusal::NoProxy.message()).await
+                Ok(send(socket, &Refusal::NoProxy.message()).await?)
             }
         }
         FromPlugin::Gc { version, valid } => {
             same(version)?;
             collect_garbage(agent, &valid);
-            send(socket, &FromAgent::Gone).await
+            Ok(send(socket, &FromAgent::Gone).await?)
         }
-        FromPlugin::Installed => Err(Refusal::Protocol("Installed without Add".to_owned())),
+        FromPlugin::Installed => Err(Refusal::Protocol("Installed without Add".to_owned()).into()),
     }
 }
 
-async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut presented: Presented) -> Result<(), Refusal> {
+async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut presented: Presented) -> Result<(), Refused> {
     let decision = agent.facts.decide_about_new(&agent.node, &presented.pod, presented.deadline).await?;
     if let Some(cluster) = agent.facts.cluster() {
         presented.pod.uid = presented.pod.uid.take().or_else(|| cluster.uid_of(&presented.pod));
@@ -154,29 +171,24 @@ async fn add(agent: &Rc<Agent>, socket: &AsyncSeqPacket, mut presented: Presente
             // The pod waits for the answer, not for the disk.
             let answered = send(socket, &FromAgent::Skip { reason: decision.reason.clone() }).await;
             agent.skip(presented.outside(decision.reason));
-            return answered;
+            return Ok(answered?);
         }
-        Enrolment::Unknown => return Err(Refusal::UnknownPod(decision.reason)),
+        Enrolment::Unknown => return Err(Refusal::UnknownPod(decision.reason).into()),
         Enrolment::Enrol(workload) => workload,
     };
     sandbox_check::check(&presented.netns, &agent.node_namespaces, &presented.addresses)?;
     let is_known = |a| workload.workload_ips.contains(a);
     if agent.facts.know_addresses_beforehand() && !presented.addresses.iter().all(is_known) {
-        return Err(Refusal::Address { pod: presented.addresses, mesh: workload.workload_ips.clone() });
+        return Err(Refusal::Address { pod: presented.addresses, mesh: workload.workload_ips.clone() }.into());
     }
     let of_runtime = agent.facts.annotations_of_runtime(&presented.annotations);
     let mut plan = plan_for(&agent.plans, &presented.addresses, &workload.annotations, of_runtime)?;
     look_for_istio(&mut plan, &presented.netns)?;
     let uid = presented.pod.uid.clone().unwrap_or_else(|| workload.uid.to_string());
     let subject = Subject { attachment: presented.attachment.clone(), uid, netns: presented.netns.id() };
-    let _turn = agent.joining.begin(subject).ok_or(Refusal::Busy)?;
+    let turn = agent.joining.begin(subject).ok_or(Refusal::Busy)?;
     let enrolled = enrol(agent, socket, &presented, &workload, plan, decision.reason).await;
-    if let Err(refusal) = &enrolled {
-        tracing::debug!("undoing the enrolment of {namespace}/{name}: {refusal}");
-        agent.remove(&presented.attachment);
-        undo(&presented.netns);
-    }
-    enrolled
+    enrolled.map_err(|why| Refused { why, left: Some((turn, presented.attachment, presented.netns)) })
 }
 
 /// Looks at a pod as the verifier does, without repairing anything.
