@@ -4,12 +4,15 @@
 #![allow(clippy::disallowed_types)] // the sandbox plays the container runtime, which starts processes
 
 mod ask;
+mod check;
+mod cluster;
 mod demo;
 mod failure;
 mod node;
 mod proxy;
 mod proxy_of_node;
 mod sandbox;
+mod table;
 mod why;
 
 use std::net::SocketAddr;
@@ -44,7 +47,15 @@ enum Area {
         /// A line for every pod, with the reason why it is in the mesh or not.
         #[arg(long)]
         all: bool,
+        /// Every node of a cluster, a line each, through its API server.
+        #[arg(long)]
+        cluster: bool,
+        #[command(flatten)]
+        target: cluster::Target,
     },
+    /// Checks whether all is well, and says what to do where it is not: the whole cluster with a kubeconfig, else this node.
+    /// Exit code 1: something is not as it should be; 2: it cannot be told.
+    Check(check::Args),
     /// Looks now whether a pod of this node is really in the mesh: its rules, the proxy's listeners, and probes through them.
     /// What differs is put right. Exit code 1: it is not; 2: it cannot be told.
     Verify {
@@ -125,7 +136,11 @@ fn main() -> ExitCode {
     }
     let command = match Cli::parse().command {
         Area::Sandbox(command) => command,
-        Area::Status { asked, proxy, all } => return told(node::status(&asked, proxy, all)),
+        Area::Status { asked, all, cluster, target, .. } if cluster || target.is_named() => {
+            return told(cluster::status(&target, asked.json, all));
+        }
+        Area::Status { asked, proxy, all, .. } => return told(node::status(&asked, proxy, all)),
+        Area::Check(args) => return told(check::run(&args)),
         Area::Verify { asked, pod } => return told(node::verify(&asked, &pod)),
         Area::Why { asked, source, destination } => return told(why::why(&asked, &source, &destination)),
         Area::Workloads(asked) => return told(proxy::list(&asked, List::Workloads)),

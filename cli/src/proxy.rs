@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::ask::read;
 use crate::failure::failure;
 use crate::proxy_of_node::ask_proxy;
+use crate::table::Table;
 
 /// Where the proxy answers, unless it is told otherwise.
 pub(crate) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
@@ -57,28 +58,6 @@ pub(crate) fn list(asked: &Asked, list: List) -> anyhow::Result<ExitCode> {
         print!("{}", table(part).text());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Rows under headings.
-struct Table(Vec<Vec<String>>);
-
-impl Table {
-    fn new(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Self {
-        let mut rows: Vec<Vec<String>> = rows.into_iter().collect();
-        rows.sort();
-        rows.insert(0, headings.iter().map(|h| (*h).to_owned()).collect());
-        Self(rows)
-    }
-
-    fn text(&self) -> String {
-        let width = |column: usize| self.0.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max();
-        let widths: Vec<usize> = (0..self.0[0].len()).map(|c| width(c).unwrap_or(0)).collect();
-        let row = |row: &Vec<String>| {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-            cells.join("  ").trim_end().to_owned() + "\n"
-        };
-        self.0.iter().map(row).collect()
-    }
 }
 
 fn items(value: &Value) -> impl Iterator<Item = &Value> {

@@ -1,6 +1,7 @@
 //! Status, metrics and readiness over HTTP.
 
 use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin_http::{Answer, Asked, Reply, json, metrics, not_found, text};
 use agent_status::{NodeStatus, PodState, PodStatus};
@@ -67,6 +68,11 @@ fn enrolled(agent: &Agent, pod: &Enrolled) -> PodStatus {
     }
 }
 
+/// The node's clock, in milliseconds since 1970.
+fn time_ms() -> Option<u64> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| u64::try_from(d.as_millis()).ok())
+}
+
 fn status(agent: &Agent) -> NodeStatus {
     let pods = agent.pods.borrow();
     let skipped = pods.skipped().map(|p| PodStatus {
@@ -83,6 +89,9 @@ fn status(agent: &Agent) -> NodeStatus {
     NodeStatus {
         node: agent.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        time_ms: time_ms(),
+        unready: unready(agent),
+        plugin_missing: agent.install.missing(),
         capture: agent.capture.status(),
         proxies: agent.proxies.status(),
         host_probes: agent.host_probes.status(),

@@ -135,3 +135,36 @@ fn status_tells_how_the_proxy_stands_with_its_control_plane() {
     let json: Value = serde_json::from_slice(&underpass(&scene.node.netns, "status --json").stdout).unwrap();
     assert_eq!(json["proxyStatus"]["controlPlane"]["connected"], false);
 }
+
+#[test]
+fn check_looks_at_a_node_without_a_cluster() {
+    let (mut node, _wire) = Node::with_pod("check");
+    let good = until("all is well", || {
+        let (code, out, _) = said(&underpass(&node.netns, "check --node"));
+        (code == 0 && out.contains("1 enrolled · 1 verified")).then_some(out)
+    });
+    assert!(
+        good.contains("√ every agent answers: 1 of 1") && good.contains("√ packets are captured without NAT"),
+        "{good}"
+    );
+    assert!(good.ends_with("Status check results are √\n"), "{good}");
+
+    node.kill_all();
+    node.start_agent();
+    let json: Value = until("what is wrong is told", || {
+        let (code, out, _) = said(&underpass(&node.netns, "check --node --json"));
+        (code == 1 && out.contains("no proxy is connected")).then(|| serde_json::from_str(&out).unwrap())
+    });
+    let checks: Vec<&Value> =
+        json["categories"].as_array().unwrap().iter().flat_map(|c| c["checks"].as_array().unwrap()).collect();
+    let of = |id: &str| *checks.iter().find(|c| c["id"] == *id).unwrap();
+    assert_eq!(of("proxy-serves")["result"], "error");
+    assert_eq!(of("proxy-answers")["hint"], "docs/check.md#proxy-answers");
+    assert!(of("proxy-answers")["error"].as_str().unwrap().contains("UP-CLI-001"), "{json}");
+
+    node.kill_all();
+    let (code, out, _) = said(&underpass(&node.netns, "check --node"));
+    assert!(code == 1 && out.contains("× every agent answers\n    this node: UP-CLI-001"), "{out}");
+    let (code, _, err) = said(&underpass(&node.netns, "check --kubeconfig /nowhere/config"));
+    assert!(code == 2 && err.contains("UP-CLI-005") && err.contains("/nowhere/config"), "{err}");
+}

@@ -14,7 +14,7 @@ use http::{Method, StatusCode};
 use crate::ask::{ask, read};
 use crate::failure::failure;
 
-pub(crate) use summary::Summary;
+pub(crate) use summary::{Summary, is_verified, verdict};
 
 /// Where the agent is asked.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub(crate) struct Asked {
     agent: SocketAddr,
     /// The agent's own words, as JSON.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// What the agent says of its node, asked in the network namespace of the calling thread.
@@ -121,7 +121,7 @@ fn about(node: &NodeStatus) -> String {
     )
 }
 
-fn table(pods: &[PodStatus]) -> String {
+pub(crate) fn table(pods: &[PodStatus]) -> String {
     let mut text = format!("{:<32} {:<11} {:<28} REASON", "POD", "STATE", "ADDRESSES");
     for pod in pods {
         let state = match (pod.state, &pod.verification) {

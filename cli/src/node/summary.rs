@@ -17,6 +17,14 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
+    /// How many pods there are, and how many of them were measured to be in the mesh.
+    pub(crate) fn counts(&self) -> String {
+        let unverified = self.enrolled - self.verified - self.drifted;
+        let oldest = self.oldest.map(|o| format!(" (last probe {} s ago)", o.as_secs())).unwrap_or_default();
+        let (enrolled, verified, drifted) = (self.enrolled, self.verified, self.drifted);
+        format!("{enrolled} enrolled · {verified} verified{oldest} · {drifted} drifted · {unverified} unverified")
+    }
+
     /// Whether every enrolled pod has been measured to be in the mesh.
     pub(crate) fn all_verified(&self) -> bool {
         self.verified == self.enrolled
@@ -50,12 +58,7 @@ impl<'a> FromIterator<&'a PodStatus> for Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unverified = self.enrolled - self.verified - self.drifted;
-        write!(f, "{} enrolled · {} verified", self.enrolled, self.verified)?;
-        if let Some(oldest) = self.oldest {
-            write!(f, " (last probe {} s ago)", oldest.as_secs())?;
-        }
-        write!(f, " · {} drifted · {unverified} unverified", self.drifted)?;
+        f.write_str(&self.counts())?;
         self.lines.iter().try_for_each(|line| write!(f, "\n{line}"))
     }
 }

@@ -19,6 +19,15 @@ pub struct NodeStatus {
     pub node: String,
     /// The agent's version.
     pub version: String,
+    /// The node's clock, in milliseconds since 1970; none from an agent that is older than this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_ms: Option<u64>,
+    /// Why pods cannot join here now; none when they can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unready: Option<String>,
+    /// What is missing for the runtime to call the plugin; none when nothing is, or when the agent does not install it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin_missing: Option<String>,
     /// How packets reach the proxy.
     pub capture: CaptureStatus,
     /// The proxies that are connected now.

@@ -21,4 +21,9 @@ codes! {
         cause: "It knows no workload, service or address of that name, knows several, or the port is missing.",
         next_step: "See 'underpass workloads' and 'underpass services' for the names; NAMESPACE/NAME:PORT is precise.",
     }
+    NO_CLUSTER = "UP-CLI-005" {
+        what: "The cluster cannot be asked.",
+        cause: "There is no kubeconfig, it names another cluster or has expired, or the API server does not answer or refuses.",
+        next_step: "See whether kubectl works with the same --kubeconfig and --context; on a node, --node does without.",
+    }
 }

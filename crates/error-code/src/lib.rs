@@ -40,6 +40,7 @@ macro_rules! codes {
 }
 
 pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod cni;
 pub mod control;

@@ -44,6 +44,26 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> 
     Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
 }
 
+/// A client for a person, as kubectl has it: by a kubeconfig, or `KUBECONFIG`, or the one in the home folder, and a context
+/// of it other than the current one.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub async fn connect_as_person(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, ConnectError> {
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    let read = match kubeconfig {
+        Some(path) => Kubeconfig::read_from(path),
+        None => Kubeconfig::read(),
+    };
+    let config = async { Config::from_custom_kubeconfig(read?, &options).await }.await;
+    let mut config = config.map_err(|source| ConnectError::Kubeconfig {
+        path: kubeconfig.map_or_else(|| PathBuf::from("of KUBECONFIG or the home folder"), Path::to_owned),
+        source: Box::new(source),
+    })?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
+}
+
 async fn of_file(path: &Path) -> Result<Config, KubeconfigError> {
     Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
 }

@@ -14,7 +14,7 @@ mod node;
 mod pod;
 mod watch;
 
-pub use client::{ConnectError, connect};
+pub use client::{ConnectError, connect, connect_as_person};
 pub use daemon_set::{DaemonSet, DaemonSetStatus};
 pub use event::{Event, EventSource, ObjectReference, now};
 pub use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};

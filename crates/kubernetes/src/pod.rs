@@ -75,6 +75,9 @@ impl Pod {
 
 core_object!(Pod, "Pod", "pods", NamespaceResourceScope);
 
+/// Its ports can be reached by the API server.
+impl kube::api::Portforward for Pod {}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

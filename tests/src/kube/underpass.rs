@@ -1,11 +1,13 @@
 //! Underpass on a cluster, by its chart.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::images::UNDERPASS;
 use super::{Kube, await_within, images};
+use crate::binaries::binary;
 use crate::cluster::istiod::NAMESPACE;
 
 /// The name of the release.
@@ -81,6 +83,16 @@ impl Kube {
         command.args(["exec", "-n", NAMESPACE, &pod, "--", "underpass"]).args(arguments);
         let output = command.output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs the CLI beside the API server, as somebody does who has a kubeconfig; its exit code, and what it printed.
+    pub fn with_kubeconfig(&self, kubeconfig: &str, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = Command::new(binary("underpass"));
+        command.env_clear().args(arguments).args(["--kubeconfig", kubeconfig]);
+        netns::process::in_netns(&mut command, &self.kubernetes.netns).unwrap();
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
     }
 
     /// Whether a pod is announced as enrolled.

@@ -1,0 +1,71 @@
+//! What users and agents may do.
+
+use super::report::Outcome;
+use crate::cluster::{Api, Right};
+
+/// What is done here.
+const TO_CHECK: &[Right] = &[
+    Right::new("list", "", "nodes"),
+    Right::new("list", "", "namespaces"),
+    Right::new("list", "", "pods"),
+    Right::new("list", "apps", "daemonsets"),
+    Right::new("list", "apps", "deployments"),
+    Right::new("list", "", "configmaps"),
+    Right::new("create", "", "pods").sub("portforward"),
+];
+
+/// What the chart makes.
+const TO_INSTALL: &[Right] = &[
+    Right::new("create", "apps", "daemonsets"),
+    Right::new("create", "", "serviceaccounts"),
+    Right::new("create", "rbac.authorization.k8s.io", "clusterroles"),
+    Right::new("create", "rbac.authorization.k8s.io", "clusterrolebindings"),
+    Right::new("create", "rbac.authorization.k8s.io", "roles"),
+    Right::new("create", "rbac.authorization.k8s.io", "rolebindings"),
+];
+
+/// What agents do: the ClusterRole of the chart.
+const OF_AGENTS: &[Right] = &[
+    Right::new("get", "", "pods"),
+    Right::new("list", "", "pods"),
+    Right::new("watch", "", "pods"),
+    Right::new("get", "", "namespaces"),
+    Right::new("list", "", "namespaces"),
+    Right::new("watch", "", "namespaces"),
+    Right::new("list", "", "nodes"),
+    Right::new("watch", "", "nodes"),
+    Right::new("patch", "", "nodes"),
+    Right::new("patch", "", "pods").sub("status"),
+    Right::new("create", "", "events"),
+    Right::new("patch", "", "events"),
+];
+
+/// What this user may not do and needs.
+///
+/// # Errors
+/// The API server does not answer.
+pub(super) async fn of_this_user(api: &Api, to_install: bool, namespace: &str) -> anyhow::Result<Vec<String>> {
+    let mut refused = Vec::new();
+    let to_install = if to_install { TO_INSTALL } else { &[] };
+    let all = TO_CHECK.iter().map(|r| (r, None)).chain(to_install.iter().map(|r| (r, Some(namespace))));
+    for (right, namespace) in all {
+        if !api.may(None, *right, namespace).await? {
+            refused.push(right.text());
+        }
+    }
+    Ok(refused)
+}
+
+/// Whether the agents may do what they need.
+pub(super) async fn of_agents(api: &Api, namespace: &str) -> Outcome {
+    let agent = format!("system:serviceaccount:{namespace}:underpass-cni");
+    let mut refused = Vec::new();
+    for right in OF_AGENTS {
+        match api.may(Some(&agent), *right, None).await {
+            Ok(true) => {}
+            Ok(false) => refused.push(right.text()),
+            Err(e) => return Outcome::Unknown(format!("{e:#}")),
+        }
+    }
+    Outcome::unless(refused, "")
+}
