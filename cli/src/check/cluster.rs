@@ -185,3 +185,139 @@ fn wanted(seen: &Seen, pod: &Pod) -> bool {
     let (labels, annotations) = (of(&pod.metadata.labels), of(&pod.metadata.annotations));
     belongs(seen.namespaces.get(pod.namespace()), &labels, &annotations, pod.spec.host_network).outcome
 }
+
+#[cfg(test)]
+mod tests {
+    use agent_status::{CaptureStatus, HostProbesStatus, NodeStatus, VerificationState, VerificationStatus};
+    use serde_json::json;
+
+    use super::*;
+    use crate::cluster::NodeSeen;
+
+    fn outcome(judge: impl Fn(&mut Report), check: checks::Check) -> (&'static str, String) {
+        let mut report = Report::default();
+        judge(&mut report);
+        match report.of(check) {
+            Some(Outcome::Good(found)) => ("good", found.clone()),
+            Some(Outcome::Warning(found)) => ("warning", found.join("\n")),
+            Some(Outcome::Failed(found)) => ("failed", found.join("\n")),
+            Some(Outcome::Unknown(why)) => ("unknown", why.clone()),
+            None => ("not made", String::new()),
+        }
+    }
+
+    fn daemon_set(name: &str, command: &str, wanted: u64, ready: u64) -> DaemonSet {
+        let running = Running { namespace: "n".to_owned(), name: name.to_owned(), wanted, ready };
+        DaemonSet { running, updated: wanted, commands: vec![command.to_owned()] }
+    }
+
+    #[test]
+    fn an_installation_is_two_daemon_sets_and_nobody_elses() {
+        let mut seen = Seen::default();
+        let of = |seen: &Seen, check| outcome(|r| (installation(r, seen), others(r, seen)).0, check);
+        assert_eq!(of(&seen, checks::INSTALLED).0, "failed");
+        seen.daemon_sets = vec![
+            daemon_set("underpass-cni-node", "/bin/underpass-agent", 2, 2),
+            daemon_set("ztunnel", "/bin/underpass-proxy", 2, 1),
+        ];
+        assert_eq!(of(&seen, checks::INSTALLED), ("good", "namespace n".to_owned()));
+        assert_eq!(of(&seen, checks::AGENTS_READY).0, "good");
+        let partly = "n/ztunnel: 1 of 2 ready, 2 of 2 up to date".to_owned();
+        assert_eq!(of(&seen, checks::PROXIES_READY), ("failed", partly));
+        assert_eq!(of(&seen, checks::NOTHING_ELSE).0, "good");
+        seen.daemon_sets.push(daemon_set("ztunnel", "/usr/local/bin/ztunnel", 1, 1));
+        assert_eq!(of(&seen, checks::NOTHING_ELSE), ("failed", "DaemonSet n/ztunnel".to_owned()));
+    }
+
+    #[test]
+    fn istiod_has_to_serve_ambient_meshes_and_trust_the_proxies() {
+        let mut seen = Seen::default();
+        let of = |seen: &Seen, check| outcome(|r| istiod(r, seen, "mesh"), check);
+        assert_eq!(of(&seen, checks::ISTIOD_RUNNING).0, "unknown", "it may run elsewhere");
+        let env = [("PILOT_ENABLE_AMBIENT", "true"), ("CA_TRUSTED_NODE_ACCOUNTS", "a/b, mesh/ztunnel")];
+        let env: BTreeMap<String, String> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let running = Running { namespace: "i".to_owned(), name: "istiod".to_owned(), wanted: 1, ready: 1 };
+        let good = Istiod { running, image: "pilot:1".to_owned(), env };
+        seen.istiods = Ok(vec![good.clone()]);
+        assert_eq!(of(&seen, checks::ISTIOD_RUNNING), ("good", "pilot:1".to_owned()));
+        assert_eq!((of(&seen, checks::ISTIOD_AMBIENT).0, of(&seen, checks::ISTIOD_TRUSTS).0), ("good", "good"));
+        seen.istiods = Ok(vec![Istiod { env: BTreeMap::new(), ..good }]);
+        let unset = "i/istiod: PILOT_ENABLE_AMBIENT is not set".to_owned();
+        assert_eq!(of(&seen, checks::ISTIOD_AMBIENT), ("failed", unset));
+        assert_eq!(of(&seen, checks::ISTIOD_TRUSTS).0, "failed");
+        seen.istiods = Err("forbidden".to_owned());
+        assert_eq!(of(&seen, checks::ISTIOD_RUNNING), ("unknown", "forbidden".to_owned()));
+    }
+
+    #[test]
+    fn roots_are_told_before_they_end() {
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(2027, 1, 1);
+        let pem = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        let end = rcgen::date_time_ymd(2027, 1, 1).unix_timestamp();
+        assert_eq!(lasting(&pem, end - 61 * 86_400), Outcome::Good("61 days".to_owned()));
+        assert!(matches!(lasting(&pem, end - 59 * 86_400), Outcome::Warning(_)));
+        assert!(matches!(lasting(&pem, end), Outcome::Failed(_)));
+        for nonsense in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            assert!(matches!(lasting(nonsense, 0), Outcome::Failed(_)), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn pods_are_where_their_labels_and_their_annotation_say() {
+        let status = |name: &str, state, verified| PodStatus {
+            namespace: "n".to_owned(),
+            name: name.to_owned(),
+            uid: None,
+            state,
+            reason: "a proxy".to_owned(),
+            ips: Vec::new(),
+            exempted_connections: 0,
+            verification: Some(VerificationStatus { state: verified, reason: None, for_ms: 0, last_repair: None }),
+        };
+        let judged = |name: &str, node: &str, announced: bool, of_agent: Option<PodStatus>| {
+            let annotations = if announced { json!({ REDIRECTION: "enabled" }) } else { json!({}) };
+            let pod = json!({
+                "metadata": { "namespace": "n", "name": name, "annotations": annotations },
+                "spec": { "nodeName": node },
+                "status": { "phase": "Running" },
+            });
+            let agent = NodeStatus {
+                node: "a".to_owned(),
+                version: String::new(),
+                time_ms: None,
+                unready: None,
+                plugin_missing: None,
+                capture: CaptureStatus { kind: String::new(), why: String::new() },
+                proxies: Vec::new(),
+                host_probes: HostProbesStatus { state: String::new(), addresses: 0, reason: None },
+                pods: of_agent.into_iter().collect(),
+            };
+            let node = |name: &str, agent| NodeSeen { name: name.to_owned(), agent, ..NodeSeen::default() };
+            let labels = BTreeMap::from([("istio.io/dataplane-mode".to_owned(), "ambient".to_owned())]);
+            let seen = Seen {
+                pods: vec![serde_json::from_value(pod).unwrap()],
+                namespaces: BTreeMap::from([("n".to_owned(), labels)]),
+                nodes: vec![node("a", Some(Ok(agent))), node("b", None), node("c", Some(Err(String::new())))],
+                ..Seen::default()
+            };
+            [checks::PODS_JOINED, checks::PODS_ANNOUNCED].map(|check| outcome(|r| pods(r, &seen), check))
+        };
+        let good = |text: &str| ("good", text.to_owned());
+        let bad = |text: &str| ("failed", text.to_owned());
+        let (enrolled, skipped) = (PodState::Enrolled, PodState::Skipped);
+        let (verified, drifted) = (VerificationState::Verified, VerificationState::Drifted);
+        assert_eq!(judged("p", "a", true, Some(status("p", enrolled, verified))), [good("1 pods"), good("")]);
+        let unannounced = bad("a: n/p is in the mesh, and not announced");
+        assert_eq!(judged("p", "a", false, Some(status("p", enrolled, verified))), [good("1 pods"), unannounced]);
+        assert_eq!(judged("p", "a", true, Some(status("p", enrolled, drifted))), [good("1 pods"), good("")]);
+        let aside = ("warning", "a: n/p stays outside: a proxy".to_owned());
+        assert_eq!(judged("p", "a", false, Some(status("p", skipped, verified))), [aside, good("")]);
+        let [unknown, announced] = judged("p", "a", true, None);
+        assert_eq!(unknown, bad("a: n/p: its agent does not know it"));
+        assert_eq!(announced, bad("a: n/p is announced, and not in the mesh"));
+        assert_eq!(judged("p", "b", false, None)[0], bad("b: n/p: there is no agent on its node"));
+        assert_eq!(judged("p", "c", false, None)[0], bad("c: n/p: its agent does not answer"));
+    }
+}
