@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a harness that cannot go on stops the test
 
+pub mod agent_bench;
 pub mod binaries;
 pub mod certificates;
 pub mod cgroup;
@@ -18,6 +19,7 @@ pub mod iptables;
 pub mod kube;
 pub mod listener;
 pub mod machine;
+pub mod measure;
 pub mod name_server;
 pub mod network;
 pub mod node;

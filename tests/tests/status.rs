@@ -144,7 +144,8 @@ fn check_looks_at_a_node_without_a_cluster() {
         (code == 0 && out.contains("1 enrolled · 1 verified")).then_some(out)
     });
     assert!(
-        good.contains("√ every agent answers: 1 of 1") && good.contains("√ packets are captured without NAT"),
+        good.contains("√ on every node an agent answers: 1 of 1")
+            && good.contains("√ packets are captured without NAT"),
         "{good}"
     );
     assert!(good.ends_with("Status check results are √\n"), "{good}");
@@ -164,7 +165,7 @@ fn check_looks_at_a_node_without_a_cluster() {
 
     node.kill_all();
     let (code, out, _) = said(&underpass(&node.netns, "check --node"));
-    assert!(code == 1 && out.contains("× every agent answers\n    this node: UP-CLI-001"), "{out}");
+    assert!(code == 1 && out.contains("× on every node an agent answers\n    this node: UP-CLI-001"), "{out}");
     let (code, _, err) = said(&underpass(&node.netns, "check --kubeconfig /nowhere/config"));
     assert!(code == 2 && err.contains("UP-CLI-005") && err.contains("/nowhere/config"), "{err}");
 }

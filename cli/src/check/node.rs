@@ -43,12 +43,17 @@ fn agents(report: &mut Report, nodes: &[NodeSeen]) {
     let of = |found: &dyn Fn(&NodeStatus) -> Option<String>| -> Vec<String> {
         answers(nodes).filter_map(|(n, s)| Some(format!("{}: {}", n.name, found(s)?))).collect()
     };
-    let silent = nodes.iter().filter_map(|n| match n.agent.as_ref()? {
-        Ok(_) => None,
-        Err(why) => Some(format!("{}: {why}", n.name)),
+    let silent = nodes.iter().filter_map(|n| match &n.agent {
+        Some(Ok(_)) => None,
+        Some(Err(why)) => Some(format!("{}: {why}", n.name)),
+        None => Some(format!("{}: there is none", n.name)),
     });
-    let many = format!("{count} of {}", nodes.iter().filter(|n| n.agent.is_some()).count());
-    report.add(checks::AGENT_ANSWERS, Outcome::unless(silent.collect(), many));
+    let many = format!("{count} of {}", nodes.len());
+    // Not every node needs one: virtual nodes, and those of other systems.
+    let fails = nodes.iter().any(|n| matches!(n.agent, Some(Err(_))));
+    let silent: Vec<String> = silent.collect();
+    let outcome = if fails { Outcome::Failed(silent) } else { Outcome::warn_unless(silent, many) };
+    report.add(checks::AGENT_ANSWERS, outcome);
     let nodes_of = |count: usize| if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
     report.add(checks::PLUGIN_CHAINED, Outcome::unless(of(&|s| s.plugin_missing.clone()), nodes_of(count)));
     let unserved = |s: &NodeStatus| match &s.proxies[..] {
@@ -209,6 +214,8 @@ mod tests {
         };
         let silent = |n: &mut NodeSeen| n.agent = Some(Err("refused".to_owned()));
         assert_eq!(found(&silent, checks::AGENT_ANSWERS), ("failed", "b: refused".to_owned()));
+        let none = |n: &mut NodeSeen| n.agent = None;
+        assert_eq!(found(&none, checks::AGENT_ANSWERS), ("warning", "b: there is none".to_owned()));
         let unchained = |n: &mut NodeSeen| agent(n, &|s| s.plugin_missing = Some("no conflist".to_owned()));
         assert_eq!(found(&unchained, checks::PLUGIN_CHAINED), ("failed", "b: no conflist".to_owned()));
         let alone = |n: &mut NodeSeen| agent(n, &|s| s.proxies.clear());

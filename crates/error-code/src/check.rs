@@ -106,7 +106,7 @@ checks! {
     }
     "nodes" {
         AGENT_ANSWERS = "agent-answers" {
-            "every agent answers",
+            "on every node an agent answers",
             "See the pod and the log of the agent on that node."
         }
         PLUGIN_CHAINED = "plugin-chained" {

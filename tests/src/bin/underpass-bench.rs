@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use netns::NetNs;
 use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::measure::{cpu, median, resident};
 use underpass_tests::node::{self, Node};
 use underpass_tests::sandbox::{Sandbox, connect, listen};
 use underpass_tests::wire::Wire;
@@ -27,6 +28,9 @@ fn main() {
     if wanted("pods") {
         pods();
     }
+    if wanted("agent") {
+        underpass_tests::agent_bench::run();
+    }
     if wanted("state") {
         underpass_tests::state_bench::run();
     }
@@ -41,11 +45,6 @@ fn main() {
     if wanted("tunnel") {
         tunnel();
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Wall time of one ADD: from the plugin's start to its end, agent and proxy included; and its parts.
@@ -167,14 +166,6 @@ fn pods() {
     );
 }
 
-/// Processor time of a process so far.
-fn cpu(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10) // clock ticks are 100 a second on every Linux that we know
-}
-
 /// Resident memory of agent and proxy, with no pod and with three.
 fn memory() {
     let mut node = Node::new("bench-memory", node::MESH);
@@ -185,12 +176,6 @@ fn memory() {
     let add = Call::new("ADD", &path_of(&wire.pod), &config(&node.agent_socket(), &addresses));
     assert!(add.run().status.success());
     println!("memory  idle, one pod: agent {:.1} MiB, proxy {:.1} MiB", resident(agent), resident(proxy));
-}
-
-fn resident(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
 /// One way from a client to the same server program.

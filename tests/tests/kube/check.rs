@@ -19,13 +19,13 @@ fn check(kube: &Kube, more: &[&str]) -> (i32, Value) {
     (code, serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}")))
 }
 
-/// Waits until a check ends as it should, and returns what it found.
+/// Waits until a check has failed, and has found this.
 #[track_caller]
-fn await_result(kube: &Kube, id: &str, wanted: &str) -> String {
-    await_within(60, &format!("{id} is {wanted}"), || {
-        let (ended, found) = result(&check(kube, &[]).1, id);
-        (ended == wanted).then_some(found)
-    })
+fn await_failure(kube: &Kube, id: &str, found: impl Fn(&str) -> bool) {
+    await_within(60, &format!("{id} has failed"), || {
+        let (ended, what) = result(&check(kube, &[]).1, id);
+        (ended == "error" && found(&what)).then_some(())
+    });
 }
 
 #[test]
@@ -115,13 +115,14 @@ fn check_names_what_is_wrong_with_a_cluster() {
         })
         .to_string(),
     );
-    assert_eq!(await_result(&kube, "pods-joined", "error"), "node-2: wrong/two: there is no agent on its node");
+    await_failure(&kube, "pods-joined", |found| found == "node-2: wrong/two: there is no agent on its node");
     let (code, report) = check(&kube, &[]);
     assert_eq!((code, &report["success"]), (1, &json!(false)));
     let of = |id: &str| result(&report, id);
     assert_eq!(of("agent-permissions"), ("error".to_owned(), "create events; patch events".to_owned()));
     assert_eq!(of("nothing-else-redirects"), ("error".to_owned(), "DaemonSet wrong/istio-cni-node".to_owned()));
     assert_eq!(of("istiod-running").0, "success");
+    assert_eq!(of("agent-answers"), ("warning".to_owned(), "node-2: there is none".to_owned()));
     let (code, out, _) = kube.with_kubeconfig(&kube.kubeconfig, &["check"]);
     assert_eq!(code, 1);
     assert!(out.contains("see docs/check.md#nothing-else-redirects") && out.ends_with("results are ×\n"), "{out}");
@@ -131,19 +132,21 @@ fn check_names_what_is_wrong_with_a_cluster() {
     // istiod goes.
     kube.kubectl(&["delete", "daemonset", "istio-cni-node", "-n", "wrong"]);
     kube.kubectl(&["scale", "deployment/istiod", "-n", "istio-system", "--replicas=0"]);
-    assert_eq!(await_result(&kube, "istiod-running", "error"), "istio-system/istiod: 0 of 0 ready");
-    let found = await_result(&kube, "istiod-connected", "error");
-    assert!(found.contains("node-1: ") && found.contains("node-2: "), "{found}");
+    await_failure(&kube, "istiod-running", |found| found == "istio-system/istiod: 0 of 0 ready");
+    await_failure(&kube, "istiod-connected", |found| found.contains("node-1: ") && found.contains("node-2: "));
     kube.kubectl(&["scale", "deployment/istiod", "-n", "istio-system", "--replicas=1"]);
-    kube.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "elsewhere" } }).to_string());
-    let (code, report) = check(&kube, &["--pre", "--namespace", "elsewhere"]);
-    assert_eq!((code, result(&report, "may-install").0.as_str()), (0, "success"), "{report}");
-    kube.kubectl(&["delete", "namespace", "elsewhere"]);
 
     // All of it is put right by an upgrade.
+    let patch = json!({ "spec": { "template": { "spec": { "nodeSelector": { "kubernetes.io/hostname": null } } } } });
+    kube.kubectl(&["patch", "daemonset", AGENTS, "-n", "istio-system", "-p", &patch.to_string()]);
     kube.kubectl(&["delete", "clusterrole", "underpass-cni"]);
     kube.install_underpass(&[]);
     let (code, report) = check(&kube, &["--wait", "90"]);
     assert_eq!(code, 0, "{report}");
+
+    // Before an installation, in a namespace whose proxies istiod would not trust.
+    assert_eq!(check(&kube, &["--pre"]).0, 0);
+    let (code, report) = check(&kube, &["--pre", "--namespace", "elsewhere"]);
+    assert_eq!((code, result(&report, "may-install").0.as_str()), (0, "success"), "{report}");
     kube.kubectl(&["delete", "namespace", "wrong", "--timeout=60s"]);
 }

@@ -1,0 +1,291 @@
+//! What the agent costs on Kubernetes, and how long people wait for it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cluster::{self, AgentNode, Cluster, Pod};
+use crate::containerd::{self, Containerd};
+use crate::folder;
+use crate::kube::app::spec;
+use crate::kube::{self, Kube, await_within};
+use crate::measure::{cpu, median, percentile, resident};
+use crate::node::Node;
+
+const ELSEWHERE: usize = 10_000;
+const HERE: usize = 250;
+/// Of those here, the ones whose namespace is labelled and unlabelled.
+const LABELLED: usize = 50;
+const CHURNED: usize = 100;
+const CHANGES_PER_SECOND: u64 = 100;
+const IDLE: Duration = Duration::from_secs(60);
+const AMBIENT: &[(&str, &str)] = &[("istio.io/dataplane-mode", "ambient")];
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+/// Everything for which the programs are there.
+pub fn run() {
+    match containerd::missing() {
+        None => sandboxes(),
+        Some(why) => println!("agent   skipped: sandboxes: {why}"),
+    }
+    match cluster::missing() {
+        None => on_an_api_server(),
+        Some(why) => println!("agent   skipped: {ELSEWHERE} pods: {why}"),
+    }
+    match kube::missing() {
+        None => on_a_cluster(),
+        Some(why) => println!("agent   skipped: 40 pods: {why}"),
+    }
+}
+
+fn ms(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+/// How long a real containerd takes for a sandbox over the plugin bridge: without Underpass, outside the mesh, in it.
+fn sandboxes() {
+    const EACH: usize = 40;
+    let pods = 3 * EACH;
+    let mut mesh = "namespaces: [{ name: mesh, labels: { istio.io/dataplane-mode: ambient } }, { name: outside }]\n\
+                    workloads:\n"
+        .to_owned();
+    for i in 0..pods {
+        // In the order in which addresses are given; every other one of the later ones is in the mesh.
+        let namespace = if i >= EACH && i % 2 == 0 { "mesh" } else { "outside" };
+        let last = i + 2;
+        mesh += &format!(
+            "  - {{ name: p{i}, namespace: {namespace}, serviceAccount: a, node: node, network: \"\", workloadIps: [10.88.0.{last}, \"fd88::{last:x}\"] }}\n"
+        );
+    }
+    let mut node = Node::new("bench-sandboxes", &mesh);
+    let containerd = Containerd::start(&node, u8::try_from(pods).unwrap());
+    let timed = |namespace: &str, i: usize| {
+        let begun = Instant::now();
+        let sandbox = containerd.cri.run_pod_sandbox(&containerd.pod(namespace, &format!("p{i}"))).unwrap();
+        let took = ms(begun);
+        containerd.cri.remove_pod_sandbox(&sandbox).unwrap();
+        took
+    };
+    let alone: Vec<f64> = (0..EACH).map(|i| timed("outside", i)).collect();
+    node.run_agent_in(&containerd.machine);
+    node.start_agent_with(&containerd.network.install_arguments());
+    node.start_ready_proxy();
+    containerd.await_plugin(true);
+    let (mut outside, mut inside) = (Vec::new(), Vec::new());
+    for i in EACH..pods {
+        if i % 2 == 0 { inside.push(timed("mesh", i)) } else { outside.push(timed("outside", i)) }
+    }
+    for (what, times) in [("without Underpass", alone), ("outside the mesh", outside), ("in the mesh", inside)] {
+        let (p50, p99) = (median(times.clone()), percentile(times, 99));
+        println!("agent   RunPodSandbox {what}: median {p50:.1} ms, p99 {p99:.1} ms");
+    }
+}
+
+/// A node with many pods in a cluster with very many: objects for the others, namespaces and rules for its own.
+fn on_an_api_server() {
+    let cluster = Cluster::start(&folder::until_exit("bench-cluster"));
+    cluster.namespace("elsewhere", &[]);
+    let far = cluster.node("far");
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for part in 0..4 {
+            let (api, far) = (&cluster.kubernetes.api, &far.name);
+            scope.spawn(move || {
+                for i in (part..ELSEWHERE).step_by(4) {
+                    api.create("/api/v1/namespaces/elsewhere/pods", &object_of(i, far)).unwrap();
+                }
+            });
+        }
+    });
+    println!("agent   {ELSEWHERE} pods are objects on another node after {:.0} s", begun.elapsed().as_secs_f64());
+
+    let mut node = AgentNode::new(&cluster, "node");
+    let agent = node.start_agent(&[]);
+    let proxy = node.start_proxy();
+    node.await_ready();
+    println!("agent   no pod here: {:.1} MiB", resident(agent));
+    cluster.namespace("bench", AMBIENT);
+    cluster.namespace("flip", AMBIENT);
+    let pods: Vec<Pod> = (0..HERE)
+        .map(|i| {
+            let namespace = if i < LABELLED { "flip" } else { "bench" };
+            cluster.pod_of(&node.place, namespace, "app", &format!("p{i}"))
+        })
+        .collect();
+    let add = |pod: &Pod| {
+        let begun = Instant::now();
+        let output = node.add(pod);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        ms(begun)
+    };
+    let adds: Vec<f64> = pods.iter().map(add).collect();
+    println!("agent   {HERE} ADDs: median {:.1} ms, p99 {:.1} ms", median(adds.clone()), percentile(adds, 99));
+    await_within(60, "all are announced", || (announced(&cluster, "bench") == HERE - LABELLED).then_some(()));
+    thread::sleep(Duration::from_secs(5));
+    let before = [agent, proxy].map(cpu);
+    thread::sleep(IDLE);
+    let share = |pid, before: Duration| (cpu(pid) - before).as_secs_f64() / IDLE.as_secs_f64() * 100.0;
+    println!(
+        "agent   {HERE} pods here, idle: agent {:.2} % of a core, {:.1} MiB; proxy {:.2} %, {:.1} MiB",
+        share(agent, before[0]),
+        resident(agent),
+        share(proxy, before[1]),
+        resident(proxy)
+    );
+
+    let over = AtomicBool::new(false);
+    let (adds, changes) = thread::scope(|scope| {
+        let changing = scope.spawn(|| churn(&cluster, &pods, &over));
+        let again = pods[LABELLED..].iter().take(CHURNED).map(|pod| {
+            assert!(node.del(pod).status.success());
+            add(pod)
+        });
+        let adds: Vec<f64> = again.collect();
+        over.store(true, Ordering::Relaxed);
+        (adds, changing.join().unwrap())
+    });
+    println!(
+        "agent   {CHURNED} ADDs while {changes:.0} pods a second change: median {:.1} ms, p99 {:.1} ms; agent {:.1} MiB",
+        median(adds.clone()),
+        percentile(adds, 99),
+        resident(agent)
+    );
+
+    for round in 0..3 {
+        for (what, mode, wanted) in [("left", None, 0), ("joined", Some("ambient"), LABELLED)] {
+            let times = flip(&cluster, mode, wanted);
+            println!(
+                "agent   round {round}: {LABELLED} pods have {what} by a label: median {:.0} ms, p99 {:.0} ms",
+                median(times.clone()),
+                percentile(times, 99)
+            );
+        }
+    }
+}
+
+/// A pod as kubelets make them, in size too.
+fn object_of(i: usize, node: &str) -> Value {
+    let container = |name: &str| {
+        json!({
+            "name": name,
+            "image": "registry.example.com/team/application:1.2.3",
+            "env": (0..8).map(|n| json!({ "name": format!("VARIABLE_{n}"), "value": "of some length" })).collect::<Vec<_>>(),
+            "resources": { "requests": { "cpu": "100m", "memory": "128Mi" } },
+        })
+    };
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": format!("other-{i}"), "labels": { "app": format!("app-{}", i / 10) } },
+        "spec": { "nodeName": node, "containers": [container("main"), container("helper")] },
+    })
+}
+
+/// Pods of a namespace that are announced.
+fn announced(cluster: &Cluster, namespace: &str) -> usize {
+    let list = cluster.kubernetes.api.get(&format!("/api/v1/namespaces/{namespace}/pods")).unwrap();
+    list["items"].as_array().unwrap().iter().filter(|p| p["metadata"]["annotations"][REDIRECTION] == "enabled").count()
+}
+
+/// Changes pods, here and elsewhere in turns, until told; how many a second.
+fn churn(cluster: &Cluster, pods: &[Pod], over: &AtomicBool) -> f64 {
+    let begun = Instant::now();
+    let mut changes = 0;
+    while !over.load(Ordering::Relaxed) {
+        let turn = usize::try_from(changes).unwrap();
+        let path = if turn.is_multiple_of(2) {
+            let pod = &pods[turn % pods.len()];
+            format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name)
+        } else {
+            format!("/api/v1/namespaces/elsewhere/pods/other-{}", turn % ELSEWHERE)
+        };
+        let change = json!({ "metadata": { "annotations": { "changed": changes.to_string() } } });
+        cluster.kubernetes.api.patch(&path, &change).unwrap();
+        changes += 1;
+        let due = Duration::from_millis(changes * 1000 / CHANGES_PER_SECOND);
+        thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+    changes as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// Sets or takes the label of the namespace; when each of its pods was announced, or no longer was, in milliseconds.
+fn flip(cluster: &Cluster, mode: Option<&str>, wanted: usize) -> Vec<f64> {
+    let change = json!({ "metadata": { "labels": { "istio.io/dataplane-mode": mode } } });
+    let begun = Instant::now();
+    cluster.kubernetes.api.patch("/api/v1/namespaces/flip", &change).unwrap();
+    let mut times = Vec::new();
+    await_within(60, "all have followed", || {
+        let announced = announced(cluster, "flip");
+        let followed = if wanted == 0 { LABELLED - announced } else { announced };
+        times.resize(followed.max(times.len()), ms(begun));
+        thread::sleep(Duration::from_millis(5));
+        (announced == wanted).then_some(())
+    });
+    times
+}
+
+/// How long two nodes with kubelets take for forty pods, in the mesh and outside it, in turns.
+fn on_a_cluster() {
+    const PODS: usize = 40;
+    const ROUNDS: usize = 3;
+    let kube = Kube::mesh();
+    let mut times: [Vec<f64>; 2] = Default::default();
+    let mut sandboxes: [Vec<f64>; 2] = Default::default();
+    for round in 0..ROUNDS {
+        for (at, mesh) in [false, true].into_iter().enumerate() {
+            let namespace = format!("forty-{round}-{at}");
+            kube.namespace(&namespace, mesh);
+            let before = sandboxes_so_far(&kube);
+            let begun = Instant::now();
+            kube.apply(&deployment(&namespace, PODS).to_string());
+            await_within(150, "forty pods are ready", || {
+                let found = kube.get(&format!("/apis/apps/v1/namespaces/{namespace}/deployments/forty"))?;
+                (found["status"]["readyReplicas"] == PODS).then_some(())
+            });
+            times[at].push(begun.elapsed().as_secs_f64());
+            let after = sandboxes_so_far(&kube);
+            sandboxes[at].push((after.0 - before.0) / (after.1 - before.1) * 1e3);
+            kube.kubectl(&["delete", "namespace", &namespace, "--timeout=120s"]);
+        }
+    }
+    let [outside, inside] = times.map(median);
+    let [sandbox_outside, sandbox_inside] = sandboxes.map(median);
+    println!(
+        "agent   {PODS} pods ready on two nodes: outside the mesh {outside:.1} s, in the mesh {inside:.1} s ({:.2} times)",
+        inside / outside
+    );
+    println!(
+        "agent   of these, a sandbox by the kubelet's metrics, mean: {sandbox_outside:.0} ms and {sandbox_inside:.0} ms"
+    );
+}
+
+fn deployment(namespace: &str, replicas: usize) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": "forty", "namespace": namespace },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { "app": "forty" } },
+            "template": { "metadata": { "labels": { "app": "forty" } }, "spec": spec(None, None) },
+        },
+    })
+}
+
+/// Seconds and number of sandboxes that both kubelets have made.
+fn sandboxes_so_far(kube: &Kube) -> (f64, f64) {
+    let mut sums = (0.0, 0.0);
+    for node in &kube.nodes {
+        let metrics = kube.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/metrics", node.name)]);
+        let value = |suffix: &str| {
+            let start =
+                format!("kubelet_runtime_operations_duration_seconds_{suffix}{{operation_type=\"run_podsandbox\"}}");
+            let line = metrics.lines().find(|l| l.starts_with(&start));
+            line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_default()
+        };
+        sums = (sums.0 + value("sum"), sums.1 + value("count"));
+    }
+    sums
+}
