@@ -53,7 +53,18 @@ use plan::PlanDefaults;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// A task that has failed for a reason that nobody thought of would be missing, and nobody would see it. The next agent takes
+/// over what this one had, and pods go on meanwhile.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
+}
+
 fn main() -> anyhow::Result<()> {
+    end_on_panic();
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

@@ -1,12 +1,16 @@
 //! The command line. Environment names of ztunnel are accepted where they mean the same.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use serde::Serialize;
 
 use crate::control;
+use crate::data;
 use crate::dns;
 
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
@@ -30,6 +34,8 @@ pub(crate) struct Args {
     pub(crate) mesh_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) control: control::Options,
+    #[command(flatten)]
+    pub(crate) data: data::Options,
     /// The folder of the local certificate authority, which issues certificates where no control plane does; made on first use.
     #[arg(long, env = "UNDERPASS_CA_DIR", default_value = "/var/lib/underpass/ca")]
     pub(crate) ca_dir: PathBuf,
@@ -68,9 +74,19 @@ pub(crate) struct Args {
     /// Readiness.
     #[arg(long, default_value = "[::]:15021")]
     pub(crate) readiness_addr: SocketAddr,
-    /// How long open connections may go on after SIGTERM, such as 5s or 2m.
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "5s", value_parser = duration)]
-    pub(crate) drain: Duration,
+    /// How long open connections may go on after SIGTERM, such as 5s or 2m. The default is somewhat less than the grace
+    /// period, or 5s.
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_parser = duration)]
+    drain: Option<Duration>,
+    /// The grace period of the pod that this proxy runs in, in seconds.
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS")]
+    grace_period: Option<u64>,
+    /// Cores that the container may use: the number of data threads, where that is not said.
+    #[arg(long, env = "ZTUNNEL_CPU_LIMIT")]
+    cpu_limit: Option<usize>,
+    /// Cores that the container has asked for: the least number of data threads.
+    #[arg(long, env = "ZTUNNEL_RESOURCE_CPU_REQUEST")]
+    cpu_request: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,10 +111,69 @@ impl WorkerThreads {
     }
 }
 
+/// The settings in force, for `/config_dump`: by the name of their environment variable, or of their option.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Effective(BTreeMap<String, Setting>);
+
+#[derive(Debug, Clone, Serialize)]
+struct Setting {
+    value: String,
+    /// `default`, `environment` or `command line`.
+    from: &'static str,
+}
+
+impl Effective {
+    fn of(found: &ArgMatches) -> Self {
+        let setting = |arg: &Arg| {
+            let id = arg.get_id().as_str();
+            let from = match found.value_source(id)? {
+                ValueSource::EnvVariable => "environment",
+                ValueSource::CommandLine => "command line",
+                _ => "default",
+            };
+            let values = found.get_raw(id)?.map(|v| v.to_string_lossy());
+            let value = values.collect::<Vec<_>>().join(",");
+            // Tokens and keys are nobody's business.
+            let value = if arg.is_hide_env_values_set() && from != "default" { "(set)".to_owned() } else { value };
+            let name = arg.get_env().map_or_else(|| format!("--{id}"), |env| env.to_string_lossy().into_owned());
+            Some((name, Setting { value, from }))
+        };
+        Self(Args::command().get_arguments().filter(|a| a.get_id() != "command").filter_map(setting).collect())
+    }
+}
+
+/// Variables of ztunnel that mean nothing here, with the values that say what is so anyway, and why.
+const WITHOUT_MEANING: [(&str, &[&str], &str); 10] = [
+    ("ENABLE_PROXY", &["true"], "the proxy is all that this is"),
+    ("PROXY_WORKLOAD_INFO", &[], "one proxy serves all pods of a node"),
+    ("INPOD_PORT_REUSE", &["true"], "the next proxy takes over while this one drains"),
+    ("PACKET_MARK", &["1337"], "the redirection knows this mark and no other"),
+    ("ENABLE_ORIG_SRC", &["true", ""], "applications always see the client's address"),
+    ("LOCAL_XDS", &[""], "a mesh is given as a file, by LOCAL_XDS_PATH"),
+    ("FAKE_CA", &["false"], "certificates are real; without CA_ADDRESS they come from the local authority"),
+    ("UNSTABLE_ENABLE_SOCKS5", &["false"], "there is no SOCKS5"),
+    ("PREFERED_SERVICE_NAMESPACE", &[""], "a service of the client's own namespace comes first, then any"),
+    ("ISTIO_META_DNS_PROXY_ADDR", &[""], "DNS is answered in the pod, on port 15053"),
+];
+
+/// Tells of variables that are set and mean nothing here.
+pub(crate) fn tell_what_means_nothing() {
+    for (name, agreed, why) in WITHOUT_MEANING {
+        if let Ok(value) = std::env::var(name)
+            && !agreed.contains(&value.as_str())
+        {
+            tracing::warn!("{name}={value} has no effect: {why}");
+        }
+    }
+}
+
 impl Args {
     /// The command line and the environment, or the end of the process with the reason.
-    pub(crate) fn read() -> Self {
-        Self::try_parse().unwrap_or_else(|e| {
+    pub(crate) fn read() -> (Self, Effective) {
+        let read = Self::command().try_get_matches();
+        let read = read.and_then(|found| Ok((Self::from_arg_matches(&found)?, Effective::of(&found))));
+        read.unwrap_or_else(|e| {
             if e.use_stderr() {
                 let code = error_code::control::SETTING;
                 eprintln!("{code}: {} Next step: {}", code.what, code.next_step);
@@ -146,10 +221,20 @@ impl Args {
         dns::Settings::new(&self.cluster_domain, self.dns_upstream.clone())
     }
 
+    /// How long open connections may go on after SIGTERM.
+    pub(crate) fn drain(&self) -> Duration {
+        let before = |grace: u64| Duration::from_secs(grace.saturating_sub(if grace > 10 { 5 } else { 1 }).max(1));
+        self.drain.or(self.grace_period.map(before)).unwrap_or(Duration::from_secs(5))
+    }
+
     /// How many data threads on a machine with so many cores.
     pub(crate) fn worker_count(&self, cores: usize) -> usize {
+        let asked_for = self.cpu_request.unwrap_or_default().min(cores);
         match self.workers {
-            None => cores.div_ceil(4).max(2),
+            None => match self.cpu_limit {
+                Some(limit) if limit > 0 => limit.max(asked_for),
+                _ => cores.div_ceil(4).max(asked_for).max(2),
+            },
             Some(WorkerThreads::Number(0)) => cores,
             Some(WorkerThreads::Number(n)) => n,
             Some(WorkerThreads::Percent(p)) => (cores * p).div_ceil(100).max(1),
@@ -190,5 +275,18 @@ mod tests {
         assert_eq!(count(&["--workers", "0"], 3), 3);
         assert_eq!(count(&["--workers", "50%"], 5), 3);
         assert_eq!(count(&["--workers", "7"], 2), 7);
+        assert_eq!(count(&["--cpu-limit", "3"], 16), 3);
+        assert_eq!(count(&["--cpu-limit", "3", "--cpu-request", "5"], 16), 5);
+        assert_eq!(count(&["--cpu-request", "6"], 16), 6);
+        assert_eq!(count(&["--cpu-limit", "3", "--workers", "1"], 16), 1);
+        let drain = |more: &[&str]| {
+            let args = ["underpass-proxy", "--mesh-file", "m"].iter().chain(more);
+            Args::try_parse_from(args).map(|a| a.drain().as_secs()).unwrap()
+        };
+        assert_eq!(drain(&[]), 5);
+        assert_eq!(drain(&["--grace-period", "30"]), 25);
+        assert_eq!(drain(&["--grace-period", "10"]), 9);
+        assert_eq!(drain(&["--grace-period", "1"]), 1);
+        assert_eq!(drain(&["--grace-period", "30", "--drain", "2s"]), 2);
     }
 }

@@ -27,26 +27,47 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::{LocalSet, spawn_local};
 
-use args::Args;
+use args::{Args, Effective};
 use data::{Node, Phase, Workers};
 use inpod::Pods;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// What fails on the control thread for a reason that nobody thought of ends the proxy, which would not follow agent and
+/// control plane any more and look as if it did. On a data thread it ends one connection.
+fn end_on_panic_of_this_thread() {
+    let control = std::thread::current().id();
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        if std::thread::current().id() == control {
+            std::process::abort();
+        }
+    }));
+}
+
 fn main() -> anyhow::Result<()> {
-    let mut args = Args::read();
+    end_on_panic_of_this_thread();
+    let (mut args, effective) = Args::read();
     let settings = args.settings()?;
     let (logs, filter) = telemetry::init_logs();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = LocalSet::new().block_on(&runtime, run(args, settings, filter));
+    let done = LocalSet::new().block_on(&runtime, run(args, effective, settings, filter));
     drop(logs);
     done
 }
 
-async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilter) -> anyhow::Result<()> {
+async fn run(
+    args: Args,
+    effective: Effective,
+    settings: control::Settings,
+    filter: telemetry::LogFilter,
+) -> anyhow::Result<()> {
+    args::tell_what_means_nothing();
     let metrics = Arc::new(telemetry::Metrics::new());
+    metrics.threads.add_this();
     let certificates = Rc::new(certificates(&args, &settings)?);
     let from = match (&args.mesh_file, &settings.xds) {
         (Some(path), _) => format!("mesh file {}", path.display()),
@@ -59,6 +80,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
         mesh: ArcSwap::new(first.mesh),
         metrics,
         phase,
+        options: args.data.clone(),
         dns: args.dns_settings(),
         demand: plane.as_ref().and_then(|p| p.demand.clone()),
         resolver: Arc::new(args.resolver()),
@@ -89,6 +111,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
         quit: quit.clone(),
         network: args.network.clone(),
         source: from,
+        effective,
     });
     let t = told.clone();
     spawn_local(admin_http::serve(admin, move |asked| t.admin(&asked)));
@@ -127,7 +150,7 @@ async fn run(args: Args, settings: control::Settings, filter: telemetry::LogFilt
     if let Some(follower) = follower {
         follower.abort();
     }
-    drain(&node, &set_phase, args.drain).await;
+    drain(&node, &set_phase, args.drain()).await;
     Ok(())
 }
 

@@ -24,19 +24,19 @@ const IDLE: Duration = Duration::from_secs(60);
 const AMBIENT: &[(&str, &str)] = &[("istio.io/dataplane-mode", "ambient")];
 const REDIRECTION: &str = "ambient.istio.io/redirection";
 
-/// Everything for which the programs are there.
-pub fn run() {
-    match containerd::missing() {
-        None => sandboxes(),
-        Some(why) => println!("agent   skipped: sandboxes: {why}"),
-    }
-    match cluster::missing() {
-        None => on_an_api_server(),
-        Some(why) => println!("agent   skipped: {ELSEWHERE} pods: {why}"),
-    }
-    match kube::missing() {
-        None => on_a_cluster(),
-        Some(why) => println!("agent   skipped: 40 pods: {why}"),
+/// The parts, which can be chosen by these names.
+pub const PARTS: [&str; 3] = ["agent-sandboxes", "agent-pods", "agent-cluster"];
+
+/// One part, if the programs for it are there.
+pub fn run(part: &str) {
+    let (missing, measure): (_, fn()) = match part {
+        "agent-sandboxes" => (containerd::missing(), sandboxes),
+        "agent-pods" => (cluster::missing(), on_an_api_server),
+        _ => (kube::missing(), on_a_cluster),
+    };
+    match missing {
+        None => measure(),
+        Some(why) => println!("agent   skipped: {part}: {why}"),
     }
 }
 

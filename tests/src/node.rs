@@ -173,6 +173,7 @@ impl Node {
     fn spawn(&mut self, mut command: Command, log: &str) -> u32 {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.file(log)).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command.env("RUST_LIB_BACKTRACE", "0"); // of panics, and not of errors, for which all symbols would be loaded
         netns::process::in_netns(&mut command, &self.netns).unwrap();
         let child = netns::process::die_with_parent(&mut command).spawn().unwrap();
         let pid = child.id();

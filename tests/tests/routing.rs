@@ -161,6 +161,34 @@ fn another_network_is_reached_through_its_gateway_by_shared_tunnels() {
 }
 
 #[test]
+fn a_destination_behind_a_gateway_says_who_it_is() {
+    // What stands for the far network here is not the workload that answers there.
+    let horizon = "  - { name: horizon, namespace: default, serviceAccount: server, workloadName: horizon, network: far, \
+                   networkGateway: { destination: /10.77.1.4 }, services: { default/server.default.svc.cluster.local: { 80: 8080 } } }\n";
+    let identity = "subjectAltNames: [spiffe://cluster.local/ns/default/sa/server]";
+    let mesh = with_server("workloadName: far-app, canonicalName: far-service, status: Unhealthy")
+        .replace("ports: { 80: 8080 } }\n", &format!("ports: {{ 80: 8080 }}, {identity} }}\n"))
+        .replace("services:\n  - ", &format!("{horizon}services:\n  - "));
+    let sandbox = Sandbox::up_with("behind-gateway", &mesh);
+    let at = hbone(sandbox.ips("outsider")[0]);
+    let _played = PlayedProxy::start(&sandbox, "outsider", at, OUTSIDER, Then::PassTo(hbone(sandbox.ips("server")[0])));
+    serve_echo(&sandbox.pod("server"), 8080);
+    for vip in VIPS {
+        exchange(&mut connect(&sandbox.pod("client"), address(vip)).unwrap());
+    }
+    let metrics = sandbox.get("node-1", "127.0.0.1:15020", "/metrics").1;
+    let of_source = |word: &str| {
+        let mut lines = metrics.lines().filter(|l| l.starts_with("istio_tcp_connections_opened_total"));
+        lines.any(|l| l.contains("reporter=\"source\"") && l.contains(word))
+    };
+    assert!(
+        of_source("destination_workload=\"far-app\"") && of_source("destination_canonical_service=\"far-service\""),
+        "{metrics}"
+    );
+    assert!(!of_source("destination_workload=\"horizon\""), "{metrics}");
+}
+
+#[test]
 fn a_gateway_cannot_put_somebody_else_in_place_of_the_destination() {
     let gateway = "network: far, networkGateway: { destination: /10.77.1.4 }";
     let identity = "subjectAltNames: [spiffe://cluster.local/ns/default/sa/server]";

@@ -146,26 +146,51 @@ impl Events {
 /// Writes what happens, for as long as the agent lives.
 pub(super) async fn keep(cluster: Rc<Cluster>) {
     let events = &cluster.events;
-    let (mut left, mut refilled) = (BURST, Instant::now());
+    let mut allowance = Allowance::new(Instant::now());
     loop {
-        let new = u32::try_from(refilled.elapsed().as_millis() / EACH.as_millis()).unwrap_or(BURST);
-        if new > 0 {
-            (left, refilled) = (left.saturating_add(new).min(BURST), Instant::now());
-        }
         let wait = match events.due() {
-            (Some(_), _) if left == 0 => Some(EACH),
             (Some((key, told)), _) => {
-                left -= 1;
-                let name = write(&cluster, &key, &told).await;
-                events.written(&key, told.count, name);
+                let Err(wait) = allowance.take(Instant::now()) else {
+                    let name = write(&cluster, &key, &told).await;
+                    events.written(&key, told.count, name);
+                    continue;
+                };
+                // What happens meanwhile is only counted.
+                sleep(wait).await;
                 continue;
             }
             (None, wait) => wait,
         };
         tokio::select! {
-            () = events.something.notified(), if left > 0 => {}
+            () = events.something.notified() => {}
             () = sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
+    }
+}
+
+/// How many may be written now.
+struct Allowance {
+    left: u32,
+    refilled: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { left: BURST, refilled: now }
+    }
+
+    /// Takes one, or says when there will be one.
+    fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        let since = now.saturating_duration_since(self.refilled);
+        let new = u32::try_from(since.as_millis() / EACH.as_millis()).unwrap_or(BURST);
+        if new > 0 {
+            (self.left, self.refilled) = (self.left.saturating_add(new).min(BURST), now);
+        }
+        if self.left == 0 {
+            return Err(EACH.saturating_sub(since));
+        }
+        self.left -= 1;
+        Ok(())
     }
 }
 
@@ -220,5 +245,23 @@ fn event(cluster: &Cluster, key: &Key, told: &Told) -> Event {
         first_timestamp: Some(told.first.clone()),
         last_timestamp: Some(told.last.clone()),
         count: told.count,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_at_once_and_then_one_after_the_other() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        assert!((0..BURST).all(|_| allowance.take(start).is_ok()));
+        assert_eq!(allowance.take(start + Duration::from_millis(200)), Err(Duration::from_millis(300)));
+        assert_eq!(allowance.take(start + EACH), Ok(()));
+        assert_eq!(allowance.take(start + EACH), Err(EACH));
+        let later = start + EACH * 1000;
+        assert!((0..BURST).all(|_| allowance.take(later).is_ok()), "never more than a burst");
+        assert!(allowance.take(later).is_err());
     }
 }

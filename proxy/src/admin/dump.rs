@@ -9,6 +9,7 @@ use mesh::{Identity, Mesh, Policy, Service, Workload};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::args::Effective;
 use crate::identity::{self, Held};
 use crate::inpod::PodStatus;
 use crate::telemetry::{Direction, Facts, Open};
@@ -25,6 +26,10 @@ pub(crate) struct Dump<'a> {
     pub(crate) certificates: Vec<identity::Dump>,
     /// The pods of this node, by uid.
     pub(crate) workload_state: BTreeMap<String, Value>,
+    /// The settings in force.
+    pub(crate) config: &'a Effective,
+    /// What was given besides the control plane: nothing ever is.
+    pub(crate) static_config: Value,
     pub(crate) version: Value,
 }
 
@@ -43,6 +48,7 @@ impl<'a> Dump<'a> {
         certificates: &[(Identity, Held)],
         pods: &[PodStatus],
         open: &[Arc<Open>],
+        config: &'a Effective,
     ) -> Self {
         let staged = mesh.staged_services();
         Self {
@@ -52,6 +58,8 @@ impl<'a> Dump<'a> {
             staged_services: json!(staged.into_iter().map(|(k, v)| (k.as_str(), v)).collect::<BTreeMap<_, _>>()),
             certificates: certificates.iter().map(|(identity, held)| identity::Dump::new(identity, held)).collect(),
             workload_state: pods.iter().map(|pod| state(pod, open)).collect(),
+            config,
+            static_config: json!({ "workloads": [], "services": [], "policies": [] }),
             version: json!({ "version": env!("CARGO_PKG_VERSION"), "component": "underpass-proxy" }),
         }
     }

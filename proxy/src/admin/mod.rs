@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use self::dump::Dump;
+use crate::args::Effective;
 use crate::control;
 use crate::data::{Node, Phase};
 use crate::identity::{Certificates, Held};
@@ -69,6 +70,8 @@ pub(crate) struct Told {
     pub(crate) network: String,
     /// Where the mesh comes from, in words.
     pub(crate) source: String,
+    /// The settings in force.
+    pub(crate) effective: Effective,
 }
 
 impl Told {
@@ -161,7 +164,8 @@ impl Told {
             &mesh,
             &self.certificates.all(),
             &self.pods.status(),
-            &self.node.metrics.open.all()
+            &self.node.metrics.open.all(),
+            &self.effective,
         ))
     }
 }

@@ -79,7 +79,7 @@ pub(super) async fn serve(accepted: Accepted) {
         peer.worker.clone().track(stream_of(peer, incoming));
     };
     tokio::select! {
-        over = hbone::serve(tls, drain, handle) => match over {
+        over = hbone::serve(tls, worker.node.options.http2(), drain, handle) => match over {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                 early_end(peer.client, local, &ConnectionError::TunnelBroke(e.to_string()));
@@ -147,8 +147,9 @@ async fn stream_of(peer: Rc<Peer>, incoming: Incoming) {
             connected.map_err(|e| ConnectionError::Connect { to: asked.connect, why: e.to_string() }),
         why = &mut cut => Err(why),
     };
+    let baggage = peer.worker.node.options.response_baggage.then(|| Baggage::from(&*workload).encode());
     let outcome = match connected {
-        Ok(upstream) => match incoming.accept(&Baggage::from(&*workload).encode()) {
+        Ok(upstream) => match incoming.accept(baggage.as_deref()) {
             Ok(downstream) => relay::hbone_to_upstream(downstream, upstream, &event, cut).await,
             Err(e) => Err(e.into()),
         },
@@ -171,7 +172,9 @@ async fn revoked(peer: &Peer) -> ConnectionError {
 /// Who the client is. In another network its address may be that of somebody else here.
 fn source(peer: &Peer, incoming: &Incoming, mesh: &Mesh, workload: &Workload) -> Side {
     let headers = incoming.headers();
-    let says = Baggage::decode(headers.get_all("baggage").iter().filter_map(|v| v.to_str().ok()));
+    let believed = peer.worker.node.options.response_baggage;
+    let says = headers.get_all("baggage").iter().filter(|_| believed).filter_map(|v| v.to_str().ok());
+    let says = Baggage::decode(says);
     let network = headers.get(hbone::FORWARDED_NETWORK).and_then(|v| v.to_str().ok());
     let identity = Some(peer.identity.clone());
     match network.is_none_or(|n| n.eq_ignore_ascii_case(&workload.network)) {
@@ -215,6 +218,9 @@ fn destination(
     match decision.outcome {
         Admission::Here { destination, .. } if is_own_port(&peer.worker.node, destination.port()) => {
             Err(unavailable(ConnectionError::SelfCall(destination.0)))
+        }
+        Admission::Here { destination, header: Some(header), .. } if !peer.worker.node.options.localhost_app_tunnel => {
+            Ok(Asked { destination, connect: destination.0, header: Some(header) })
         }
         Admission::Here { destination, connect, header } => Ok(Asked { destination, connect, header }),
         Admission::Mismatch => Err((StatusCode::BAD_REQUEST, ConnectionError::Serving(decision.reason))),

@@ -3,6 +3,7 @@
 mod connection;
 mod error;
 mod inbound;
+mod options;
 mod outbound;
 mod passthrough;
 mod policed;
@@ -16,4 +17,5 @@ mod worker;
 
 pub(crate) use connection::{Accepted, cut_short};
 pub(crate) use error::ConnectionError;
+pub(crate) use options::Options;
 pub(crate) use worker::{Listener, Node, Phase, Worker, Workers};

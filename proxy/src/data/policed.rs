@@ -13,10 +13,11 @@ use super::error::ConnectionError;
 use crate::inpod::Pod;
 
 /// The policed connections of one worker.
-#[derive(Default)]
 pub(super) struct Policed {
     pods: RefCell<HashMap<*const Pod, OfPod>>,
     next: Cell<u64>,
+    /// Whether what is allowed is logged, too.
+    tells_all: bool,
 }
 
 /// The policed connections of one pod.
@@ -43,6 +44,10 @@ pub(super) struct Registration {
 }
 
 impl Policed {
+    pub(super) fn new(tells_all: bool) -> Self {
+        Self { pods: RefCell::default(), next: Cell::default(), tells_all }
+    }
+
     /// Decides whether a connection may begin, by the mesh as it is now, and has it looked at again whenever the pod or a
     /// policy changes.
     pub(super) fn admit(
@@ -63,6 +68,9 @@ impl Policed {
         of_pod.reconsider(mesh);
         let ruling = check(mesh, &of_pod.workload, &connection);
         tell_dry_run(&ruling, &connection);
+        if self.tells_all {
+            tell(&connection, &ruling.to_string());
+        }
         if ruling.verdict == Verdict::Deny {
             if of_pod.connections.is_empty() {
                 pods.remove(&key);
@@ -105,10 +113,13 @@ impl OfPod {
 /// Says what a policy on trial would have done.
 fn tell_dry_run(ruling: &Ruling, connection: &Connection) {
     if let Some((action, rule)) = &ruling.dry_run {
-        let Connection { client, destination, .. } = connection;
-        let what = format!("dry run: {action:?} by {rule}");
-        tracing::event!(target: "policy", tracing::Level::INFO, src.addr = %client, dst.addr = %destination, "{what}");
+        tell(connection, &format!("dry run: {action:?} by {rule}"));
     }
+}
+
+fn tell(connection: &Connection, what: &str) {
+    let Connection { client, destination, .. } = connection;
+    tracing::event!(target: "policy", tracing::Level::INFO, src.addr = %client, dst.addr = %destination, "{what}");
 }
 
 impl Registration {

@@ -18,9 +18,15 @@ pub(crate) const MARK: u32 = 0x539;
 /// How long connecting may take, as ztunnel's.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 1024;
-/// As ztunnel's: 180 s, every 180 s, 9 times.
-const KEEPALIVE: Duration = Duration::from_secs(180);
-const KEEPALIVE_RETRIES: u32 = 9;
+
+/// How a peer that is gone is found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tcp {
+    /// When the kernel begins to look at a connection that carries nothing, how often it looks then, and how many times.
+    pub(crate) keepalive: Option<(Duration, Duration, u32)>,
+    /// How long what was sent may stay unacknowledged.
+    pub(crate) user_timeout: Option<Duration>,
+}
 
 /// Listens on a port of every address in a pod, also on addresses that are not the pod's (where captured connections
 /// go to). Accepted sockets inherit the mark.
@@ -66,7 +72,7 @@ pub(crate) async fn connect(pod: &Pod, to: SocketAddr, source: Option<ClientAddr
         Ok(socket)
     });
     let socket = socket.map_err(io::Error::other)??;
-    tune(&socket);
+    tune(&socket, &pod.tcp);
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
     let too_long =
         || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT_DEADLINE.as_secs()));
@@ -75,11 +81,16 @@ pub(crate) async fn connect(pod: &Pod, to: SocketAddr, source: Option<ClientAddr
 
 /// No delay for small writes, and a peer that is gone is found out. Best effort: a socket that has just been reset
 /// refuses, and says so when it is used.
-pub(crate) fn tune<S: std::os::fd::AsFd>(socket: &S) {
+pub(crate) fn tune<S: std::os::fd::AsFd>(socket: &S, tcp: &Tcp) {
     let socket = SockRef::from(socket);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_RETRIES);
     let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
+    if let Some((time, interval, retries)) = tcp.keepalive {
+        let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+        let _ = socket.set_tcp_keepalive(&keepalive);
+    }
+    if tcp.user_timeout.is_some() {
+        let _ = socket.set_tcp_user_timeout(tcp.user_timeout);
+    }
 }
 
 /// Where a captured connection was going: its own local address; or, when that is the listener's port, what a NAT rule

@@ -14,7 +14,7 @@ use webpki::KeyUsage;
 use super::error::ConnectionError;
 use super::sockets;
 use super::worker::Worker;
-use crate::hbone::{HboneIo, HboneStream, OpenError, Opening, StreamCount, Tunnel, TunnelKey};
+use crate::hbone::{HboneIo, Http2, OpenError, Opened, Opening, Tunnel, TunnelKey};
 use crate::identity::{explain, is_revoked};
 use crate::inpod::Pod;
 
@@ -27,10 +27,10 @@ pub(super) async fn open(
     pod: &Arc<Pod>,
     key: &TunnelKey,
     opening: &Opening,
-) -> Result<(HboneStream, StreamCount), ConnectionError> {
+) -> Result<Opened, ConnectionError> {
     for last in [false, true] {
         let tunnel = match &key.inner {
-            None => worker.pool.get(key, || start(pod.clone(), key.clone())).await?,
+            None => worker.pool.get(key, || start(worker.node.options.http2(), pod.clone(), key.clone())).await?,
             Some(_) => worker.pool.get(key, || start_within(worker.clone(), pod.clone(), key.clone())).await?,
         };
         match tunnel.open(opening).await {
@@ -42,7 +42,7 @@ pub(super) async fn open(
 }
 
 /// A tunnel to a proxy.
-async fn start(pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, ConnectionError> {
+async fn start(http2: Http2, pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, ConnectionError> {
     let to = key.to.0;
     let unreachable = |e: std::io::Error| {
         let hint =
@@ -50,16 +50,17 @@ async fn start(pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, ConnectionError>
         ConnectionError::ConnectTunnel { to, why: format!("{e}{hint}") }
     };
     let tcp = sockets::connect(&pod, to, None).await.map_err(unreachable)?;
-    secure(&pod, &key, &key.expected, tcp).await
+    secure(http2, &pod, &key, &key.expected, tcp).await
 }
 
 /// A tunnel within a tunnel: the outer one ends at the gateway of a network, the inner one at the proxy of the destination.
 /// All connections to the same destination share both.
 async fn start_within(worker: Rc<Worker>, pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, ConnectionError> {
     let outer = TunnelKey { inner: None, ..key.clone() };
-    let Some(inner) = &key.inner else { return start(pod, outer).await };
+    let http2 = worker.node.options.http2();
+    let Some(inner) = &key.inner else { return start(http2, pod, outer).await };
     for last in [false, true] {
-        let tunnel = worker.pool.get(&outer, || start(pod.clone(), outer.clone())).await?;
+        let tunnel = worker.pool.get(&outer, || start(http2, pod.clone(), outer.clone())).await?;
         // Nothing is said of the client here: many will share it, and each says it inside.
         let opening = Opening {
             authority: inner.authority.clone(),
@@ -68,7 +69,9 @@ async fn start_within(worker: Rc<Worker>, pod: Arc<Pod>, key: TunnelKey) -> Resu
             network: None,
         };
         match tunnel.open(&opening).await {
-            Ok((stream, count)) => return secure(&pod, &key, &inner.expected, HboneIo::new(stream, count)).await,
+            Ok(Opened { stream, count, .. }) => {
+                return secure(http2, &pod, &key, &inner.expected, HboneIo::new(stream, count)).await;
+            }
             Err(OpenError::Ended(_)) if !last => worker.pool.discard(&outer, &tunnel),
             Err(e) => return Err(ConnectionError::Tunnel(e)),
         }
@@ -77,7 +80,13 @@ async fn start_within(worker: Rc<Worker>, pod: Arc<Pod>, key: TunnelKey) -> Resu
 }
 
 /// TLS to one of `expected`, and HTTP/2 in it.
-async fn secure<I>(pod: &Pod, key: &TunnelKey, expected: &[Text], io: I) -> Result<Tunnel, ConnectionError>
+async fn secure<I>(
+    http2: Http2,
+    pod: &Pod,
+    key: &TunnelKey,
+    expected: &[Text],
+    io: I,
+) -> Result<Tunnel, ConnectionError>
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -97,5 +106,5 @@ where
         let who = credentials.until_revoked(peer, KeyUsage::server_auth()).await;
         tracing::warn!("a tunnel is cut: {}", ConnectionError::Revoked(who));
     };
-    Tunnel::start(tls, revoked).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
+    Tunnel::start(tls, http2, revoked).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
 }

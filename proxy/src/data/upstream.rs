@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use mesh::baggage::Baggage;
 use mesh::route::{Route, route};
 use mesh::{Host, HostPort, Mesh, OrigDst, Service, Text, Workload};
@@ -14,7 +15,7 @@ use super::error::ConnectionError;
 use super::sockets;
 use super::tunnel;
 use super::worker::Worker;
-use crate::hbone::{HboneStream, InnerKey, Opening, StreamCount, TunnelKey};
+use crate::hbone::{HboneStream, InnerKey, Opened, Opening, StreamCount, TunnelKey};
 use crate::inpod::Pod;
 use crate::telemetry::{Facts, Side};
 
@@ -106,7 +107,11 @@ impl Attempt<'_> {
                     network: inner.is_some().then(|| self.source.network.clone()),
                 };
                 let key = TunnelKey { pod: self.pod.uid.clone(), to: to.into(), expected, inner };
-                let (stream, count) = tunnel::open(self.worker, self.pod, &key, &opening).await?;
+                let Opened { stream, count, headers } = tunnel::open(self.worker, self.pod, &key, &opening).await?;
+                // Only the other network knows which of its workloads has answered.
+                if key.inner.is_some() && self.worker.node.options.response_baggage {
+                    facts.destination = behind_gateway(&headers, &facts.destination);
+                }
                 Ok(Upstream::Tunnel(stream, count))
             }
             Route::Direct { to, workload, service } => {
@@ -142,6 +147,16 @@ impl Attempt<'_> {
             fitting.get(chosen).ok_or_else(|| ConnectionError::NoUpstream(format!("{name} has no address")))?;
         Ok(SocketAddr::new(**chosen, to.port))
     }
+}
+
+/// Who has answered, by its own words: for telemetry, and no more is known of it.
+fn behind_gateway(headers: &HeaderMap, expected: &Side) -> Side {
+    let mut values = headers.get_all("baggage").iter().filter_map(|v| v.to_str().ok()).peekable();
+    if values.peek().is_none() {
+        return expected.clone();
+    }
+    let attributes = Baggage::decode(values);
+    Side { workload: None, attributes, identity: expected.identity.clone() }
 }
 
 fn forwarded(client: SocketAddr, service: Option<&Service>) -> String {

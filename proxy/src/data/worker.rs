@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::connection::Accepted;
 use super::error::ConnectionError;
+use super::options::Options;
 use super::policed::Policed;
 use super::{inbound, outbound, passthrough, probe, sockets};
 use crate::dns;
@@ -26,7 +27,8 @@ use crate::inpod::Pod;
 use crate::telemetry::Metrics;
 
 /// How often idle tunnels are looked for.
-const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+const TIDIED_AT_LEAST: Duration = Duration::from_secs(30);
+const TIDIED_AT_MOST: Duration = Duration::from_secs(1);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -46,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) mesh: ArcSwap<Mesh>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) phase: watch::Receiver<Phase>,
+    /// What may be set of the data path.
+    pub(crate) options: Options,
     /// How names are answered; `None` leaves DNS alone.
     pub(crate) dns: Option<dns::Settings>,
     /// Where addresses of the mesh are asked for one by one.
@@ -103,13 +107,15 @@ impl Workers {
                 let worker = Rc::new(Worker {
                     mesh_changed: Notify::new(),
                     seen: RefCell::new(node.mesh.load_full()),
-                    node,
                     index,
                     all,
                     next: Default::default(),
-                    pool: Pool::new(),
-                    policed: Rc::default(),
+                    pool: Pool::new(node.options.pool_unused_release),
+                    policed: Rc::new(Policed::new(node.options.authz_policy_info_logging)),
+                    node,
                 });
+                let _entered = runtime.enter();
+                worker.node.metrics.threads.add_this();
                 tokio::task::LocalSet::new().block_on(&runtime, worker.run(receiver));
             })?;
         }
@@ -167,7 +173,8 @@ pub(crate) struct Worker {
 
 impl Worker {
     async fn run(self: Rc<Self>, mut jobs: UnboundedReceiver<Job>) {
-        let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+        let idle = self.node.options.pool_unused_release;
+        let mut tidy = tokio::time::interval((idle / 2).clamp(TIDIED_AT_MOST, TIDIED_AT_LEAST));
         loop {
             tokio::select! {
                 job = jobs.recv() => match job {
@@ -239,7 +246,7 @@ impl Worker {
     fn share(self: &Rc<Self>, pod: &Arc<Pod>, kind: Listener, stream: TcpStream, peer: SocketAddr) {
         let started = Instant::now();
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        sockets::tune(&stream);
+        sockets::tune(&stream, &pod.tcp);
         let turn = self.next.get();
         self.next.set(turn.wrapping_add(1));
         let whose = (self.index + turn) % self.all.len();

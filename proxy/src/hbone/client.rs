@@ -9,14 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, Request, StatusCode, Version};
+use http::{HeaderMap, Method, Request, StatusCode, Version};
 use mesh::{HostPort, Text};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::keepalive;
-use super::settings;
+use super::settings::{self, Http2};
 use super::stream::HboneStream;
 
 /// How long the peer may take for the answer to CONNECT; it connects to the application meanwhile, for 10 s at most.
@@ -34,6 +34,14 @@ pub(crate) struct Opening {
     pub(crate) forwarded: String,
     /// The network that the client is in, where the tunnel leads to another one.
     pub(crate) network: Option<Text>,
+}
+
+/// A stream whose other end is connected.
+pub(crate) struct Opened {
+    pub(crate) stream: HboneStream,
+    pub(crate) count: StreamCount,
+    /// What else the peer has said.
+    pub(crate) headers: HeaderMap,
 }
 
 /// Why there is no stream.
@@ -55,25 +63,27 @@ pub(crate) enum OpenError {
 pub(crate) struct Tunnel {
     requests: SendRequest<Bytes>,
     streams: Rc<Cell<usize>>,
+    /// How many there may be.
+    most: usize,
     /// True when the connection has ended.
     ended: watch::Receiver<bool>,
 }
 
 impl Tunnel {
     /// Begins HTTP/2 on a connection. A task of its own drives it until it ends, nobody has it any more, or `cut` completes.
-    pub(crate) async fn start<I>(io: I, cut: impl Future<Output = ()> + 'static) -> io::Result<Self>
+    pub(crate) async fn start<I>(io: I, http2: Http2, cut: impl Future<Output = ()> + 'static) -> io::Result<Self>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let mut builder = h2::client::Builder::new();
         builder
-            .initial_window_size(settings::STREAM_WINDOW)
-            .initial_connection_window_size(settings::CONNECTION_WINDOW)
-            .max_frame_size(settings::MAX_FRAME)
+            .initial_window_size(http2.stream_window)
+            .initial_connection_window_size(http2.connection_window)
+            .max_frame_size(http2.frame)
             .max_header_list_size(settings::MAX_RESPONSE_HEADERS)
             .max_send_buffer_size(settings::SEND_BUFFER)
-            .data_frame_budget(settings::SMALL_FRAME_BUDGET)
-            .initial_max_send_streams(settings::MAX_STREAMS_OPENED)
+            .data_frame_budget(http2.small_frame_budget())
+            .initial_max_send_streams(http2.streams as usize)
             .enable_push(false);
         let (requests, mut connection) = timeout(HANDSHAKE_DEADLINE, builder.handshake(io))
             .await
@@ -97,13 +107,12 @@ impl Tunnel {
             }
             let _ = end.send(true); // nobody waits for it
         });
-        Ok(Self { requests, streams: Rc::default(), ended })
+        Ok(Self { requests, streams: Rc::default(), most: http2.streams as usize, ended })
     }
 
     /// Whether another stream can be opened on it.
     pub(super) fn has_room(&self) -> bool {
-        !*self.ended.borrow()
-            && self.streams.get() < settings::MAX_STREAMS_OPENED.min(self.requests.current_max_send_streams())
+        !*self.ended.borrow() && self.streams.get() < self.most.min(self.requests.current_max_send_streams())
     }
 
     /// Whether both are the same connection.
@@ -117,7 +126,7 @@ impl Tunnel {
     }
 
     /// Opens a stream: returns when the peer has connected to the destination.
-    pub(crate) async fn open(&self, opening: &Opening) -> Result<(HboneStream, StreamCount), OpenError> {
+    pub(crate) async fn open(&self, opening: &Opening) -> Result<Opened, OpenError> {
         let count = StreamCount::new(&self.streams);
         let ended = |e: h2::Error| OpenError::Ended(e.to_string());
         let mut requests = self.requests.clone().ready().await.map_err(ended)?;
@@ -126,7 +135,8 @@ impl Tunnel {
         if response.status() != StatusCode::OK {
             return Err(OpenError::Refused(response.status()));
         }
-        Ok((HboneStream::new(send, response.into_body()), count))
+        let (head, body) = response.into_parts();
+        Ok(Opened { stream: HboneStream::new(send, body), count, headers: head.headers })
     }
 }
 

@@ -11,9 +11,6 @@ use tokio::sync::watch;
 
 use super::client::Tunnel;
 
-/// A tunnel without streams is kept for this long.
-const IDLE: Duration = Duration::from_secs(300);
-
 /// What must be equal for two connections to share a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct TunnelKey {
@@ -38,6 +35,8 @@ pub(crate) struct InnerKey {
 /// The tunnels of one worker.
 pub(crate) struct Pool<E> {
     slots: Rc<RefCell<HashMap<TunnelKey, Slot<E>>>>,
+    /// How long a tunnel without streams is kept.
+    idle: Duration,
 }
 
 struct Slot<E> {
@@ -53,8 +52,9 @@ impl<E> Default for Slot<E> {
 }
 
 impl<E: Clone + 'static> Pool<E> {
-    pub(crate) fn new() -> Self {
-        Self { slots: Rc::default() }
+    /// A tunnel without streams is kept for as long as `idle`.
+    pub(crate) fn new(idle: Duration) -> Self {
+        Self { slots: Rc::default(), idle }
     }
 
     /// A tunnel with room for one more stream; `open` makes one if there is none. All that ask meanwhile share the
@@ -133,7 +133,7 @@ impl<E: Clone + 'static> Pool<E> {
                 if tunnel.streams() > 0 {
                     *used = now;
                 }
-                tunnel.streams() > 0 || (tunnel.has_room() && now.duration_since(*used) < IDLE)
+                tunnel.streams() > 0 || (tunnel.has_room() && now.duration_since(*used) < self.idle)
             });
             slot.opening.is_some() || !slot.tunnels.is_empty()
         });

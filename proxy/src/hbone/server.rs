@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::keepalive;
-use super::settings;
+use super::settings::{self, Http2};
 use super::stream::HboneStream;
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -38,9 +38,9 @@ impl Incoming {
     }
 
     /// The destination is connected: bytes may flow.
-    pub(crate) fn accept(mut self, baggage: &str) -> io::Result<HboneStream> {
+    pub(crate) fn accept(mut self, baggage: Option<&str>) -> io::Result<HboneStream> {
         let mut response = Response::new(());
-        if let Ok(value) = baggage.parse() {
+        if let Some(Ok(value)) = baggage.map(str::parse) {
             response.headers_mut().insert("baggage", value);
         }
         let send = self.respond.send_response(response, false).map_err(io::Error::other)?;
@@ -57,19 +57,24 @@ impl Incoming {
 
 /// Serves one connection: calls `handle` with each request, and returns when the connection has ended. When `drain`
 /// completes, the peer is told to open no more streams. `InvalidData` is what a peer does that no good one would.
-pub(crate) async fn serve<I>(io: I, drain: impl Future<Output = ()>, mut handle: impl FnMut(Incoming)) -> io::Result<()>
+pub(crate) async fn serve<I>(
+    io: I,
+    http2: Http2,
+    drain: impl Future<Output = ()>,
+    mut handle: impl FnMut(Incoming),
+) -> io::Result<()>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(settings::STREAM_WINDOW)
-        .initial_connection_window_size(settings::CONNECTION_WINDOW)
-        .max_frame_size(settings::MAX_FRAME)
+        .initial_window_size(http2.stream_window)
+        .initial_connection_window_size(http2.connection_window)
+        .max_frame_size(http2.frame)
         .max_header_list_size(settings::MAX_REQUEST_HEADERS)
         .max_concurrent_streams(settings::MAX_STREAMS_ACCEPTED)
         .max_send_buffer_size(settings::SEND_BUFFER)
-        .data_frame_budget(settings::SMALL_FRAME_BUDGET);
+        .data_frame_budget(http2.small_frame_budget());
     let mut connection = timeout(HANDSHAKE_DEADLINE, builder.handshake(io))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the HTTP/2 handshake took too long"))?

@@ -9,6 +9,7 @@ use netns::NetNs;
 use tokio::sync::watch;
 use zds::WorkloadInfo;
 
+use crate::data::sockets::Tcp;
 use crate::dns;
 use crate::identity::{Credentials, Handle, NoCredentials};
 
@@ -34,6 +35,8 @@ pub(crate) struct Pod {
     pub(crate) netns: NetNs,
     /// The way to its certificate. Replaced when the mesh says that the pod is somebody else.
     pub(super) certificate: ArcSwap<Handle>,
+    /// How its connections' sockets are set.
+    pub(crate) tcp: Tcp,
     /// What may be asked at once.
     pub(crate) dns: dns::Limits,
     /// True when the pod has left.

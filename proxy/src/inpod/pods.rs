@@ -160,7 +160,8 @@ impl Pods {
         let certificate = ArcSwap::from_pointee(handle);
         let (leave, gone) = watch::channel(false);
         tracing::info!(uid, namespace = info.namespace, name = info.name, netns = %netns.id(), "serving a pod");
-        let pod = Arc::new(Pod { uid: uid.to_owned(), info, netns, certificate, dns: Default::default(), gone });
+        let tcp = self.node.options.tcp();
+        let pod = Arc::new(Pod { uid: uid.to_owned(), info, netns, certificate, tcp, dns: Default::default(), gone });
         self.workers.borrow_mut().serve(&pod, listeners, datagrams);
         self.served.borrow_mut().insert(uid.to_owned(), Served { pod, claim, leave });
         self.node.metrics.pods_started.inc();

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use mesh::baggage::Baggage;
@@ -111,6 +111,10 @@ impl Drop for Event {
         let flags = self.error.as_ref().map_or("-", |(flags, _)| flags);
         let labels = TrafficLabels { response_flags: flags, ..self.labels.clone() };
         self.metrics.closed.get_or_create(&labels).inc();
+        let silent = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed) == 0;
+        if self.error.is_some() && silent(&self.open.received) && silent(&self.open.sent) {
+            self.metrics.failed.get_or_create(&labels).inc();
+        }
         self.metrics.open.ends(self.id);
         self.log();
     }

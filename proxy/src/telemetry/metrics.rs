@@ -1,5 +1,7 @@
 //! Metrics under Istio's names.
 
+use std::sync::Arc;
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,6 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::control_metrics::ControlMetrics;
 use super::open::OpenConnections;
+use super::process_metrics::{ProcessMetrics, Threads};
 
 /// Who counts: the client's proxy or the server's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -84,7 +87,10 @@ pub(crate) struct Metrics {
     crl_rejections: Family<ReporterLabel, Counter>,
     pub(crate) control: ControlMetrics,
     /// Not a metric, but kept by the same events.
-    pub(crate) open: OpenConnections,
+    pub(crate) open: Arc<OpenConnections>,
+    /// The threads of the proxy.
+    pub(crate) threads: Threads,
+    pub(crate) failed: Family<TrafficLabels, Counter>,
     pub(crate) active_pods: Gauge,
     pub(crate) pending_pods: Gauge,
     pub(crate) pods_started: Counter,
@@ -105,7 +111,9 @@ impl Metrics {
             dns_upstream_seconds: Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
             crl_rejections: Family::default(),
             control: ControlMetrics::default(),
-            open: OpenConnections::default(),
+            open: Arc::default(),
+            threads: Threads::default(),
+            failed: Family::default(),
             active_pods: Gauge::default(),
             pending_pods: Gauge::default(),
             pods_started: Counter::default(),
@@ -114,6 +122,8 @@ impl Metrics {
         let r = &mut metrics.registry;
         r.register("istio_tcp_connections_opened", "TCP connections opened", metrics.opened.clone());
         r.register("istio_tcp_connections_closed", "TCP connections closed", metrics.closed.clone());
+        let failed = "TCP connections that were not established, or ended before any byte";
+        r.register("istio_tcp_connections_failed", failed, metrics.failed.clone());
         let received = "Bytes received from the side that opened the connection";
         r.register("istio_tcp_received_bytes", received, metrics.received.clone());
         let sent = "Bytes sent to the side that opened the connection";
@@ -149,6 +159,8 @@ impl Metrics {
         r.register("workload_manager_pending_proxy_count", pending, metrics.pending_pods.clone());
         r.register("workload_manager_proxies_stopped", "Pods that were given up", metrics.pods_stopped.clone());
         let build = vec![("component", "ztunnel"), ("tag", concat!("underpass-", env!("CARGO_PKG_VERSION")))];
+        let process = ProcessMetrics { threads: metrics.threads.clone(), open: metrics.open.clone() };
+        r.register_collector(Box::new(process));
         r.register("istio_build", "Istio component build info", Info::new(build));
         metrics
     }

@@ -6,6 +6,7 @@ mod log_filter;
 mod log_format;
 mod metrics;
 mod open;
+mod process_metrics;
 
 pub(crate) use event::{Direction, Event, Facts, Side};
 pub(crate) use log_filter::LogFilter;

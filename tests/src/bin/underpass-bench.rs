@@ -28,8 +28,10 @@ fn main() {
     if wanted("pods") {
         pods();
     }
-    if wanted("agent") {
-        underpass_tests::agent_bench::run();
+    for part in underpass_tests::agent_bench::PARTS {
+        if wanted("agent") || wanted(part) {
+            underpass_tests::agent_bench::run(part);
+        }
     }
     if wanted("state") {
         underpass_tests::state_bench::run();

@@ -1,7 +1,8 @@
 //! What istiod and people see: the annotation when it is true, and Events with code, cause and next step.
 
 use serde_json::{Value, json};
-use underpass_tests::cluster::AgentNode;
+use underpass_tests::cluster::{AgentNode, Pod};
+use underpass_tests::kube::await_within;
 use underpass_tests::sandbox::until;
 
 use super::scene::{AMBIENT, added, annotation, await_annotation, cluster_or_skip, events, refusal};
@@ -62,4 +63,40 @@ fn the_same_failure_again_is_the_same_event() {
     });
     assert!(told["message"].as_str().unwrap().contains("Next step"), "{told}");
     assert_eq!(annotation(&cluster, &pod), Value::Null);
+}
+
+/// More than are written at once; and none is forgotten, nor is what comes later.
+#[test]
+fn many_failures_are_told_one_after_the_other() {
+    let cluster = cluster_or_skip!("many_failures_are_told_one_after_the_other");
+    cluster.namespace("many-told", AMBIENT);
+    let mut node = AgentNode::new(&cluster, "many-told");
+    // Nothing runs in them, so that none can be found.
+    let pods: Vec<_> = (0..24).map(|n| cluster.pod(&node.place, "many-told", &format!("lost-{n}"))).collect();
+    node.start_agent(&[]);
+    node.start_proxy();
+    let is_told = |pod: &Pod| !events(&cluster, pod, "MeshEnrolmentFailed", "UP-AGENT-023").is_empty();
+    await_within(20, "all are told", || pods.iter().all(is_told).then_some(()));
+    let late = cluster.pod(&node.place, "many-told", "late");
+    await_within(20, "one that comes later is told, too", || is_told(&late).then_some(()));
+}
+
+#[test]
+fn a_pod_that_is_not_verified_any_more_is_told() {
+    let cluster = cluster_or_skip!("a_pod_that_is_not_verified_any_more_is_told");
+    cluster.namespace("unverified", AMBIENT);
+    let mut node = AgentNode::new(&cluster, "unverified");
+    node.start_agent(&[]);
+    let proxy = node.start_proxy();
+    node.await_ready();
+    let pod = cluster.pod(&node.place, "unverified", "app");
+    until("the watch has told the pod", || node.status(&pod));
+    added(&node, &pod);
+    node.await_verified(&pod);
+    node.processes.kill(proxy);
+    // Asked to look now, the agent need not wait for its timer.
+    assert_eq!(node.processes.request("POST", "127.0.0.1:15014", "/verify?pod=unverified/app").unwrap().0, 200);
+    let told = until("an Event tells it", || events(&cluster, &pod, "MeshVerificationFailed", "UP-AGENT-").pop());
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("15001") && message.contains("Next step: "), "{message}");
 }

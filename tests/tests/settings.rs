@@ -1,0 +1,284 @@
+//! What may be set of the proxy, under the names that ztunnel gives its environment variables.
+#![allow(clippy::unwrap_used, clippy::disallowed_types)] // `ss` is the oracle here
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+
+use http::{Method, Request};
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use underpass_tests::certificates::certificate;
+use underpass_tests::frames::{self, PREFACE, SETTINGS, WINDOW_UPDATE, frame};
+use underpass_tests::node::Node;
+use underpass_tests::peer::{Speech, dial};
+use underpass_tests::sandbox::{MESH, Sandbox, connect, read_line, serve_echo, until};
+
+const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
+
+/// Everything that ztunnel reads, as its DaemonSet could say it. Its mesh comes from a file here.
+const DAEMON_SET: [(&str, &str); 46] = [
+    ("ALT_CA_HOSTNAME", ""),
+    ("ALT_XDS_HOSTNAME", ""),
+    ("AUTHZ_POLICY_INFO_LOGGING", "true"),
+    ("CA_HEADER_x-tenant", "red"),
+    ("CA_ROOT_CA", "SYSTEM"),
+    ("CLUSTER_DOMAIN", "cluster.local"),
+    ("CLUSTER_ID", "Kubernetes"),
+    ("COMPLIANCE_POLICY", ""),
+    ("CONNECTION_TERMINATION_DEADLINE", "7s"),
+    ("ENABLE_ORIG_SRC", "false"),
+    ("ENABLE_PROXY", "true"),
+    ("ENABLE_RESPONSE_BAGGAGE", "true"),
+    ("FAKE_CA", "false"),
+    ("HTTP2_CONNECTION_WINDOW_SIZE", "16777216"),
+    ("HTTP2_FRAME_SIZE", "1048576"),
+    ("HTTP2_STREAM_WINDOW_SIZE", "4194304"),
+    ("INPOD_PORT_REUSE", "true"),
+    ("INSTANCE_IP", "10.0.0.7"),
+    ("IPV6_ENABLED", "true"),
+    ("ISTIO_META_CLUSTER_ID", "Kubernetes"),
+    ("ISTIO_META_DNS_CAPTURE", "true"),
+    ("ISTIO_META_DNS_PROXY_ADDR", "127.0.0.1:15053"),
+    ("ISTIO_META_ENABLE_HBONE", "true"),
+    ("ISTIO_META_ISTIO_VERSION", "1.28.0"),
+    ("KEEPALIVE_ENABLED", "true"),
+    ("KEEPALIVE_INTERVAL", "20s"),
+    ("KEEPALIVE_RETRIES", "4"),
+    ("KEEPALIVE_TIME", "90s"),
+    ("LOCALHOST_APP_TUNNEL", "true"),
+    ("LOG_FORMAT", "plain"),
+    ("NETWORK", ""),
+    ("PACKET_MARK", "1337"),
+    ("POD_NAME", "ztunnel-abcde"),
+    ("POD_NAMESPACE", "istio-system"),
+    ("POOL_MAX_STREAMS_PER_CONNECTION", "100"),
+    ("POOL_UNUSED_RELEASE_TIMEOUT", "300s"),
+    ("PREFERED_SERVICE_NAMESPACE", ""),
+    ("RUST_LOG", "info"),
+    ("SECRET_TTL", "24h"),
+    ("SERVICE_ACCOUNT", "ztunnel"),
+    ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+    ("TLS12_ENABLED", "false"),
+    ("TRUST_DOMAIN", "cluster.local"),
+    ("UNSTABLE_ENABLE_SOCKS5", "true"),
+    ("USER_TIMEOUT_ENABLED", "true"),
+    ("ZTUNNEL_RESOURCE_CPU_REQUEST", "1"),
+];
+
+#[test]
+fn the_environment_of_ztunnels_daemonset_is_understood() {
+    let mut node = Node::new("daemonset", MESH);
+    node.start_agent();
+    node.start_ready_proxy_with(&DAEMON_SET);
+    let dump: Value = serde_json::from_str(&node.get("127.0.0.1:15000", "/config_dump").unwrap().1).unwrap();
+    let config = &dump["config"];
+    for (name, value) in
+        [("HTTP2_FRAME_SIZE", "1048576"), ("KEEPALIVE_TIME", "90s"), ("CLUSTER_DOMAIN", "cluster.local")]
+    {
+        assert_eq!(config[name]["value"], value, "{config}");
+        assert_eq!(config[name]["from"], "environment", "{config}");
+    }
+    assert_eq!(config["CA_ROOT_CA"]["value"], "(set)", "what may be a secret is not shown");
+    assert_eq!(config["XDS_ON_DEMAND"], serde_json::json!({ "value": "false", "from": "default" }));
+    let log = node.log("proxy");
+    let without_effect: Vec<&str> = log.lines().filter(|l| l.contains("has no effect")).collect();
+    for name in ["ENABLE_ORIG_SRC=false", "ISTIO_META_DNS_PROXY_ADDR=127.0.0.1:15053", "UNSTABLE_ENABLE_SOCKS5=true"] {
+        assert!(without_effect.iter().any(|l| l.contains(name)), "{name}: {log}");
+    }
+    assert_eq!(without_effect.len(), 3, "what is so anyway is not worth a word: {without_effect:?}");
+}
+
+#[test]
+fn a_setting_that_cannot_be_is_refused() {
+    let mut node = Node::new("wrong-setting", MESH);
+    node.start_agent();
+    for (name, value) in [
+        ("HTTP2_FRAME_SIZE", "100"),
+        ("KEEPALIVE_TIME", "never"),
+        ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
+        ("LOCALHOST_APP_TUNNEL", "perhaps"),
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "-1"),
+    ] {
+        let before = node.log("proxy").len();
+        node.start_proxy_with(&[(name, value)]);
+        until(&format!("{name}={value} is refused"), || {
+            let log = node.log("proxy").split_off(before);
+            (log.contains("UP-CONTROL-001") && log.contains("Next step") && log.contains(value)).then_some(())
+        });
+    }
+}
+
+/// How many connections of a pod to a port are established, and what `ss` says of each.
+fn established(sandbox: &Sandbox, pod: &str, port: u16) -> Vec<String> {
+    let mut ss = Command::new("ss");
+    ss.args(["-Htno", "state", "established", &format!("( dport = :{port} )")]);
+    netns::process::in_netns(&mut ss, &sandbox.pod(pod)).unwrap();
+    let output = ss.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn tunnels_are_shared_and_kept_alive_as_is_said() {
+    let environment = [
+        ("POOL_MAX_STREAMS_PER_CONNECTION", "1"),
+        ("POOL_UNUSED_RELEASE_TIMEOUT", "1s"),
+        ("KEEPALIVE_TIME", "77s"),
+        ("KEEPALIVE_INTERVAL", "11s"),
+        ("USER_TIMEOUT_ENABLED", "true"),
+    ];
+    let sandbox = Sandbox::up_in("shared-tunnels", MESH, &environment);
+    serve_echo(&sandbox.pod("server"), 8080);
+    for ip in sandbox.ips("server") {
+        let open: Vec<_> = (0..5)
+            .map(|_| {
+                let mut stream = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();
+                writeln!(stream, "hello").unwrap();
+                assert!(!read_line(&mut stream).unwrap().is_empty());
+                stream
+            })
+            .collect();
+        let tunnels = established(&sandbox, "client", 15008);
+        assert_eq!(tunnels.len(), open.len(), "a tunnel for each: {tunnels:?}");
+        assert!(
+            tunnels.iter().all(|t| t.contains("timer:(keepalive,1min1") || t.contains("timer:(on,")),
+            "{tunnels:?}"
+        );
+        drop(open);
+        until("nobody uses them, and they are given up", || {
+            established(&sandbox, "client", 15008).is_empty().then_some(())
+        });
+    }
+}
+
+#[test]
+fn an_application_tunnel_may_be_at_the_pods_own_address() {
+    let plain = "serviceAccount: server,";
+    let mesh = MESH.replace(plain, &format!("{plain} applicationTunnel: {{ protocol: PROXY, port: 15088 }},"));
+    let sandbox = Sandbox::up_in("own-address", &mesh, &[("LOCALHOST_APP_TUNNEL", "false")]);
+    for ip in sandbox.ips("server") {
+        let listener = sandbox.pod("server").run(|| TcpListener::bind((ip, 15088)).unwrap()).unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut start = [0; 16];
+                stream.read_exact(&mut start).unwrap();
+                let mut body = vec![0; usize::from(u16::from_be_bytes([start[14], start[15]]))];
+                stream.read_exact(&mut body).unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let line = lines.next().unwrap().unwrap();
+                writeln!(stream, "{line} after {} bytes of PROXY", body.len()).unwrap();
+            }
+        });
+        let mut stream = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();
+        writeln!(stream, "hello").unwrap();
+        let said = read_line(&mut stream).unwrap();
+        assert!(said.starts_with("hello after ") && said.ends_with(" bytes of PROXY"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn baggage_can_be_switched_off_and_decisions_on() {
+    let environment = [("ENABLE_RESPONSE_BAGGAGE", "false"), ("AUTHZ_POLICY_INFO_LOGGING", "true")];
+    let sandbox = Sandbox::up_in("no-baggage", MESH, &environment);
+    serve_echo(&sandbox.pod("server"), 8080);
+    let client = certificate(&sandbox.folder().join("box/ca"), CLIENT);
+    let guest = sandbox.pod("outsider"); // whose address the mesh does not take for the client's
+    for ip in sandbox.ips("server") {
+        let certificate = Some((client.0.clone(), client.1.clone_key()));
+        let stream = dial(&guest, ip, certificate, Speech::default()).await.unwrap();
+        let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+        let driven = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(SocketAddr::new(ip, 8080).to_string())
+            .header("baggage", "k8s.namespace.name=claimed,k8s.deployment.name=claimed")
+            .body(())
+            .unwrap();
+        let (response, _send) = requests.ready().await.unwrap().send_request(request, false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!((response.status().as_u16(), response.headers().get("baggage")), (200, None));
+        driven.abort();
+    }
+    let line = sandbox.access_line("node-2", &["connection complete", "direction=\"inbound\""]);
+    assert!(!line.contains("claimed"), "{line}");
+    until("what was allowed is logged", || {
+        let log = sandbox.log("node-2", "proxy");
+        let allowed = log
+            .lines()
+            .filter(|l| l.contains("policy") && l.contains("dst.addr=") && l.contains("no allow policy exists"));
+        (allowed.count() >= 2).then_some(())
+    });
+}
+
+/// Settings 3 is MAX_CONCURRENT_STREAMS, 4 INITIAL_WINDOW_SIZE, 5 MAX_FRAME_SIZE, 6 MAX_HEADER_LIST_SIZE.
+#[tokio::test]
+async fn windows_and_frames_are_as_large_as_is_said() {
+    let environment = [
+        ("HTTP2_STREAM_WINDOW_SIZE", "4194304"),
+        ("HTTP2_CONNECTION_WINDOW_SIZE", "16777216"),
+        ("HTTP2_FRAME_SIZE", "1048576"),
+    ];
+    let sandbox = Sandbox::up_in("windows", MESH, &environment);
+    let (chain, key) = certificate(&sandbox.folder().join("box/ca"), CLIENT);
+    for ip in sandbox.ips("server") {
+        let certificate = Some((chain.clone(), key.clone_key()));
+        let mut io = dial(&sandbox.pod("client"), ip, certificate, Speech::default()).await.unwrap();
+        io.write_all(&[&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
+        let mut settings = Vec::new();
+        let window = loop {
+            let next = frames::read(&mut io).await.unwrap();
+            match next.kind {
+                SETTINGS if next.flags != frames::ACK => settings = frames::settings(&next),
+                WINDOW_UPDATE => break u32::from_be_bytes(next.payload[..4].try_into().unwrap()),
+                _ => {}
+            }
+        };
+        settings.sort_unstable();
+        assert_eq!(settings, [(3, 200), (4, 4 << 20), (5, 1 << 20), (6, 64 << 10)]);
+        assert_eq!(window, (16 << 20) - 65_535);
+    }
+}
+
+/// Those of docs/ztunnel.md, as a scraper reads them.
+#[test]
+fn every_metric_of_ztunnel_has_its_name() {
+    let sandbox = Sandbox::up("metric-names");
+    serve_echo(&sandbox.pod("server"), 8080);
+    let mut open = connect(&sandbox.pod("client"), SocketAddr::new(sandbox.ips("server")[0], 8080)).unwrap();
+    assert!(!read_line(&mut open).unwrap().is_empty());
+    let nowhere = SocketAddr::new(sandbox.ips("server")[0], 9);
+    assert!(connect(&sandbox.pod("client"), nowhere).and_then(|mut s| s.read(&mut [0])).is_err());
+    sandbox.access_line("node-1", &["connection complete", ":9 "]);
+    let metrics = sandbox.get("node-1", "127.0.0.1:15020", "/metrics").1;
+    let value = |start: &str| -> f64 {
+        let line = metrics.lines().find(|l| l.starts_with(start)).unwrap_or_else(|| panic!("{start}: {metrics}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    for (start, least) in [
+        ("istio_tcp_connections_opened_total{", 1.0),
+        ("istio_tcp_connections_closed_total{", 1.0),
+        ("istio_tcp_connections_failed_total{", 1.0),
+        ("istio_tcp_sockets_open{reporter=\"source\"}", 1.0),
+        ("istio_tcp_sockets_open{reporter=\"destination\"}", 0.0),
+        ("istio_tcp_received_bytes_total{", 0.0),
+        ("istio_tcp_sent_bytes_total{", 0.0),
+        ("istio_crl_policy_rejections_total{", 0.0),
+        ("istio_crl_untracked_connections_total{", 0.0),
+        ("istio_build_info{component=\"ztunnel\"", 1.0),
+        ("workload_manager_active_proxy_count", 2.0),
+        ("workload_manager_pending_proxy_count", 0.0),
+        ("workload_manager_proxies_started_total", 2.0),
+        ("workload_manager_proxies_stopped_total", 0.0),
+        ("tokio_num_workers", 3.0),
+        ("tokio_global_queue_depth", 0.0),
+        ("tokio_worker_total_busy_duration_seconds_total{worker=\"0\"}", 0.0),
+        ("tokio_worker_park_count_total{worker=\"1\"}", 1.0),
+        ("tokio_worker_park_unpark_count_total{worker=\"2\"}", 1.0),
+        ("process_open_fds", 10.0),
+        ("process_max_fds", 1024.0),
+    ] {
+        assert!(value(start) >= least, "{start}: {metrics}");
+    }
+    assert!(metrics.trim_end().ends_with("# EOF"), "OpenMetrics");
+}
