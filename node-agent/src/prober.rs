@@ -15,12 +15,25 @@ use crate::listening::planned;
 
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// For each family of the pod a connection that has to be captured; and one to each listener of the proxy, by one family that
+/// Which listeners of the proxy are probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Probed {
+    /// Every one.
+    All,
+    /// One that chance chooses: for a pod that was well, and of which nothing else is told.
+    One,
+}
+
+/// For each family of the pod a connection that has to be captured; and one to listeners of the proxy, by one family that
 /// chance chooses, for a listener takes both. The first that is not answered as the proxy of this pod would is the reason.
-pub(crate) async fn probe(netns: &NetNs, plan: &Plan, uid: &str) -> Result<(), String> {
+pub(crate) async fn probe(netns: &NetNs, plan: &Plan, uid: &str, probed: Probed) -> Result<(), String> {
     let of_family = |v6: bool| plan.addresses.iter().copied().find(|a| a.is_ipv6() == v6);
     let families: Vec<IpAddr> = [false, true].into_iter().filter_map(of_family).collect();
     let chosen = rand::random::<u32>() as usize % families.len().max(1);
+    let ports: Vec<u16> = match probed {
+        Probed::All => planned(plan).collect(),
+        Probed::One => planned(plan).nth(rand::random_range(0..planned(plan).count())).into_iter().collect(),
+    };
     for (index, own) in families.into_iter().enumerate() {
         match ask(netns, None, probe::destination(own), uid).await {
             // NAT takes what is about to leave. From a pod without a default route the probe does not get that far, nor would
@@ -28,7 +41,7 @@ pub(crate) async fn probe(netns: &NetNs, plan: &Plan, uid: &str) -> Result<(), S
             Err(Failure::Unreachable(_)) if plan.capture != CaptureKind::Routed => {}
             asked => asked.map_err(Failure::into_reason)?,
         }
-        for port in planned(plan).filter(|_| index == chosen) {
+        for &port in ports.iter().filter(|_| index == chosen) {
             // Another source port each time: of sockets that share a port, now one is met, now another.
             ask(netns, Some(probe::source(own)), SocketAddr::new(own, port), uid)
                 .await

@@ -20,6 +20,9 @@ use crate::agent::Agent;
 /// Requests that may be unanswered at a time: ztunnel takes the next one only after it has answered.
 const WINDOW: usize = 1;
 
+/// A proxy that has gone is followed by the next one within this time, as a rule: sooner, nobody need know.
+const UNTIL_THE_NEXT: Duration = Duration::from_secs(5);
+
 /// How one proxy took a pod.
 pub(crate) type Taken = Result<(), String>;
 
@@ -29,8 +32,8 @@ pub(crate) struct Proxies {
     connected: RefCell<BTreeMap<u64, Proxy>>,
     next_id: RefCell<u64>,
     waiting: RefCell<HashMap<String, UnboundedSender<Taken>>>,
-    /// Told whenever a proxy has taken the whole snapshot.
-    pub(crate) came: Notify,
+    /// Told whenever a proxy has taken the whole snapshot, and when none has been there for a while.
+    pub(crate) changed: Notify,
 }
 
 #[derive(Debug)]
@@ -109,6 +112,13 @@ async fn attend(agent: Rc<Agent>, socket: AsyncSeqPacket) {
     let end = converse(&agent, &socket, id, asked).await;
     agent.proxies.connected.borrow_mut().remove(&id);
     agent.metrics.proxies.dec();
+    let then = agent.clone();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(UNTIL_THE_NEXT).await;
+        if !then.proxies.any_synced() {
+            then.proxies.changed.notify_waiters();
+        }
+    });
     match end {
         Ok(()) => tracing::info!(pid, "the proxy has gone"),
         Err(e) => tracing::warn!(pid, "the connection to the proxy is given up: {e:#}"),
@@ -182,7 +192,7 @@ fn took(
         proxy.synced = session.synced();
     }
     let Some(uid) = answer.request.uid() else {
-        return agent.proxies.came.notify_waiters(); // the end of the snapshot
+        return agent.proxies.changed.notify_waiters(); // the end of the snapshot
     };
     if let Err(why) = &answer.outcome {
         tracing::warn!(uid, "the proxy refused a pod: {why}");

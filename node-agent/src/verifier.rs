@@ -15,11 +15,14 @@ use crate::agent::Agent;
 use crate::event::{Drifted, Looked, ProbeFailed, Repaired, Unverified, Verified, names};
 use crate::pace::Pace;
 use crate::pods::Enrolled;
+use crate::prober::Probed;
 use crate::verification::{Finding, Repair, Verification};
 use crate::{listening, prober};
 
 /// Without anything having changed, a pod is looked at this often.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Less often where there are so many pods that more than four a second would be looked at.
+const FOR_EACH_POD: Duration = Duration::from_millis(250);
 /// A pod that was found wanting is looked at again this soon, and less often the longer it lasts.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,12 @@ impl Verifier {
         self.0.values().map(|w| w.good_at.elapsed()).max().unwrap_or_default()
     }
 
+    /// How often a pod is looked at that is well.
+    fn interval(&self) -> Duration {
+        let pods = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        INTERVAL.max(FOR_EACH_POD.saturating_mul(pods))
+    }
+
     /// A pod has left.
     pub(crate) fn forget(&mut self, uid: &str) {
         if let Some(watched) = self.0.remove(uid) {
@@ -83,15 +92,22 @@ pub(crate) fn look_after(agent: &Rc<Agent>, uid: &str) {
 
 async fn watch_over(agent: Rc<Agent>, uid: String, watch: Option<Rc<Watch>>) {
     let (mut retry, mut pace) = (RETRY, Pace::default());
+    let (mut probed, mut first) = (Probed::All, true);
     loop {
-        // Asked for before looking, so that a proxy that comes meanwhile is not missed.
-        let proxy_came = agent.proxies.came.notified();
-        let Some(good) = look_now(&agent, &uid).await else { return };
-        let again = if good { INTERVAL } else { retry };
+        // Asked for before looking, so that a proxy that comes or goes meanwhile is not missed.
+        let proxies_changed = agent.proxies.changed.notified();
+        let Some(good) = look(&agent, &uid, probed).await else { return };
+        // Pods that have joined together are not looked at together for ever.
+        let share = if first { rand::random_range(0.2..1.0) } else { 1.0 };
+        first = false;
+        let again = if good { agent.verifier.borrow().interval().mul_f64(share) } else { retry };
         retry = if good { RETRY } else { (retry * 2).min(INTERVAL) };
+        probed = Probed::All;
         tokio::select! {
-            () = sleep(again) => {}
-            () = proxy_came => {}
+            () = sleep(again) => if good {
+                probed = Probed::One;
+            },
+            () = proxies_changed => {}
             () = changed(watch.as_deref()) => sleep(pace.delay(Instant::now())).await,
         }
     }
@@ -107,10 +123,14 @@ async fn changed(watch: Option<&Watch>) {
 /// Looks at a pod, puts right what differs, and remembers what was found: whether it is verified, or none when it is
 /// no pod of the mesh (any more).
 pub(crate) async fn look_now(agent: &Agent, uid: &str) -> Option<bool> {
+    look(agent, uid, Probed::All).await
+}
+
+async fn look(agent: &Agent, uid: &str, probed: Probed) -> Option<bool> {
     let pod = agent.pod(uid).filter(|p| !p.record.leaving)?;
     let started = Instant::now();
     let found = match &pod.netns {
-        Some(netns) => look(agent, &pod, netns).await,
+        Some(netns) => examine_and_repair(agent, &pod, netns, probed).await,
         None => Err(not_found_again()),
     };
     Looked { took: started.elapsed() }.tell(&agent.metrics);
@@ -124,7 +144,7 @@ pub(crate) async fn examine(agent: &Agent, pod: &Enrolled) -> Result<(), Finding
     let netns = pod.netns.as_ref().ok_or_else(not_found_again)?;
     match difference(&pod.record.plan, netns)? {
         Some(what) => Err(Finding::Drift(what)),
-        None => served(agent, pod, netns).await,
+        None => served(agent, pod, netns, Probed::All).await,
     }
 }
 
@@ -133,16 +153,16 @@ fn not_found_again() -> Finding {
 }
 
 /// Rules, listeners, probes; rules that differ are put right at once.
-async fn look(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
+async fn examine_and_repair(agent: &Agent, pod: &Enrolled, netns: &NetNs, probed: Probed) -> Result<(), Finding> {
     repair(agent, pod, netns)?;
-    served(agent, pod, netns).await
+    served(agent, pod, netns, probed).await
 }
 
 /// Whether the proxy serves the pod.
-async fn served(agent: &Agent, pod: &Enrolled, netns: &NetNs) -> Result<(), Finding> {
+async fn served(agent: &Agent, pod: &Enrolled, netns: &NetNs, probed: Probed) -> Result<(), Finding> {
     let (plan, uid) = (&pod.record.plan, &pod.record.uid);
     listening::check(plan, &inside(netns, redirect::listeners)?)?;
-    prober::probe(netns, plan, uid).await.map_err(|why| {
+    prober::probe(netns, plan, uid, probed).await.map_err(|why| {
         ProbeFailed.tell(&agent.metrics);
         Finding::Silence(why)
     })

@@ -6,8 +6,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::listener;
-use underpass_tests::node::Node;
+use underpass_tests::node::{MESH, Node};
 use underpass_tests::sandbox::until;
 use underpass_tests::wire::{POD4, POD6, Wire, flush_rules};
 
@@ -240,4 +241,19 @@ fn an_application_that_listens_on_the_proxys_ports_is_not_taken_for_the_proxy() 
     let why = await_state(&node, "unverified");
     assert!(why.contains("probe"), "{why}");
     until("failed probes are counted", || metric(&node, "underpass_probe_failures_total").filter(|n| *n > 0));
+}
+
+#[test]
+fn a_proxy_that_goes_is_noticed_without_anybody_asking() {
+    let mut node = Node::new("goes", MESH);
+    node.start_agent();
+    let proxy = node.start_ready_proxy();
+    let wire = Wire::new();
+    let addresses = ["10.78.0.1/24", "fd78::1/64"];
+    assert!(Call::new("ADD", &path_of(&wire.pod), &config(&node.agent_socket(), &addresses)).run().status.success());
+    await_state(&node, "verified");
+    node.kill(proxy);
+    await_state(&node, "unverified");
+    node.start_ready_proxy();
+    await_state(&node, "verified");
 }

@@ -1,7 +1,11 @@
 //! The API server and istiod, which go away and come back.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use netns::NetNs;
 use serde_json::{Value, json};
 use underpass_tests::cluster::istiod::NAMESPACE;
 use underpass_tests::kube::app::App;
@@ -109,4 +113,53 @@ fn istiod_goes_away_and_comes_back_with_another_root() {
     kube.apply(&policy.to_string());
     kube.hear("roots", "newcomer", &[&v4, &v6]);
     kube.kubectl(&["delete", "namespace", "roots", "--wait=false"]);
+}
+
+/// One request on a connection of its own.
+fn get(netns: &NetNs, at: SocketAddr) -> std::io::Result<String> {
+    let mut stream =
+        netns.run(|| TcpStream::connect_timeout(&at, Duration::from_secs(5))).map_err(std::io::Error::other)??;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\nHost: app\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn istiod_is_restarted_under_load() {
+    if let Some(why) = missing() {
+        return skip("istiod_is_restarted_under_load", &why);
+    }
+    let kube = Kube::mesh_alone();
+    kube.namespace("loaded", true);
+    kube.launch(&[app("loaded", "client", "node-1"), app("loaded", "server", "node-2")]);
+    ["client", "server"].iter().for_each(|pod| kube.await_enrolled("loaded", pod, true));
+    let addresses = kube.service("loaded", "server");
+    kube.hear("loaded", "client", &[&addresses[0], &addresses[1]]);
+    let netns = kube.netns_of("loaded", "client");
+    let over = AtomicBool::new(false);
+    let (requests, failures) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let (mut requests, mut failures) = (0, Vec::new());
+            for at in addresses.iter().cycle().take_while(|_| !over.load(Ordering::Relaxed)) {
+                match get(&netns, at.parse().unwrap()) {
+                    Ok(answer) if answer.contains("server sees") => {}
+                    wrong => failures.push(format!("{at}: {wrong:?}")),
+                }
+                requests += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            (requests, failures)
+        });
+        kube.kubectl(&["delete", "pods", "-n", NAMESPACE, "-l", "app=istiod", "--grace-period=0", "--force"]);
+        kube.launch(&[app("loaded", "newcomer", "node-1")]);
+        underpass_tests::kube::await_istiod(&kube);
+        kube.await_enrolled("loaded", "newcomer", true);
+        kube.hear("loaded", "newcomer", &[&addresses[0], &addresses[1]]);
+        over.store(true, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    assert!(requests > 200 && failures.is_empty(), "{requests} requests, {failures:?}");
+    kube.kubectl(&["delete", "namespace", "loaded", "--wait=false"]);
 }

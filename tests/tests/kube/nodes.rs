@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use underpass_tests::kube::app::App;
+use underpass_tests::kube::underpass::{AGENTS, PROXIES};
 use underpass_tests::kube::{Kube, await_within, condition, missing};
 use underpass_tests::skip::skip;
 use underpass_tests::sniffer::Counter;
@@ -62,4 +63,40 @@ fn a_node_that_was_off_comes_back_with_its_pods_in_the_mesh() {
     let seen = counter.stop();
     assert_eq!(seen.readable, 0, "{seen:?}");
     kube.kubectl(&["delete", "namespace", "power", "--wait=false"]);
+}
+
+/// A node is taken out of the cluster while its pods run, and comes back under its name.
+#[test]
+fn a_node_that_is_deleted_and_added_again_takes_pods_into_the_mesh() {
+    if let Some(why) = missing() {
+        return skip("a_node_that_is_deleted_and_added_again_takes_pods_into_the_mesh", &why);
+    }
+    let kube = Kube::mesh_alone();
+    kube.namespace("taken-out", true);
+    kube.launch(&[app("taken-out", "server", "node-1"), app("taken-out", "client", "node-2")]);
+    kube.await_enrolled("taken-out", "client", true);
+    let [v4, v6] = kube.service("taken-out", "server");
+    kube.hear("taken-out", "client", &[&v4, &v6]);
+    let counter = Counter::start(&kube.node("node-1").netns, "eth0", "Host: app");
+
+    kube.kubectl(&["delete", "node", "node-2", "--wait=false"]);
+    await_within(120, "its pods are forgotten", || {
+        let pods = kube.get("/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-2")?;
+        pods["items"].as_array()?.is_empty().then_some(())
+    });
+    kube.node("node-2").kill("kubelet"); // which makes itself known when it begins
+    kube.await_nodes();
+    kube.await_rollout(AGENTS);
+    kube.await_rollout(PROXIES);
+    kube.launch(&[app("taken-out", "next", "node-2")]);
+    kube.await_enrolled("taken-out", "next", true);
+    kube.hear("taken-out", "next", &[&v4, &v6]);
+    await_within(60, "of the earlier pod nothing is left", || {
+        (kube.states("node-2", "taken-out") == [("next".to_owned(), "verified".to_owned())]).then_some(())
+    });
+    let (code, out, err) = kube.with_kubeconfig(&kube.kubeconfig, &["check", "--wait", "60"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let seen = counter.stop();
+    assert_eq!(seen.readable, 0, "{seen:?}");
+    kube.kubectl(&["delete", "namespace", "taken-out", "--wait=false"]);
 }
