@@ -7,6 +7,7 @@ pub mod agent_bench;
 pub mod binaries;
 pub mod certificates;
 pub mod cgroup;
+pub mod churn_bench;
 pub mod cluster;
 pub mod cni;
 pub mod containerd;

@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use api::discovery::{DeltaResponse, Resource};
 use api::protobuf::Kind;
+use api::workload::Workload;
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use underpass_tests::control_plane::resources::{deny, endpoint, garbage, pod, policy_resource, workload_resource};
 use underpass_tests::control_plane::{CaFault, Scene, say};
+use underpass_tests::kube::await_within;
 use underpass_tests::sandbox::{connect, read_line, until};
 use underpass_tests::wire::{PEER4, PEER6, POD4, POD6};
 
@@ -461,4 +465,102 @@ fn a_pod_that_nobody_has_named_yet_is_waited_for() {
         scene.know_pods();
         assert_eq!(read_line(&mut early).unwrap(), own.to_string());
     }
+}
+
+/// A thousand updates a second, in pushes of fifty, over five thousand workloads.
+#[test]
+fn a_mesh_that_changes_all_the_time_stops_no_traffic_and_is_followed() {
+    let scene = Scene::new("xds-churn");
+    let other = |i: usize, revision: usize| {
+        let ip = [10, 90, u8::try_from(i / 250).unwrap(), u8::try_from(i % 250).unwrap()].into();
+        workload_resource(Workload { canonical_revision: revision.to_string(), ..pod(&format!("other-{i}"), &[ip]) })
+    };
+    let d = &scene.plane.discovery;
+    d.set(api::ADDRESS, (0..5_000).map(|i| other(i, 0)));
+    scene.line_with(&["in step with", "5003 addresses"]);
+    let before = scene.memory();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let churn = scope.spawn(|| {
+            let (began, mut revision) = (Instant::now(), 0);
+            while began.elapsed() < Duration::from_secs(8) {
+                revision += 1;
+                let first = revision * 50 % 5_000;
+                d.set(api::ADDRESS, (first..first + 50).map(|i| other(i, revision)));
+                // Policies and the pods' own workloads change, too, and come to the same.
+                d.set(api::AUTHORIZATION, [policy_resource(deny("elsewhere", &format!("nobody-{revision}")))]);
+                let due = Duration::from_millis(50) * u32::try_from(revision).unwrap();
+                std::thread::sleep(due.saturating_sub(began.elapsed()));
+            }
+            d.set(api::ADDRESS, (0..5_000).map(|i| other(i, 1_000_000)));
+            over.store(true, Ordering::Relaxed);
+            revision
+        });
+        scene.talk_until(|| over.load(Ordering::Relaxed));
+        assert!(churn.join().unwrap() > 100, "the churn was slow");
+    });
+    until("the last change is in force", || {
+        let dump = scene.node.get("127.0.0.1:15000", "/config_dump").ok()?.1;
+        let dump: Value = serde_json::from_str(&dump).ok()?;
+        let workloads = dump["workloads"].as_array()?;
+        (workloads.iter().filter(|w| w["canonicalRevision"] == "1000000").count() == 5_000).then_some(())
+    });
+    assert_eq!(d.refusals(), [] as [&str; 0]);
+    let after = scene.memory();
+    assert!(after < before + 64, "{before} MiB before, {after} MiB after");
+}
+
+/// Whatever is refused is sent again at once, as by a control plane that does not listen.
+#[test]
+fn a_control_plane_that_insists_on_what_is_refused_costs_little() {
+    let scene = Scene::new("xds-insists");
+    let d = &scene.plane.discovery;
+    let again = || d.set(api::AUTHORIZATION, [garbage(api::AUTHORIZATION, "default/nonsense")]);
+    again();
+    until("it is refused", || (!d.refusals().is_empty()).then_some(()));
+    let before = scene.memory();
+    let mut sent = 1;
+    scene.talk_until(|| {
+        if d.refusals().len() >= sent {
+            again();
+            sent += 1;
+        }
+        sent > 500
+    });
+    scene.line_with(&["default/nonsense"]);
+    let rejected = scene.status()["controlPlane"]["rejected"].clone();
+    assert_eq!(rejected.as_object().unwrap().len(), 1, "{rejected}");
+    let after = scene.memory();
+    assert!(after < before + 32, "{before} MiB before, {after} MiB after");
+    let lines = scene.node.log("proxy").lines().filter(|l| l.contains("default/nonsense")).count();
+    assert!(lines <= sent, "{lines} lines for {sent} refusals");
+    d.remove(api::AUTHORIZATION, &["default/nonsense"]);
+    until("nothing is rejected any more", || {
+        scene.status()["controlPlane"]["rejected"].as_object()?.is_empty().then_some(())
+    });
+    scene.talk();
+}
+
+#[test]
+fn a_control_plane_that_is_away_for_a_minute_is_followed_again() {
+    let scene = Scene::new("xds-minute");
+    scene.talk();
+    scene.plane.away(true);
+    scene.plane.cut();
+    let gone = Instant::now();
+    scene.talk_until(|| {
+        std::thread::sleep(Duration::from_millis(200));
+        gone.elapsed() > Duration::from_secs(60)
+    });
+    let age = scene.status()["controlPlane"]["stateAgeS"].as_u64().unwrap();
+    assert!((58..120).contains(&age), "{age}");
+    scene.line_with(&["no connection to", "ago is in force: 3 addresses"]);
+    // It has changed meanwhile.
+    scene
+        .plane
+        .discovery
+        .set(api::AUTHORIZATION, [policy_resource(deny("no-client", "cluster.local/ns/default/sa/client"))]);
+    scene.plane.away(false);
+    await_within(30, "it is followed", || scene.line().contains("in step with").then_some(()));
+    scene.refused(Scene::destinations()[0]);
 }

@@ -109,6 +109,13 @@ pub fn metrics(body: String) -> Answer {
     answer(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
 }
 
+/// An answer of bytes that are no text.
+pub fn bytes(content_type: &'static str, body: Vec<u8>) -> Answer {
+    let mut answer = Answer::new(Full::new(Bytes::from(body)));
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    answer
+}
+
 /// The answer to a path that does not exist.
 pub fn not_found(paths: &[&str]) -> Answer {
     text(StatusCode::NOT_FOUND, format!("not found; there is: {}\n", paths.join(" ")))

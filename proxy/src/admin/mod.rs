@@ -2,6 +2,8 @@
 
 mod dump;
 mod logging;
+mod pprof;
+mod profile;
 mod quit;
 mod why;
 
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use admin_http::{Answer, Asked, json, metrics, not_found, text};
+use admin_http::{Answer, Asked, Reply, json, metrics, not_found, text};
 use http::StatusCode;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -53,6 +55,19 @@ struct CertificateStatus {
     trouble: Option<String>,
 }
 
+/// What there is.
+const PATHS: [&str; 9] = [
+    "/status",
+    "/config_dump",
+    "/why?source=…&destination=…",
+    "/logging",
+    "/quitquitquit",
+    "/metrics",
+    "/debug/pprof/profile?seconds=…&frequency=…",
+    "/debug/pprof/heap",
+    "/debug/pprof/heap/profiling?activate=…",
+];
+
 /// What is told to whoever asks.
 pub(crate) struct Told {
     pub(crate) node: Arc<Node>,
@@ -76,23 +91,23 @@ pub(crate) struct Told {
 
 impl Told {
     /// The admin interface, for people on the node.
-    pub(crate) fn admin(&self, asked: &Asked<'_>) -> Answer {
-        match asked.path {
+    pub(crate) fn admin(&self, asked: &Asked<'_>) -> Reply {
+        if let Some(profile) = pprof::answer(asked) {
+            return profile;
+        }
+        let answer = match asked.path {
             "/status" => json(&self.status()),
             "/config_dump" => json(&self.config_dump()),
             "/why" => why::answer(&self.node.mesh.load(), &self.network, &self.source, asked.query),
             "/logging" => logging::answer(&self.filter, asked),
             "/quitquitquit" => quit::answer(&self.quit, asked),
             "/metrics" => self.metrics(),
-            _ => not_found(&[
-                "/status",
-                "/config_dump",
-                "/why?source=…&destination=…",
-                "/logging",
-                "/quitquitquit",
-                "/metrics",
-            ]),
-        }
+            "/" => {
+                text(StatusCode::OK, format!("underpass-proxy {}\n{}\n", env!("CARGO_PKG_VERSION"), PATHS.join("\n")))
+            }
+            _ => not_found(&PATHS),
+        };
+        answer.into()
     }
 
     /// What a scraper asks for.

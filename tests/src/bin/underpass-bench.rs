@@ -41,6 +41,9 @@ fn main() {
     {
         underpass_tests::state_bench::one_size(size.parse().unwrap());
     }
+    if wanted("churn") {
+        underpass_tests::churn_bench::run();
+    }
     if wanted("capture") {
         capture();
     }

@@ -122,9 +122,16 @@ fn programs_know_the_variables_that_the_chart_sets() {
     if let Some(why) = helm::missing() {
         return skip("programs_know_the_variables_that_the_chart_sets", &why);
     }
-    // Read by other means than options: the log, what Istio's metadata are made of, and the place of an Event.
-    let otherwise =
-        ["RUST_LOG", "LOG_FORMAT", "ISTIO_META_CLUSTER_ID", "ISTIO_META_NETWORK", "POD_NAME", "POD_NAMESPACE"];
+    // Read by other means than options: the log, the allocator, what Istio's metadata are made of, and the place of an Event.
+    let otherwise = [
+        "RUST_LOG",
+        "_RJEM_MALLOC_CONF",
+        "LOG_FORMAT",
+        "ISTIO_META_CLUSTER_ID",
+        "ISTIO_META_NETWORK",
+        "POD_NAME",
+        "POD_NAMESPACE",
+    ];
     let values = [r#"ztunnel.network="n""#, "ztunnel.peerCaCrl.enabled=true"];
     let objects = objects(&[], &values);
     for (set, program) in [("underpass-cni-node", "underpass-agent"), ("ztunnel", "underpass-proxy")] {
