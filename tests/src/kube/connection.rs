@@ -29,17 +29,24 @@ impl Kube {
     /// # Errors
     /// Those of the connection.
     pub fn connect(&self, namespace: &str, pod: &str, to: &str) -> io::Result<Connection> {
-        let to: SocketAddr = to.parse().map_err(io::Error::other)?;
-        let netns = self.netns_of(namespace, pod);
-        let stream = netns.run(|| TcpStream::connect_timeout(&to, PATIENCE)).map_err(io::Error::other)??;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut connection = Connection(stream);
-        connection.ask()?;
-        Ok(connection)
+        Connection::open(&self.netns_of(namespace, pod), to)
     }
 }
 
 impl Connection {
+    /// The same from a namespace that is known.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn open(netns: &NetNs, to: &str) -> io::Result<Self> {
+        let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+        let stream = netns.run(|| TcpStream::connect_timeout(&to, PATIENCE)).map_err(io::Error::other)??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut connection = Self(stream);
+        connection.ask()?;
+        Ok(connection)
+    }
+
     /// Asks once more; the answer.
     ///
     /// # Errors

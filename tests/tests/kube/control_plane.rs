@@ -1,14 +1,12 @@
 //! The API server and istiod, which go away and come back.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use netns::NetNs;
 use serde_json::{Value, json};
 use underpass_tests::cluster::istiod::NAMESPACE;
 use underpass_tests::kube::app::App;
+use underpass_tests::kube::connection::Connection;
 use underpass_tests::kube::{Kube, await_within, missing};
 use underpass_tests::skip::skip;
 
@@ -115,17 +113,6 @@ fn istiod_goes_away_and_comes_back_with_another_root() {
     kube.kubectl(&["delete", "namespace", "roots", "--wait=false"]);
 }
 
-/// One request on a connection of its own.
-fn get(netns: &NetNs, at: SocketAddr) -> std::io::Result<String> {
-    let mut stream =
-        netns.run(|| TcpStream::connect_timeout(&at, Duration::from_secs(5))).map_err(std::io::Error::other)??;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET / HTTP/1.0\r\nHost: app\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
 #[test]
 fn istiod_is_restarted_under_load() {
     if let Some(why) = missing() {
@@ -142,11 +129,11 @@ fn istiod_is_restarted_under_load() {
     let (requests, failures) = std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             let (mut requests, mut failures) = (0, Vec::new());
-            for at in addresses.iter().cycle().take_while(|_| !over.load(Ordering::Relaxed)) {
-                match get(&netns, at.parse().unwrap()) {
-                    Ok(answer) if answer.contains("server sees") => {}
-                    wrong => failures.push(format!("{at}: {wrong:?}")),
+            for at in addresses.iter().cycle() {
+                if requests >= 500 && over.load(Ordering::Relaxed) {
+                    break;
                 }
+                failures.extend(Connection::open(&netns, at).err().map(|why| format!("{at}: {why}")));
                 requests += 1;
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -160,6 +147,6 @@ fn istiod_is_restarted_under_load() {
         over.store(true, Ordering::Relaxed);
         load.join().unwrap()
     });
-    assert!(requests > 200 && failures.is_empty(), "{requests} requests, {failures:?}");
+    assert!(failures.is_empty(), "of {requests} requests: {failures:?}");
     kube.kubectl(&["delete", "namespace", "loaded", "--wait=false"]);
 }
