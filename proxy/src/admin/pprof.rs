@@ -21,10 +21,8 @@ pub(super) fn answer(asked: &Asked<'_>) -> Option<Reply> {
     let parameter = |name: &str| asked.query.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('='));
     let number = |name: &str, default: u64, range: &std::ops::RangeInclusive<u64>| {
         let given = parameter(name).map_or(Ok(default), str::parse);
-        given.ok().filter(|n| range.contains(n)).ok_or_else(|| {
-            let why = format!("{name} is a number from {} to {}\n", range.start(), range.end());
-            text(StatusCode::BAD_REQUEST, why)
-        })
+        let given = given.ok().filter(|n| range.contains(n));
+        given.ok_or_else(|| format!("{name} is a number from {} to {}\n", range.start(), range.end()))
     };
     let get = |reply: Reply| match asked.method {
         &Method::GET => reply,
@@ -33,7 +31,7 @@ pub(super) fn answer(asked: &Asked<'_>) -> Option<Reply> {
     Some(match asked.path {
         "/debug/pprof/profile" => match (number("seconds", 10, &SECONDS), number("frequency", 100, &FREQUENCIES)) {
             (Ok(seconds), Ok(frequency)) => get(Reply::later(processor(Duration::from_secs(seconds), frequency))),
-            (Err(wrong), _) | (_, Err(wrong)) => wrong.into(),
+            (Err(why), _) | (_, Err(why)) => text(StatusCode::BAD_REQUEST, why).into(),
         },
         "/debug/pprof/heap" => get(Reply::later(heap())),
         "/debug/pprof/heap/profiling" if asked.method != Method::POST => {

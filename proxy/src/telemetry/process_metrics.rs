@@ -70,7 +70,8 @@ impl Collector for ProcessMetrics {
             value.encode(sockets.encode_family(&ReporterLabel { reporter })?)?;
         }
 
-        let counters: [(&str, &str, Option<&Unit>, fn(&RuntimeMetrics) -> f64); 3] = [
+        type Of = fn(&RuntimeMetrics) -> f64;
+        let counters: [(&str, &str, Option<&Unit>, Of); 3] = [
             ("tokio_worker_total_busy_duration", "Time in which a thread has worked", Some(&Unit::Seconds), |m| {
                 m.worker_total_busy_duration(0).as_secs_f64()
             }),
