@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use netns::NetNs;
 use serde_json::json;
 use underpass_tests::cluster::{Cluster, MeshNode, Pod, missing, root, shake_hands};
+use underpass_tests::kube::await_within;
 use underpass_tests::sandbox::{connect, listen, read_line, serve_echo, until};
 use underpass_tests::skip::skip;
 
@@ -300,4 +301,40 @@ fn while_istiod_is_away_the_mesh_goes_on_and_afterwards_it_catches_up() {
         pair.near.processes.log("proxy").contains(&target).then_some(())
     });
     say(&mut open).unwrap();
+}
+
+/// Somebody who has another account's token, and listens where a proxy does, is given nothing for pods.
+#[test]
+fn a_token_of_another_account_gets_no_certificate_of_a_pod() {
+    if let Some(why) = missing() {
+        return skip("a_token_of_another_account_gets_no_certificate_of_a_pod", &why);
+    }
+    let cluster = Cluster::shared();
+    let mut pair = Pair::new(&cluster, "strangers");
+    let metadata = json!({ "name": "stranger", "namespace": "strangers" });
+    cluster.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }));
+    let good = cluster.proxy_token(&pair.near.place);
+    let of_stranger = cluster.kubernetes.api.token("strangers", "stranger", Some("istio-ca"), None).unwrap();
+    let for_others = cluster.kubernetes.api.token("istio-system", "ztunnel", None, None).unwrap();
+    for (name, token) in [("late", of_stranger), ("later", for_others)] {
+        std::fs::write(pair.near.processes.file("token"), token).unwrap();
+        let pod = pair.near.pod(&cluster, name);
+        let own = identity(&pod);
+        let trouble = until("the certificate is refused", || {
+            let status = pair.near.status();
+            let all = status["certificates"].as_array()?.clone();
+            let certificate = all.iter().find(|c| c["identity"] == *own)?;
+            (certificate["state"] == "Initializing").then_some(())?;
+            Some(certificate["trouble"].as_str()?.to_owned())
+        });
+        assert!(trouble.contains("UP-CONTROL-"), "{trouble}");
+        // What the pod sends does not leave without one.
+        for ip in pair.server.ips {
+            assert!(talk(&pod.netns, SocketAddr::new(ip, 8080)).is_err());
+        }
+        std::fs::write(pair.near.processes.file("token"), &good).unwrap();
+        await_within(60, "it gets one when the token is right", || {
+            talk(&pod.netns, SocketAddr::new(pair.server.ips[0], 8080)).ok()
+        });
+    }
 }
