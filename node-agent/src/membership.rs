@@ -1,9 +1,12 @@
 //! Pods that run already: they join and leave the mesh when what is known about them changes, without losing a connection.
 
+use std::future::ready;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::iter;
 use handoff::PodRef;
 use mesh::Workload;
 use mesh::enrol::Enrolment;
@@ -21,6 +24,8 @@ use crate::{sandbox_check, verifier};
 
 /// How long a proxy may take to serve a pod.
 const PROXY_DEADLINE: Duration = Duration::from_secs(5);
+/// Pods that join or leave at a time: one whose proxy is silent, or whose namespace is slow, does not hold up the others.
+const AT_ONCE: usize = 8;
 /// A pod that could not join, or has not left yet, is looked at again this soon.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -49,23 +54,24 @@ async fn look_at_all(agent: &Rc<Agent>) -> bool {
         let pods = agent.pods.borrow();
         (pods.enrolled().filter(|p| p.joined).cloned().collect(), pods.skipped().cloned().collect())
     };
-    let mut pending = false;
-    for pod in outside {
+    let joining = iter(outside).map(|pod| async move {
         let decision = agent.decide(&pod.pod);
-        if let Enrolment::Enrol(workload) = decision.outcome {
-            pending |= !join(agent, &pod, &workload, decision.reason).await;
+        match decision.outcome {
+            Enrolment::Enrol(workload) => join(agent, &pod, &workload, decision.reason).await,
+            Enrolment::Skip | Enrolment::Unknown => true,
         }
-    }
-    for pod in enrolled {
+    });
+    let joined = joining.buffer_unordered(AT_ONCE).fold(true, |all, done| ready(all & done)).await;
+    let following = iter(enrolled).map(|pod| async move {
         let decision = agent.decide(&pod.record.pod);
-        let done = match (decision.outcome, pod.record.leaving) {
+        match (decision.outcome, pod.record.leaving) {
             (Enrolment::Skip, _) | (Enrolment::Unknown, true) => leave(agent, pod, decision.reason).await,
             (Enrolment::Enrol(workload), leaving) => follow(agent, pod, &workload, leaving).await,
             (Enrolment::Unknown, false) => true,
-        };
-        pending |= !done;
-    }
-    pending
+        }
+    });
+    let followed = following.buffer_unordered(AT_ONCE).fold(true, |all, done| ready(all & done)).await;
+    !(joined && followed)
 }
 
 /// A running pod joins: a proxy serves it before its packets are captured. Returns whether that is done.

@@ -99,6 +99,7 @@ fn a_setting_that_cannot_be_is_refused() {
         ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
         ("LOCALHOST_APP_TUNNEL", "perhaps"),
         ("TERMINATION_GRACE_PERIOD_SECONDS", "-1"),
+        ("PROXY_MODE", "dedicated"),
     ] {
         let before = node.log("proxy").len();
         node.start_proxy_with(&[(name, value)]);
