@@ -234,7 +234,7 @@ fn messages_that_are_huge_or_deep_are_refused() {
     plugin.say(&FromPlugin::Installed, None);
     assert_eq!(plugin.refusal(), "UP-AGENT-010");
     drop(plugin);
-    assert!(has_no_rules(&wire.pod));
+    until("the rules are gone", || has_no_rules(&wire.pod).then_some(()));
     until("nothing is left open", || (no_more_open(open_files(agent), before)).then_some(()));
     fine(&call("ADD", &node, &wire).run());
 }

@@ -11,7 +11,7 @@ use crate::agent::Agent;
 pub(super) fn follow_all(agent: &Rc<Agent>, cluster: &Rc<Cluster>) {
     tokio::task::spawn_local(pods(agent.clone(), cluster.clone()));
     tokio::task::spawn_local(namespaces(agent.clone(), cluster.clone()));
-    tokio::task::spawn_local(node(cluster.clone()));
+    tokio::task::spawn_local(node(agent.clone(), cluster.clone()));
 }
 
 async fn pods(agent: Rc<Agent>, cluster: Rc<Cluster>) {
@@ -59,7 +59,7 @@ async fn namespaces(agent: Rc<Agent>, cluster: Rc<Cluster>) {
     follow(Api::all(cluster.client.clone()), &Selection::default(), tell).await;
 }
 
-async fn node(cluster: Rc<Cluster>) {
+async fn node(agent: Rc<Agent>, cluster: Rc<Cluster>) {
     let own = Selection { fields: format!("metadata.name={}", cluster.node), ..Selection::default() };
     let put = |node: Option<Node>| {
         let node = node.unwrap_or_default();
@@ -71,6 +71,9 @@ async fn node(cluster: Rc<Cluster>) {
             let [pods, namespaces, _] = cluster.listed.get();
             cluster.listed.set([pods, namespaces, true]);
             put(nodes.into_iter().next());
+            // It may be the last of the three: what waits for all of them goes on.
+            agent.membership.notify_one();
+            cluster.changed.notify_one();
         }
         Change::Put(node) => put(Some(node)),
         Change::Gone(_) => put(None),

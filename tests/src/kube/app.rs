@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::images::APP;
-use super::{Kube, await_within, condition};
+use super::{Kube, condition};
 
 /// The port on which applications answer.
 pub const PORT: u16 = 8080;
@@ -91,9 +91,29 @@ impl Kube {
     /// Waits until a pod is ready.
     #[track_caller]
     pub fn await_pod(&self, namespace: &str, name: &str) {
-        await_within(60, &format!("{namespace}/{name} is ready"), || {
-            self.pod(namespace, name).filter(|p| condition(p, "Ready")).map(drop)
-        });
+        let begun = std::time::Instant::now();
+        while !self.pod(namespace, name).is_some_and(|p| condition(&p, "Ready")) {
+            assert!(
+                begun.elapsed().as_secs() < 90,
+                "{namespace}/{name} is not ready: {}",
+                self.story_of(namespace, name)
+            );
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
+    /// What nodes, events and our own programs say of a pod that does not become ready.
+    fn story_of(&self, namespace: &str, pod: &str) -> String {
+        let said = |arguments: &[&str]| {
+            let output = self.command("kubectl").args(arguments).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let mut story = said(&["get", "nodes,pods", "-A", "-o", "wide"]);
+        story += &said(&["get", "events", "-n", namespace, "--field-selector", &format!("involvedObject.name={pod}")]);
+        for label in ["k8s-app=underpass-cni-node", "app=ztunnel"] {
+            story += &said(&["logs", "-n", "istio-system", "-l", label, "--prefix", "--tail=25"]);
+        }
+        story
     }
 
     /// Asks from within a pod, once each; what it printed, and whether all have answered.
