@@ -55,6 +55,9 @@ fn without_the_api_server_for_a_minute_nothing_is_lost() {
         (!known && kube.pod("away", "leaving").is_none()).then_some(())
     });
     kube.kubectl(&["delete", "namespace", "away", "--wait=false"]);
+    // Nodes that were not heard of, and with them their pods, are un-Ready for a while.
+    let (code, out, err) = kube.with_kubeconfig(&kube.kubeconfig, &["check", "--wait", "120"]);
+    assert_eq!(code, 0, "{out}{err}");
 }
 
 #[test]
