@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::handshake;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -31,13 +32,17 @@ pub(crate) fn ask(method: Method, address: SocketAddr, path: &str) -> anyhow::Re
 }
 
 async fn exchange(method: Method, address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    let stream = TcpStream::connect(address).await?;
+    over(TcpStream::connect(address).await?, method, &address.to_string(), path).await
+}
+
+/// Sends a request without a body over a connection, which is closed afterwards; status and body.
+pub(crate) async fn over<I>(stream: I, method: Method, host: &str, path: &str) -> anyhow::Result<(StatusCode, Bytes)>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(http::header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())?;
+    let request =
+        Request::builder().method(method).uri(path).header(http::header::HOST, host).body(Empty::<Bytes>::new())?;
     let answered = async {
         let (head, body) = sender.send_request(request).await?.into_parts();
         anyhow::Ok((head.status, body.collect().await?.to_bytes()))

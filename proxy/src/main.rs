@@ -7,6 +7,7 @@ mod args;
 mod control;
 mod data;
 mod dns;
+mod effective;
 mod hbone;
 mod identity;
 mod inpod;
@@ -27,8 +28,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::{LocalSet, spawn_local};
 
-use args::{Args, Effective};
+use args::Args;
 use data::{Node, Phase, Workers};
+use effective::Effective;
 use inpod::Pods;
 
 #[global_allocator]
@@ -65,7 +67,7 @@ async fn run(
     settings: control::Settings,
     filter: telemetry::LogFilter,
 ) -> anyhow::Result<()> {
-    args::tell_what_means_nothing();
+    effective::tell_what_means_nothing();
     let metrics = Arc::new(telemetry::Metrics::new());
     metrics.threads.add_this();
     let certificates = Rc::new(certificates(&args, &settings)?);

@@ -221,6 +221,22 @@ pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     happens(look).unwrap_or_else(|| panic!("did not happen within {} s: {what}", PATIENCE.as_secs()))
 }
 
+/// Waits for something that takes longer than [`PATIENCE`].
+///
+/// # Panics
+/// When it does not come.
+#[track_caller]
+pub fn await_within<T>(seconds: u64, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(started.elapsed().as_secs() < seconds, "not within {seconds} s: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// The same for those who must not panic, because a test that panics is cleaning up: `None` when it has not happened.
 pub fn happens<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + PATIENCE;
@@ -230,4 +246,13 @@ pub fn happens<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
             seen => return seen,
         }
     }
+}
+
+/// Reads a PROXY header of version 2: its command and its family, and what follows their length.
+pub fn read_proxy_header(stream: &mut TcpStream) -> Vec<u8> {
+    let mut start = [0; 16];
+    stream.read_exact(&mut start).unwrap();
+    let mut rest = vec![0; usize::from(u16::from_be_bytes([start[14], start[15]]))];
+    stream.read_exact(&mut rest).unwrap();
+    [&start[12..14], &rest].concat()
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 use underpass_tests::name_server::NameServer;
 use underpass_tests::played_proxy::{PlayedProxy, Then, hbone};
-use underpass_tests::sandbox::{MESH, Sandbox, VIPS, connect, listen, read_line, serve_echo, until};
+use underpass_tests::sandbox::{MESH, Sandbox, VIPS, connect, listen, read_line, read_proxy_header, serve_echo, until};
 
 const OUTSIDER: &str = "spiffe://cluster.local/ns/outside/sa/outsider";
 
@@ -302,12 +302,8 @@ fn serve_proxied(sandbox: &Sandbox, port: u16) {
         let listener = sandbox.pod("server").run(|| TcpListener::bind((ip, port)).unwrap()).unwrap();
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
-                let mut start = [0; 16];
-                stream.read_exact(&mut start).unwrap();
-                let mut body = vec![0; usize::from(u16::from_be_bytes([start[14], start[15]]))];
-                stream.read_exact(&mut body).unwrap();
-                let hex: String = start[12..14].iter().chain(&body).map(|b| format!("{b:02x}")).collect();
-                writeln!(stream, "{hex}").unwrap();
+                let header = read_proxy_header(&mut stream);
+                writeln!(stream, "{}", hex(&header)).unwrap();
                 std::thread::spawn(move || std::io::copy(&mut BufReader::new(&stream), &mut &stream));
             }
         });

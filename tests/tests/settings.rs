@@ -12,7 +12,7 @@ use underpass_tests::certificates::certificate;
 use underpass_tests::frames::{self, PREFACE, SETTINGS, WINDOW_UPDATE, frame};
 use underpass_tests::node::Node;
 use underpass_tests::peer::{Speech, dial};
-use underpass_tests::sandbox::{MESH, Sandbox, connect, read_line, serve_echo, until};
+use underpass_tests::sandbox::{MESH, Sandbox, connect, read_line, read_proxy_header, serve_echo, until};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 
@@ -162,13 +162,10 @@ fn an_application_tunnel_may_be_at_the_pods_own_address() {
         let listener = sandbox.pod("server").run(|| TcpListener::bind((ip, 15088)).unwrap()).unwrap();
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
-                let mut start = [0; 16];
-                stream.read_exact(&mut start).unwrap();
-                let mut body = vec![0; usize::from(u16::from_be_bytes([start[14], start[15]]))];
-                stream.read_exact(&mut body).unwrap();
+                let header = read_proxy_header(&mut stream);
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 let line = lines.next().unwrap().unwrap();
-                writeln!(stream, "{line} after {} bytes of PROXY", body.len()).unwrap();
+                writeln!(stream, "{line} after {} bytes of PROXY", header.len()).unwrap();
             }
         });
         let mut stream = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();

@@ -6,15 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use agent_status::{PodState, PodStatus};
 use error_code::check as checks;
 use kubernetes::Pod;
-use mesh::enrol::belongs;
+use mesh::enrol::{REDIRECTION, belongs};
 use x509_parser::pem::Pem;
 
 use super::report::{Outcome, Report};
 use crate::cluster::{DaemonSet, Istiod, Running, Seen};
 use crate::node::is_verified;
 
-/// What an enrolled pod has, and nothing else tells istiod.
-const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Roots that end sooner are told.
 const ROOT_DAYS: i64 = 60;
 
@@ -172,8 +170,10 @@ pub(super) fn pods(report: &mut Report, seen: &Seen) {
         }
     }
     let joined = format!("{joined} pods");
-    outside.extend(on_purpose.iter().filter(|_| !outside.is_empty()).cloned().collect::<Vec<_>>());
-    let outcome = if outside.is_empty() { Outcome::warn_unless(on_purpose, joined) } else { Outcome::Failed(outside) };
+    let outcome = match outside.is_empty() {
+        true => Outcome::warn_unless(on_purpose, joined),
+        false => Outcome::Failed(outside.into_iter().chain(on_purpose).collect()),
+    };
     report.add(checks::PODS_JOINED, outcome);
     report.add(checks::PODS_ANNOUNCED, Outcome::unless(unannounced, ""));
 }

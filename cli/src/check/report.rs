@@ -80,7 +80,7 @@ impl Report {
         })
     }
 
-    /// `{success, categories: [{categoryName, checks: [{id, description, result, found, error, hint}]}]}`.
+    /// `{success, categories: [{categoryName, checks: [{id, description, result, found, error, findings, nextStep, hint}]}]}`.
     pub(crate) fn json(&self) -> Value {
         let check = |(check, outcome): &(Check, Outcome)| {
             let mut told = json!({ "id": check.id, "description": check.holds, "result": outcome.word() });

@@ -18,10 +18,14 @@ const TO_CHECK: &[Right] = &[
 const TO_INSTALL: &[Right] = &[
     Right::new("create", "apps", "daemonsets"),
     Right::new("create", "", "serviceaccounts"),
-    Right::new("create", "rbac.authorization.k8s.io", "clusterroles"),
-    Right::new("create", "rbac.authorization.k8s.io", "clusterrolebindings"),
     Right::new("create", "rbac.authorization.k8s.io", "roles"),
     Right::new("create", "rbac.authorization.k8s.io", "rolebindings"),
+];
+
+/// The same, of what is in no namespace.
+const TO_INSTALL_IN_CLUSTER: &[Right] = &[
+    Right::new("create", "rbac.authorization.k8s.io", "clusterroles"),
+    Right::new("create", "rbac.authorization.k8s.io", "clusterrolebindings"),
 ];
 
 /// What agents do: the ClusterRole of the chart.
@@ -46,8 +50,8 @@ const OF_AGENTS: &[Right] = &[
 /// The API server does not answer.
 pub(super) async fn of_this_user(api: &Api, to_install: bool, namespace: &str) -> anyhow::Result<Vec<String>> {
     let mut refused = Vec::new();
-    let to_install = if to_install { TO_INSTALL } else { &[] };
-    let all = TO_CHECK.iter().map(|r| (r, None)).chain(to_install.iter().map(|r| (r, Some(namespace))));
+    let (within, in_cluster) = if to_install { (TO_INSTALL, TO_INSTALL_IN_CLUSTER) } else { (&[][..], &[][..]) };
+    let all = TO_CHECK.iter().chain(in_cluster).map(|r| (r, None)).chain(within.iter().map(|r| (r, Some(namespace))));
     for (right, namespace) in all {
         if !api.may(None, *right, namespace).await? {
             refused.push(right.text());

@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
 use kubernetes::{Client, ListParams, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
+
+use crate::ask::over;
 
 /// A program that has not answered by then hangs.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -103,19 +101,7 @@ impl Api {
         let api = kubernetes::Api::<Pod>::namespaced(self.0.clone(), pod.namespace());
         let mut forward = api.portforward(pod.name(), &[port]).await?;
         let stream = forward.take_stream(port).ok_or_else(|| anyhow!("no stream"))?;
-        let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder().method(Method::GET).uri(path).header(http::header::HOST, "localhost");
-        let request = request.body(Empty::<Bytes>::new())?;
-        let answered = async {
-            let (head, body) = sender.send_request(request).await?.into_parts();
-            anyhow::Ok((head.status, body.collect().await?.to_bytes()))
-        };
-        tokio::pin!(answered);
-        let (status, body) = tokio::select! {
-            answer = &mut answered => answer?,
-            // The connection may end first, once the whole answer has been read from it.
-            ended = connection => { ended?; answered.await? }
-        };
+        let (status, body) = over(stream, Method::GET, "localhost", path).await?;
         if status != StatusCode::OK {
             bail!("{status}: {}", String::from_utf8_lossy(&body).trim());
         }

@@ -34,14 +34,11 @@ pub enum ConnectError {
 /// # Errors
 /// What is wrong with the configuration.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
-    let mut config = match kubeconfig {
-        Some(path) => of_file(path)
-            .await
-            .map_err(|source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) })?,
+    let config = match kubeconfig {
+        Some(_) => of_kubeconfig(kubeconfig, KubeConfigOptions::default()).await?,
         None => Config::incluster().map_err(|e| ConnectError::ServiceAccount(Box::new(e)))?,
     };
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
+    client(config)
 }
 
 /// A client for a person, as kubectl has it: by a kubeconfig, or `KUBECONFIG`, or the one in the home folder, and a context
@@ -51,19 +48,22 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> 
 /// What is wrong with the configuration.
 pub async fn connect_as_person(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, ConnectError> {
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
-    let read = match kubeconfig {
+    client(of_kubeconfig(kubeconfig, options).await?)
+}
+
+async fn of_kubeconfig(path: Option<&Path>, options: KubeConfigOptions) -> Result<Config, ConnectError> {
+    let read = || match path {
         Some(path) => Kubeconfig::read_from(path),
         None => Kubeconfig::read(),
     };
-    let config = async { Config::from_custom_kubeconfig(read?, &options).await }.await;
-    let mut config = config.map_err(|source| ConnectError::Kubeconfig {
-        path: kubeconfig.map_or_else(|| PathBuf::from("of KUBECONFIG or the home folder"), Path::to_owned),
+    let config = async { Config::from_custom_kubeconfig(read()?, &options).await };
+    config.await.map_err(|source| ConnectError::Kubeconfig {
+        path: path.map_or_else(|| PathBuf::from("of KUBECONFIG or the home folder"), Path::to_owned),
         source: Box::new(source),
-    })?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
+    })
 }
 
-async fn of_file(path: &Path) -> Result<Config, KubeconfigError> {
-    Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
+fn client(mut config: Config) -> Result<Client, ConnectError> {
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
 }

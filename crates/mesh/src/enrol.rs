@@ -11,6 +11,8 @@ use crate::workload::Workload;
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// The annotation that a pod with a sidecar carries.
 pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+/// The annotation that an enrolled pod carries, with `enabled`: nothing else tells istiod.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 
 /// What becomes of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]

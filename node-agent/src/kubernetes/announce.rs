@@ -9,11 +9,11 @@ use ::kubernetes::{Api, Patch, PatchParams, Pod, status_of};
 use agent_status::VerificationState;
 use futures_util::StreamExt;
 use handoff::PodRef;
-use mesh::enrol::Enrolment;
+use mesh::enrol::{Enrolment, REDIRECTION};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::facts::{Cluster, ENABLED, KnownPod, REDIRECTION};
+use super::facts::{Cluster, ENABLED, KnownPod};
 use crate::agent::Agent;
 use crate::verification::Verification;
 

@@ -148,22 +148,19 @@ pub(super) async fn keep(cluster: Rc<Cluster>) {
     let events = &cluster.events;
     let mut allowance = Allowance::new(Instant::now());
     loop {
-        let wait = match events.due() {
-            (Some((key, told)), _) => {
-                let Err(wait) = allowance.take(Instant::now()) else {
+        match events.due() {
+            (Some((key, told)), _) => match allowance.take(Instant::now()) {
+                Ok(()) => {
                     let name = write(&cluster, &key, &told).await;
                     events.written(&key, told.count, name);
-                    continue;
-                };
+                }
                 // What happens meanwhile is only counted.
-                sleep(wait).await;
-                continue;
-            }
-            (None, wait) => wait,
-        };
-        tokio::select! {
-            () = events.something.notified() => {}
-            () = sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+                Err(wait) => sleep(wait).await,
+            },
+            (None, wait) => tokio::select! {
+                () = events.something.notified() => {}
+                () = sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            },
         }
     }
 }

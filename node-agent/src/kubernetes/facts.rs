@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ::kubernetes::{Client, Namespace, Pod, Taint};
 use handoff::PodRef;
-use mesh::enrol::{DATAPLANE_MODE, Enrolment, SIDECAR_STATUS, decide_known};
+use mesh::enrol::{DATAPLANE_MODE, Enrolment, REDIRECTION, SIDECAR_STATUS, decide_known};
 use mesh::{Decision, Workload};
 use tokio::sync::Notify;
 
@@ -17,8 +17,6 @@ use super::events::Events;
 use super::newcomers::Search;
 use crate::args::ClusterArgs;
 
-/// By this annotation istiod and people know that a pod is in the mesh.
-pub(super) const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Its value then.
 pub(super) const ENABLED: &str = "enabled";
 /// Proxies are pods of the agent's namespace with this label, as Istio's are. One that joined would wait for itself.

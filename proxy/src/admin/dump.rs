@@ -9,7 +9,7 @@ use mesh::{Identity, Mesh, Policy, Service, Workload};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::args::Effective;
+use crate::effective::Effective;
 use crate::identity::{self, Held};
 use crate::inpod::PodStatus;
 use crate::telemetry::{Direction, Facts, Open};

@@ -19,9 +19,9 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use self::dump::Dump;
-use crate::args::Effective;
 use crate::control;
 use crate::data::{Node, Phase};
+use crate::effective::Effective;
 use crate::identity::{Certificates, Held};
 use crate::inpod::{PodStatus, Pods};
 use crate::telemetry::LogFilter;

@@ -26,6 +26,7 @@ use crate::cluster::daemon::Daemon;
 use crate::cluster::{Kubernetes, Roots};
 use crate::folder;
 
+pub use crate::sandbox::await_within;
 pub use istio::{await_istiod, tell_roots};
 pub use node::{KubeNode, printed};
 
@@ -229,20 +230,4 @@ impl Kube {
 pub fn condition(object: &Value, kind: &str) -> bool {
     let conditions = object["status"]["conditions"].as_array();
     conditions.is_some_and(|all| all.iter().any(|c| c["type"] == kind && c["status"] == "True"))
-}
-
-/// Waits for something that takes longer than [`crate::sandbox::PATIENCE`].
-///
-/// # Panics
-/// When it does not come.
-#[track_caller]
-pub fn await_within<T>(seconds: u64, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(started.elapsed().as_secs() < seconds, "not within {seconds} s: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
 }

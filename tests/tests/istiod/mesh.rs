@@ -7,8 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use netns::NetNs;
 use serde_json::json;
 use underpass_tests::cluster::{Cluster, MeshNode, Pod, missing, root, shake_hands};
-use underpass_tests::kube::await_within;
-use underpass_tests::sandbox::{connect, listen, read_line, serve_echo, until};
+use underpass_tests::sandbox::{await_within, connect, listen, read_line, serve_echo, until};
 use underpass_tests::skip::skip;
 
 /// A client on one node and a server on the other, both in the mesh.

@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 use underpass_tests::cluster::{AgentNode, Pod};
-use underpass_tests::kube::await_within;
-use underpass_tests::sandbox::until;
+use underpass_tests::sandbox::{await_within, until};
 
 use super::scene::{AMBIENT, added, annotation, await_annotation, cluster_or_skip, events, refusal};
 
