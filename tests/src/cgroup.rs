@@ -52,8 +52,9 @@ impl Drop for Cgroup {
 
 /// Removes the control groups that have such a name; whether none is left.
 pub fn remove_all(named: impl Fn(&str) -> bool) -> bool {
-    let groups =
-        hierarchies().into_iter().chain([PathBuf::from(ROOT)]).flat_map(|root| below(&root)).filter(|g| g.is_dir());
+    // A runtime makes them in the hierarchy of version 2, too, that stands beside those of version 1.
+    let others = [PathBuf::from(ROOT), Path::new(ROOT).join("unified")];
+    let groups = hierarchies().into_iter().chain(others).flat_map(|root| below(&root)).filter(|g| g.is_dir());
     let named: Vec<_> = groups.filter(|g| g.file_name().and_then(|n| n.to_str()).is_some_and(&named)).collect();
     named.iter().for_each(|group| remove(group));
     named.is_empty()
