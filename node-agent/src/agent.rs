@@ -86,7 +86,7 @@ impl Agent {
     pub(crate) fn take_over(self: &Rc<Self>) {
         let (enrolled, outside) = self.state.load();
         for record in enrolled {
-            let netns = find_again(record.netns_path.as_ref(), record.netns_inode).map(Rc::new);
+            let netns = find_again(record.netns_path.as_deref(), record.netns_inode).map(Rc::new);
             if netns.is_none() {
                 tracing::warn!(uid = record.uid, "the pod's namespace is not found; proxies that have it keep it");
             }
@@ -116,6 +116,29 @@ impl Agent {
         let pods = self.pods.borrow();
         let enrolled = pods.enrolled().map(|p| p.record.uid.clone());
         enrolled.chain(pods.skipped().filter_map(|p| p.pod.uid.clone())).collect()
+    }
+
+    /// The uids of pods that were presented, and whose namespace is not where it was then.
+    pub(crate) fn lost_uids(&self) -> HashSet<String> {
+        let pods = self.pods.borrow();
+        let enrolled = pods.enrolled().filter(|p| p.netns.is_none()).map(|p| p.record.uid.clone());
+        let skipped = pods.skipped().filter(|p| p.netns_path.is_none()).filter_map(|p| p.pod.uid.clone());
+        enrolled.chain(skipped).collect()
+    }
+
+    /// The namespace of an enrolled pod that was lost is here. Returns false when it is another one, or no such pod was lost.
+    pub(crate) fn found_again(self: &Rc<Self>, uid: &str, path: &Path, inode: u64) -> bool {
+        let lost = |p: &Enrolled| p.netns.is_none() && p.record.netns_inode == inode;
+        let Some(mut pod) = self.pod(uid).filter(lost) else { return false };
+        let Some(netns) = find_again(Some(path), inode).map(Rc::new) else { return false };
+        pod.record.netns_path = Some(path.to_owned());
+        pod.netns = Some(netns.clone());
+        self.proxies.ask_all(&pod.request(), Some(&netns));
+        if let Err(refusal) = self.enrol(pod) {
+            tracing::warn!(uid, "{}", refusal.explained());
+        }
+        verifier::look_after(self, uid);
+        true
     }
 
     /// Decides about a pod by what is known now.

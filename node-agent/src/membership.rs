@@ -2,6 +2,7 @@
 
 use std::future::ready;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -89,7 +90,10 @@ async fn join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: Str
             if let Some(known) = known.filter(|k| k.reason != why) {
                 tracing::warn!(namespace, name, "{why}");
                 agent.count_enrolment(refusal.outcome());
-                agent.skip(Skipped { reason: why, ..known });
+                // Where it was once must not keep it from being looked for.
+                let is_there = |path: &PathBuf| find_again(Some(path), known.netns_inode).is_some();
+                let netns_path = known.netns_path.clone().filter(is_there);
+                agent.skip(Skipped { reason: why, netns_path, ..known });
                 if let Some(events) = agent.events() {
                     events.not_enrolled(&pod.pod, &refusal);
                 }
@@ -100,7 +104,7 @@ async fn join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: Str
 }
 
 async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: String) -> Result<(), Refusal> {
-    let netns = find_again(pod.netns_path.as_ref(), pod.netns_inode)
+    let netns = find_again(pod.netns_path.as_deref(), pod.netns_inode)
         .map(Rc::new)
         .ok_or_else(|| Refusal::NetNs("its namespace is not found any more".to_owned()))?;
     sandbox_check::check(&netns, &agent.node_namespaces, &pod.addresses)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use handoff::{Attachment, PodRef};
@@ -59,6 +59,7 @@ pub(crate) struct Skipped {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) netns_inode: u64,
+    /// Where its namespace is; none when it was not found there any more.
     pub(crate) netns_path: Option<PathBuf>,
 }
 
@@ -83,7 +84,7 @@ impl Record {
 }
 
 /// The namespace that a path led to when a pod started, if it still leads there.
-pub(crate) fn find_again(path: Option<&PathBuf>, inode: u64) -> Option<NetNs> {
+pub(crate) fn find_again(path: Option<&Path>, inode: u64) -> Option<NetNs> {
     let netns = NetNs::open(path?).ok()?;
     (netns.id().ino == inode).then_some(netns)
 }
@@ -103,9 +104,10 @@ impl Pods {
         self.enrolled.insert(pod.record.attachment.clone(), pod);
     }
 
-    /// A pod is outside.
+    /// A pod is outside. The same pod under another attachment is replaced.
     pub(crate) fn skip(&mut self, skipped: Skipped) {
         self.enrolled.remove(&skipped.attachment);
+        self.skipped.retain(|_, p| p.pod.uid.is_none() || p.pod.uid != skipped.pod.uid);
         self.skipped.insert(skipped.attachment.clone(), skipped);
     }
 

@@ -50,6 +50,10 @@ pub(crate) struct Args {
     /// The network that this node belongs to. Only told in the log: the mesh file says it of each workload.
     #[arg(long, env = "NETWORK", default_value = "")]
     pub(crate) network: String,
+    /// Of several services with one address or name, those of this namespace go before others, unless one is in the client's
+    /// namespace or canonical. (The name is spelt as ztunnel spells it.)
+    #[arg(long, env = "PREFERED_SERVICE_NAMESPACE")]
+    pub(crate) preferred_service_namespace: Option<String>,
     /// Whether to listen for IPv6 connections, too.
     #[arg(long, env = "IPV6_ENABLED", default_value = "true", action = clap::ArgAction::Set)]
     pub(crate) ipv6: bool,

@@ -41,7 +41,7 @@ impl Effective {
 }
 
 /// Variables of ztunnel that mean nothing here, with the values that say what is so anyway, and why.
-const WITHOUT_MEANING: [(&str, &[&str], &str); 10] = [
+const WITHOUT_MEANING: [(&str, &[&str], &str); 9] = [
     ("ENABLE_PROXY", &["true"], "the proxy is all that this is"),
     ("PROXY_WORKLOAD_INFO", &[], "one proxy serves all pods of a node"),
     ("INPOD_PORT_REUSE", &["true"], "the next proxy takes over while this one drains"),
@@ -50,7 +50,6 @@ const WITHOUT_MEANING: [(&str, &[&str], &str); 10] = [
     ("LOCAL_XDS", &[""], "a mesh is given as a file, by LOCAL_XDS_PATH"),
     ("FAKE_CA", &["false"], "certificates are real; without CA_ADDRESS they come from the local authority"),
     ("UNSTABLE_ENABLE_SOCKS5", &["false"], "there is no SOCKS5"),
-    ("PREFERED_SERVICE_NAMESPACE", &[""], "a service of the client's own namespace comes first, then any"),
     ("ISTIO_META_DNS_PROXY_ADDR", &[""], "DNS is answered in the pod, on port 15053"),
 ];
 

@@ -8,8 +8,12 @@ use api::discovery::Resource;
 use api::protobuf::Kind;
 use underpass_tests::control_plane::resources::{deny, endpoint, garbage, pod, policy_resource, workload_resource};
 use underpass_tests::control_plane::{CaFault, Scene, say};
-use underpass_tests::sandbox::{connect, read_line, until};
+use underpass_tests::sandbox::{await_within, connect, read_line, until};
 use underpass_tests::wire::{PEER4, PEER6, POD4, POD6};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
@@ -42,7 +46,10 @@ fn two_pods_talk_as_a_control_plane_says() {
     assert!(nonces.len() >= 2 && nonces.iter().all(|s| s.request.error_detail.is_none()), "all is acknowledged");
     let head = &scene.plane.discovery.heads()[0];
     assert_eq!((head.authorization.as_str(), head.cluster.as_str()), ("Bearer the-first-token", "Kubernetes"));
-    let (head, request) = scene.plane.certificates.asked()[0].clone();
+    let asked = scene.plane.certificates.asked();
+    let keys: Vec<_> = asked.iter().zip([CLIENT, SERVER]).map(|((_, r), id)| assert_requests(&r.csr, id)).collect();
+    assert_ne!(keys[0], keys[1], "a fresh key for each");
+    let (head, request) = asked[0].clone();
     assert_eq!((head.authorization.as_str(), head.cluster.as_str()), ("Bearer the-first-token", "Kubernetes"));
     assert_eq!(request.validity_duration, 24 * 3600);
     assert_eq!(request.metadata.unwrap().fields["ImpersonatedIdentity"].kind, Some(Kind::Text(CLIENT.to_owned())));
@@ -54,6 +61,32 @@ fn two_pods_talk_as_a_control_plane_says() {
         "{metrics}"
     );
     assert!(metrics.contains("underpass_state_age_seconds 0"), "{metrics}");
+}
+
+/// A request for a certificate is for a P-256 key, without a subject, and with one name, which is critical. Returns the key.
+fn assert_requests(csr: &str, identity: &str) -> Vec<u8> {
+    let (_, block) = x509_parser::pem::parse_x509_pem(csr.as_bytes()).unwrap();
+    let (_, request) = X509CertificationRequest::from_der(&block.contents).unwrap();
+    let info = &request.certification_request_info;
+    assert_eq!(info.subject.iter().count(), 0);
+    let key = &info.subject_pki;
+    let curve = key.algorithm.parameters.as_ref().unwrap().as_oid().unwrap();
+    let (ec_public_key, p_256) = ("1.2.840.10045.2.1", "1.2.840.10045.3.1.7");
+    assert_eq!(
+        (key.algorithm.algorithm.to_id_string().as_str(), curve.to_id_string().as_str()),
+        (ec_public_key, p_256)
+    );
+    let mut names = Vec::new();
+    for attribute in info.attributes() {
+        let ParsedCriAttribute::ExtensionRequest(asked) = attribute.parsed_attribute() else { continue };
+        for extension in &asked.extensions {
+            if let ParsedExtension::SubjectAlternativeName(san) = extension.parsed_extension() {
+                names.extend(san.general_names.iter().map(|name| (extension.critical, name.clone())));
+            }
+        }
+    }
+    assert_eq!(names, [(true, GeneralName::URI(identity))]);
+    key.subject_public_key.data.to_vec()
 }
 
 #[test]
@@ -213,6 +246,25 @@ fn a_certificate_that_is_not_what_was_asked_for_is_not_used() {
     }
     scene.log_with(&["UP-CONTROL-008", "there is no certificate of spiffe://cluster.local/ns/default/sa/client yet"]);
     scene.talk();
+}
+
+#[test]
+fn a_certificate_that_is_refused_is_asked_for_later_and_later() {
+    let scene = Scene::new("ca-retry");
+    scene.plane.certificates.misbehave(Some(CaFault::Refuse(14, "not now")));
+    scene.remove("client");
+    let before = scene.plane.certificates.times(CLIENT).len();
+    scene.enrol("client");
+    let times = await_within(60, "five are asked for", || {
+        let times = scene.plane.certificates.times(CLIENT).split_off(before);
+        (times.len() >= 5).then_some(times)
+    });
+    let waits: Vec<_> = times.windows(2).map(|w| w[1] - w[0]).collect();
+    for (wait, expected) in waits.iter().zip([500, 1000, 2000, 4000]) {
+        assert!(*wait >= Duration::from_millis(expected).mul_f64(0.8), "{waits:?}");
+    }
+    scene.plane.certificates.misbehave(None);
+    await_within(30, "a later answer is good", || scene.try_talk(Scene::destinations()[0]).ok());
 }
 
 #[test]

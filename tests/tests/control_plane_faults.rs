@@ -244,6 +244,23 @@ fn a_control_plane_that_insists_on_what_is_refused_costs_little() {
 }
 
 #[test]
+fn a_control_plane_that_is_away_is_tried_later_and_later() {
+    let scene = Scene::new("xds-backoff");
+    scene.plane.away(true);
+    let knocks = await_within(60, "nine are tried", || {
+        let knocks = scene.plane.knocks();
+        (knocks.len() >= 9).then_some(knocks)
+    });
+    let waits: Vec<_> = knocks.windows(2).take(8).map(|w| w[1] - w[0]).collect();
+    for (wait, expected) in waits.iter().zip([10, 20, 40, 80, 160, 320, 640, 1280]) {
+        assert!(*wait >= Duration::from_millis(expected), "{waits:?}");
+    }
+    scene.talk();
+    scene.plane.away(false);
+    scene.line_with(&["in step with"]);
+}
+
+#[test]
 fn a_control_plane_that_is_away_for_a_minute_is_followed_again() {
     let scene = Scene::new("xds-minute");
     scene.talk();

@@ -102,8 +102,7 @@ async fn fall_silent<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I) {
 async fn settings_and_pings_are_as_told_at_both_ends() {
     let sandbox = Sandbox::up_with("on-the-wire", &with_played());
     let all = (1 << 20) * 200 - 65_535;
-    let server = async {
-        let ip = sandbox.ips("server")[0];
+    let server = async |ip: IpAddr| {
         let mut io = dial(&sandbox.pod("client"), ip, Some(of(&sandbox, CLIENT)), Speech::default()).await.unwrap();
         let begin = [&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat();
         io.write_all(&begin).await.unwrap();
@@ -113,8 +112,7 @@ async fn settings_and_pings_are_as_told_at_both_ends() {
         io.write_all(&frame(SETTINGS, frames::ACK, 0, &[])).await.unwrap();
         fall_silent(&mut io).await;
     };
-    let client = async {
-        let ip = sandbox.ips("outsider")[0];
+    let client = async |ip: IpAddr| {
         let listener = sandbox.pod("outsider").run(|| std::net::TcpListener::bind(hbone(ip)).unwrap()).unwrap();
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
@@ -134,11 +132,17 @@ async fn settings_and_pings_are_as_told_at_both_ends() {
         assert_eq!(window, all);
         fall_silent(&mut io).await;
         assert!(application.read(&mut [0]).is_err(), "no answer to CONNECT in time");
-        sandbox.access_line("node-1", &["no answer to CONNECT within 15 s"]);
     };
-    tokio::join!(server, client);
-    for node in ["node-1", "node-2"] {
-        sandbox.access_line(node, &["HBONE ping timeout"]);
+    let (servers, clients) = (sandbox.ips("server"), sandbox.ips("outsider"));
+    tokio::join!(server(servers[0]), server(servers[1]), client(clients[0]), client(clients[1]));
+    for ip in clients {
+        let peer = hbone(ip).to_string();
+        sandbox.access_line("node-1", &["no answer to CONNECT within 15 s", &peer]);
+        sandbox.access_line("node-1", &["HBONE ping timeout", &format!("peer={peer}")]);
+    }
+    for ip in sandbox.ips("client") {
+        let peer = SocketAddr::new(ip, 0).to_string();
+        sandbox.access_line("node-2", &["HBONE ping timeout", &format!("peer={}", peer.trim_end_matches('0'))]);
     }
 }
 
@@ -247,74 +251,6 @@ async fn each_matcher_decides_over_the_wire() {
     }
     sandbox.access_line("node-2", &["explicitly denied by: default/d"]);
     sandbox.access_line("node-2", &["src.workload=\"outsider\"", "direction=\"inbound\"", "connection complete"]);
-}
-
-#[test]
-fn locality_and_health_decide_over_the_wire() {
-    // Three pods serve: one here, one in the same region, and one that is ill.
-    let all = "default/any.x: {}, default/near.x: {}, default/strict.x: {}, default/sick.x: {}";
-    let place = |mesh: String, name: &str, more: &str| {
-        let from = format!("name: {name}, ");
-        assert!(mesh.contains(&from));
-        mesh.replacen(&from, &format!("name: {name}, {more}, "), 1)
-    };
-    let mut mesh =
-        MESH.replace(",\n      services: { default/server.default.svc.cluster.local: { 80: 8080 } } }", " }");
-    mesh = place(mesh, "client", "locality: { region: r1, zone: z1 }");
-    mesh = place(mesh, "neighbour", &format!("locality: {{ region: r1, zone: z1 }}, services: {{ {all} }}"));
-    mesh = place(
-        mesh,
-        "server",
-        &format!(
-            "locality: {{ region: r1, zone: z2 }}, services: {{ {all}, default/none.x: {{}}, default/shadow.x: {{}} }}"
-        ),
-    );
-    mesh = place(mesh, "outsider", "status: Unhealthy, services: { default/any.x: {}, default/sick.x: {} }");
-    let services = [
-        ("any", 40, "{ mode: Standard }"),
-        ("near", 41, "{ mode: Failover, routingPreferences: [Region, Zone] }"),
-        ("strict", 42, "{ mode: Strict, routingPreferences: [Zone] }"),
-        ("none", 43, "{ mode: Strict, routingPreferences: [Zone] }"),
-        ("sick", 44, "{ healthPolicy: AllowAll }"),
-    ];
-    let mut list = "services:\n".to_owned();
-    for (name, last, balancer) in services {
-        list += &format!(
-            "  - {{ name: {name}, namespace: default, hostname: {name}.x, vips: [/10.96.0.{last}, \"/fd96::{last}\"], ports: {{ 80: 8080 }}, loadBalancer: {balancer} }}\n"
-        );
-    }
-    list += "  - { name: shadow, namespace: default, hostname: shadow.x, vips: [/10.77.1.4, \"/fd77:1::4\"], ports: { 80: 8080 } }\n";
-    let sandbox = Sandbox::up_with("localities", &mesh.replace("services:\n", &list));
-    for pod in ["neighbour", "server", "outsider"] {
-        serve_named(&sandbox, pod);
-    }
-    for v6 in [false, true] {
-        let reached = |last: u8| -> BTreeSet<String> {
-            let vip = if v6 { format!("[fd96::{last}]:80") } else { format!("10.96.0.{last}:80") };
-            let once = || connect(&sandbox.pod("client"), vip.parse().unwrap()).and_then(|mut s| read_line(&mut s));
-            (0..30).map(|_| once().unwrap_or_else(|_| "refused".to_owned())).collect()
-        };
-        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
-        assert_eq!(reached(40), names(&["neighbour", "server"]), "all that are healthy");
-        assert_eq!(reached(41), names(&["neighbour"]), "the most in common");
-        assert_eq!(reached(42), names(&["neighbour"]), "all in common");
-        assert_eq!(reached(43), names(&["refused"]), "nobody has all in common");
-        assert_eq!(reached(44), names(&["neighbour", "server", "outsider"]), "the ill one, too");
-        let outsider = sandbox.ips("outsider")[usize::from(v6)];
-        let mut shadowed = connect(&sandbox.pod("client"), SocketAddr::new(outsider, 80)).unwrap();
-        assert_eq!(read_line(&mut shadowed).unwrap(), "server", "a service goes before the workload of its address");
-    }
-}
-
-/// An application that tells its name.
-fn serve_named(sandbox: &Sandbox, pod: &str) {
-    let listener = underpass_tests::sandbox::listen(&sandbox.pod(pod), 8080);
-    let line = format!("{pod}\n");
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let _ = std::io::Write::write_all(&mut stream, line.as_bytes());
-        }
-    });
 }
 
 #[test]

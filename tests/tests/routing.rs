@@ -293,6 +293,14 @@ services:
     assert_eq!(names.seen().len(), 2, "one question for each family, however many ask at once");
     assert_refused(&sandbox, "10.96.0.21:80");
     sandbox.access_line("node-1", &["unknown.example has no address"]);
+    let metrics = sandbox.get("node-1", "127.0.0.1:15020", "/metrics").1;
+    let counted = |hostname: &str| {
+        let labels = [&format!("hostname=\"{hostname}\""), "source_workload=\"client\""];
+        let of_it = |l: &&str| l.starts_with("istio_on_demand_dns_total{") && labels.iter().all(|x| l.contains(*x));
+        metrics.lines().find(of_it).and_then(|l| l.rsplit(' ').next()).map(str::to_owned)
+    };
+    assert_eq!(counted("10-77-1-4.ip.example").as_deref(), Some("10"), "{metrics}");
+    assert!(counted("unknown.example").is_some(), "{metrics}");
 }
 
 /// An application that reads a PROXY header, tells it on a line, and echoes.

@@ -73,3 +73,32 @@ pub(super) async fn of_agents(api: &Api, namespace: &str) -> Outcome {
     }
     Outcome::unless(refused, "")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Whoever gives the agents a right, or takes one, does so in the chart; then it is asked for here, too.
+    #[test]
+    fn agents_are_asked_for_what_the_chart_gives_them() {
+        let manifests = include_str!("../../../deploy/manifests/underpass.yaml");
+        let objects = manifests.split("\n---\n").filter(|d| d.contains("\nkind: ClusterRole\n"));
+        let roles: Vec<Value> = objects.map(|d| serde_saphyr::from_str(d).unwrap()).collect();
+        let [role] = &roles[..] else { panic!("{roles:?}") };
+        let texts = |value: &Value| -> Vec<String> {
+            value.as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect()
+        };
+        let mut given = BTreeSet::new();
+        for rule in role["rules"].as_array().unwrap() {
+            assert_eq!(texts(&rule["apiGroups"]), [""]);
+            let (verbs, resources) = (texts(&rule["verbs"]), texts(&rule["resources"]));
+            given.extend(resources.iter().flat_map(|r| verbs.iter().map(move |v| format!("{v} {r}"))));
+        }
+        assert!(OF_AGENTS.iter().all(|right| right.group.is_empty()));
+        assert_eq!(OF_AGENTS.iter().map(Right::text).collect::<BTreeSet<_>>(), given);
+    }
+}

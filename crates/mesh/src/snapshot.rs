@@ -39,6 +39,7 @@ pub struct Mesh {
     pub(crate) namespace_policies: Table<Text, Arc<Vec<Arc<Compiled>>>>,
     pub(crate) policy_epoch: u64,
     pub(crate) namespaces: Arc<BTreeMap<Text, Arc<Namespace>>>,
+    pub(crate) preferred_namespace: Option<Text>,
 }
 
 /// A Kubernetes namespace, as far as enrolment looks at it.
@@ -119,6 +120,12 @@ impl Mesh {
         store.into_mesh()
     }
 
+    /// Services of this namespace go before those of others, where several have one address or name and none is in the
+    /// namespace of whoever asks, or canonical.
+    pub fn prefer(&mut self, namespace: Option<&str>) {
+        self.preferred_namespace = namespace.map(Text::from);
+    }
+
     /// The workload of this uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)
@@ -145,8 +152,8 @@ impl Mesh {
     }
 
     /// The service that has this virtual address in this network, as a workload of `namespace` sees it: by the address
-    /// itself, else by the longest range; of several, the one in that namespace, else the canonical one, else the first by
-    /// key. Among ranges the namespace goes before the length.
+    /// itself, else by the longest range; of several, the one in that namespace, else the canonical one, else one in the
+    /// preferred namespace, else the first by key. Among ranges this goes before the length.
     pub fn service_by_vip(&self, network: &str, ip: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
         self.group_by_vip(network, ip, namespace)?.service.as_ref()
     }
@@ -166,7 +173,8 @@ impl Mesh {
     }
 
     /// The service of this host name, which is in lower case and without a dot at its end, as a workload of `namespace`
-    /// sees it. Of several, the one in that namespace, else the canonical one, else the first by key.
+    /// sees it. Of several, the one in that namespace, else the canonical one, else one in the preferred
+    /// namespace, else the first by key.
     pub fn service_by_hostname(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
         self.best(self.by_hostname.get(hostname)?, namespace)?.1.service.as_ref()
     }
@@ -179,7 +187,8 @@ impl Mesh {
             let rank = match service {
                 s if s.namespace == *namespace => 0,
                 s if s.canonical => 1,
-                _ => 2,
+                s if self.preferred_namespace.as_ref() == Some(&s.namespace) => 2,
+                _ => 3,
             };
             Some((rank, key, group))
         });

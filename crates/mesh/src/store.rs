@@ -45,6 +45,13 @@ pub struct Store {
 }
 
 impl Store {
+    /// An empty one, whose snapshots prefer the services of this namespace, as [`Mesh::prefer`] says.
+    pub fn preferring(namespace: Option<&str>) -> Self {
+        let mut store = Self::default();
+        store.mesh.prefer(namespace);
+        store
+    }
+
     /// Puts resources in, each in place of an earlier one of its name, and takes others out: what is gone first, for a name
     /// may come back as something else. Names that are unknown, and resources that are known as they are, change nothing.
     pub fn apply<'a>(

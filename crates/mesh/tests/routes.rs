@@ -60,6 +60,9 @@ services:
   - { name: secret, namespace: b, hostname: secret.b, vips: [near/10.96.0.15], ports: { 80: 80 }, visibility: Namespace }
   - { name: twin, namespace: b, hostname: twin.x, vips: [near/10.96.0.16], ports: { 80: 80 } }
   - { name: twin, namespace: c, hostname: twin.x, vips: [near/10.96.0.16], ports: { 80: 80 }, canonical: true }
+  - { name: same, namespace: c, hostname: same.x, vips: [near/10.96.0.117], ports: { 80: 80 } }
+  - { name: same, namespace: e, hostname: same.x, vips: [near/10.96.0.117], ports: { 80: 80 } }
+  - { name: same, namespace: f, hostname: same.x, vips: [near/10.96.0.117], ports: { 80: 80 } }
   - { name: twin, namespace: d, hostname: twin.x, vips: [near/10.96.0.16], ports: { 80: 80 } }
   - { name: tunnelled, namespace: a, hostname: tunnelled.a, vips: [near/10.96.0.17, "near/fd96::17"], ports: {} }
   - { name: sandwiched, namespace: a, hostname: sandwiched.a, vips: [near/10.96.0.18], ports: { 80: 80 }, waypoint: { destination: near/10.0.0.20 } }
@@ -194,6 +197,13 @@ fn a_range_stands_for_all_its_addresses_and_the_namespace_decides_among_several(
     for (namespace, key) in [("b", "b/twin.x"), ("d", "d/twin.x"), ("x", "c/twin.x")] {
         assert_eq!(service("10.96.0.16", namespace).as_deref(), Some(key));
         assert_eq!(mesh().service_by_hostname("twin.x", namespace).unwrap().key(), key);
+    }
+    for (preferred, key) in [(Some("f"), "f/same.x"), (Some("b"), "c/same.x"), (None, "c/same.x")] {
+        let mut mesh = mesh();
+        mesh.prefer(preferred);
+        assert_eq!(mesh.service_by_hostname("same.x", "x").unwrap().key(), key, "{preferred:?} is preferred");
+        assert_eq!(mesh.service_by_hostname("same.x", "e").unwrap().key(), "e/same.x", "its own");
+        assert_eq!(mesh.service_by_hostname("twin.x", "x").unwrap().key(), "c/twin.x", "canonical");
     }
 }
 

@@ -63,13 +63,17 @@ impl Search {
     }
 }
 
-/// Presents every pod that should join and that nobody has presented, as a plugin would have.
+/// Presents every pod that should join and that nobody has presented, as a plugin would have; and those again whose
+/// namespace is not where it was when they were presented.
 pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
     if !cluster.is_synced() {
         return;
     }
-    let known = agent.known_uids();
-    let is_new = |pod: &KnownPod| !known.contains(&*pod.workload.uid) && should_join(agent, cluster, pod);
+    let (known, lost) = (agent.known_uids(), agent.lost_uids());
+    let is_new = |pod: &KnownPod| {
+        let uid = &*pod.workload.uid;
+        (!known.contains(uid) || lost.contains(uid)) && should_join(agent, cluster, pod)
+    };
     let strangers: Vec<KnownPod> = cluster.pods().into_iter().filter(is_new).collect();
     let uids = strangers.iter().map(|p| p.workload.uid.to_string()).collect();
     if !cluster.search.is_due(&uids) {
@@ -88,7 +92,8 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
     let mut missed = BTreeMap::new();
     for pod in strangers {
         // Its ADD may have come meanwhile.
-        if agent.knows(&pod.workload.uid) || !should_join(agent, cluster, &pod) {
+        let knows = |uid: &str| agent.knows(uid) && !agent.lost_uids().contains(uid);
+        if knows(&pod.workload.uid) || !should_join(agent, cluster, &pod) {
             continue;
         }
         let (reference, uid) = (pod.reference(), pod.workload.uid.to_string());
@@ -97,6 +102,9 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
             continue;
         };
         tracing::info!(uid, namespace = reference.namespace, name = reference.name, "found by its processes");
+        if agent.found_again(&uid, &place.netns, place.inode) {
+            continue;
+        }
         let container_id = place.container.unwrap_or_else(|| format!("pod-{uid}"));
         agent.skip(Skipped {
             attachment: Attachment { container_id, ifname: INTERFACE.to_owned() },
@@ -109,7 +117,9 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
         });
     }
     let lost = cluster.search.note(&missed.keys().cloned().collect());
-    for pod in missed.into_iter().filter(|(uid, _)| lost.contains(uid)).map(|(_, pod)| pod) {
+    // Of one that was presented, joining or verification tells.
+    let untold = |uid: &String| lost.contains(uid) && !agent.knows(uid);
+    for pod in missed.into_iter().filter(|(uid, _)| untold(uid)).map(|(_, pod)| pod) {
         let refusal = Refusal::NotFound(cluster.host_proc.display().to_string());
         tracing::warn!(namespace = pod.namespace, name = pod.name, "cannot join yet: {}", refusal.explained());
         cluster.events.not_enrolled(&pod, &refusal);

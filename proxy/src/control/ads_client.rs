@@ -27,6 +27,8 @@ pub(crate) struct Discovery {
     pub(crate) server: Server,
     pub(crate) node: Node,
     pub(crate) on_demand: bool,
+    /// As [`Store::preferring`] takes it.
+    pub(crate) preferred_namespace: Option<String>,
 }
 
 /// The mesh as the control plane has it.
@@ -56,7 +58,8 @@ pub(crate) fn follow(
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ads = Ads::new(discovery.node, discovery.on_demand);
-    let mut client = Client { server: discovery.server, ads, store: Store::default(), demands, outlets, pushes: 0 };
+    let store = Store::preferring(discovery.preferred_namespace.as_deref());
+    let mut client = Client { server: discovery.server, ads, store, demands, outlets, pushes: 0 };
     std::thread::Builder::new().name("control-plane".into()).spawn(move || runtime.block_on(client.run()))?;
     Ok(())
 }

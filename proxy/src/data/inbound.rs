@@ -79,7 +79,7 @@ pub(super) async fn serve(accepted: Accepted) {
         peer.worker.clone().track(stream_of(peer, incoming));
     };
     tokio::select! {
-        over = hbone::serve(tls, worker.node.options.http2(), drain, handle) => match over {
+        over = hbone::serve(tls, peer.client.0, worker.node.options.http2(), drain, handle) => match over {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                 early_end(peer.client, local, &ConnectionError::TunnelBroke(e.to_string()));

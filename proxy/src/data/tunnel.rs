@@ -102,9 +102,10 @@ where
         false => tls_failed(explain(&e)),
     })?;
     let peer = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let to = key.to;
     let revoked = async move {
         let who = credentials.until_revoked(peer, KeyUsage::server_auth()).await;
-        tracing::warn!("a tunnel is cut: {}", ConnectionError::Revoked(who));
+        tracing::warn!(peer = %to, "a tunnel is cut: {}", ConnectionError::Revoked(who));
     };
-    Tunnel::start(tls, http2, revoked).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
+    Tunnel::start(tls, key.to.0, http2, revoked).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
 }

@@ -17,7 +17,7 @@ use super::tunnel;
 use super::worker::Worker;
 use crate::hbone::{HboneStream, InnerKey, Opened, Opening, StreamCount, TunnelKey};
 use crate::inpod::Pod;
-use crate::telemetry::{Facts, Side};
+use crate::telemetry::{Facts, OnDemandDnsLabels, Side};
 
 /// How many endpoints of a service are tried at most.
 const ENDPOINTS_TRIED: usize = 4;
@@ -91,7 +91,7 @@ impl Attempt<'_> {
                 facts.destination = Side::workload(&workload, Some(workload.identity()));
                 facts.authority = Some(authority.clone());
                 facts.service.clone_from(&service);
-                let to = self.resolve(&tunnel).await?;
+                let to = self.resolve(&tunnel, &facts.source).await?;
                 facts.destination_addr = to;
                 // Both are the same name, and must not become two addresses.
                 let authority = match authority.host == tunnel.host {
@@ -119,7 +119,7 @@ impl Attempt<'_> {
                 facts.authority = None;
                 facts.destination = workload.as_deref().map(|w| Side::workload(w, None)).unwrap_or_default();
                 facts.service = service;
-                let to = self.resolve(&to).await?;
+                let to = self.resolve(&to, &facts.source).await?;
                 facts.destination_addr = to;
                 let connected = sockets::connect(self.pod, to, None).await;
                 connected.map(Upstream::Plain).map_err(|e| ConnectionError::Connect { to, why: e.to_string() })
@@ -132,12 +132,14 @@ impl Attempt<'_> {
     }
 
     /// An address of the application's own family, where there is one; of several, any.
-    async fn resolve(&self, to: &HostPort) -> Result<SocketAddr, ConnectionError> {
+    async fn resolve(&self, to: &HostPort, source: &Side) -> Result<SocketAddr, ConnectionError> {
         let name = match &to.host {
             Host::Address(ip) => return Ok(SocketAddr::new(*ip, to.port)),
             Host::Name(name) => name,
         };
-        let addresses = self.worker.node.resolver.resolve(self.pod, name).await.map_err(ConnectionError::NoUpstream)?;
+        let node = &self.worker.node;
+        node.metrics.on_demand_dns.get_or_create(&OnDemandDnsLabels::new(name, source)).inc();
+        let addresses = node.resolver.resolve(self.pod, name).await.map_err(ConnectionError::NoUpstream)?;
         let mut fitting: Vec<_> = addresses.iter().filter(|a| a.is_ipv6() == self.orig_dst.ip().is_ipv6()).collect();
         if fitting.is_empty() {
             fitting.extend(addresses.iter());

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -70,8 +71,13 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Begins HTTP/2 on a connection. A task of its own drives it until it ends, nobody has it any more, or `cut` completes.
-    pub(crate) async fn start<I>(io: I, http2: Http2, cut: impl Future<Output = ()> + 'static) -> io::Result<Self>
+    /// Begins HTTP/2 on a connection to `peer`. A task of its own drives it until it ends, nobody has it any more, or `cut` completes.
+    pub(crate) async fn start<I>(
+        io: I,
+        peer: SocketAddr,
+        http2: Http2,
+        cut: impl Future<Output = ()> + 'static,
+    ) -> io::Result<Self>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -92,17 +98,11 @@ impl Tunnel {
         let (end, ended) = watch::channel(false);
         let pings = connection.ping_pong();
         tokio::task::spawn_local(async move {
-            let silent = async {
-                match pings {
-                    Some(pings) => keepalive::until_silent(pings).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 over = connection => if let Err(e) = over {
-                    tracing::debug!("a tunnel ended: {e}");
+                    tracing::debug!(%peer, "a tunnel ended: {e}");
                 },
-                () = silent => {}
+                () = keepalive::until_silent(pings, peer) => {}
                 () = cut => {}
             }
             let _ = end.send(true); // nobody waits for it

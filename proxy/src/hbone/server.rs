@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,10 +56,11 @@ impl Incoming {
     }
 }
 
-/// Serves one connection: calls `handle` with each request, and returns when the connection has ended. When `drain`
+/// Serves one connection of `peer`: calls `handle` with each request, and returns when the connection has ended. When `drain`
 /// completes, the peer is told to open no more streams. `InvalidData` is what a peer does that no good one would.
 pub(crate) async fn serve<I>(
     io: I,
+    peer: SocketAddr,
     http2: Http2,
     drain: impl Future<Output = ()>,
     mut handle: impl FnMut(Incoming),
@@ -80,12 +82,7 @@ where
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the HTTP/2 handshake took too long"))?
         .map_err(io::Error::other)?;
     let pings = connection.ping_pong();
-    let silent = async {
-        match pings {
-            Some(pings) => keepalive::until_silent(pings).await,
-            None => std::future::pending().await,
-        }
-    };
+    let silent = keepalive::until_silent(pings, peer);
     tokio::pin!(silent, drain);
     let mut draining = false;
     loop {

@@ -9,7 +9,7 @@ use mesh::baggage::Baggage;
 use mesh::{ClientAddr, HostPort, Identity, Service, Text, Workload};
 use prometheus_client::metrics::counter::Counter;
 
-use super::metrics::{Metrics, Reporter, TrafficLabels};
+use super::metrics::{Metrics, OnDemandDnsLabels, Reporter, TrafficLabels};
 use super::open::Open;
 use crate::data::ConnectionError;
 
@@ -169,9 +169,34 @@ impl Event {
     }
 }
 
+/// The value of a label.
+fn or(text: &str) -> String {
+    if text.is_empty() { "unknown".to_owned() } else { text.to_owned() }
+}
+
+fn principal(side: &Side) -> String {
+    side.identity.as_ref().map_or_else(|| or(""), ToString::to_string)
+}
+
+impl OnDemandDnsLabels {
+    /// A connection of `source` needs the addresses of a name.
+    pub(crate) fn new(hostname: &str, source: &Side) -> Self {
+        let s = &source.attributes;
+        Self {
+            hostname: hostname.to_owned(),
+            source_workload: or(&s.workload_name),
+            source_canonical_service: or(&s.canonical_name),
+            source_canonical_revision: or(&s.canonical_revision),
+            source_workload_namespace: or(&s.namespace),
+            source_principal: principal(source),
+            source_app: or(&s.canonical_name),
+            source_version: or(&s.canonical_revision),
+            source_cluster: or(&s.cluster_id),
+        }
+    }
+}
+
 fn labels(f: &Facts) -> TrafficLabels {
-    let or = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
-    let principal = |side: &Side| side.identity.as_ref().map_or_else(|| or(""), ToString::to_string);
     let mutual_tls = f.source.identity.is_some() && f.destination.identity.is_some();
     let (s, d) = (&f.source.attributes, &f.destination.attributes);
     let service = |part: fn(&Service) -> &str| f.service.as_ref().map_or_else(|| or(""), |s| or(part(s)));

@@ -69,6 +69,20 @@ pub(crate) struct DnsLabels {
     pub(crate) source_canonical_revision: String,
 }
 
+/// The labels of what is looked up on behalf of connections, in Istio's words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OnDemandDnsLabels {
+    pub(crate) hostname: String,
+    pub(crate) source_workload: String,
+    pub(crate) source_canonical_service: String,
+    pub(crate) source_canonical_revision: String,
+    pub(crate) source_workload_namespace: String,
+    pub(crate) source_principal: String,
+    pub(crate) source_app: String,
+    pub(crate) source_version: String,
+    pub(crate) source_cluster: String,
+}
+
 /// Upper bounds of the buckets of istio_dns_upstream_request_duration_seconds, as ztunnel's.
 const DNS_SECONDS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
 
@@ -84,6 +98,7 @@ pub(crate) struct Metrics {
     pub(crate) dns_upstream_requests: Family<DnsLabels, Counter>,
     pub(crate) dns_upstream_failures: Family<DnsLabels, Counter>,
     pub(crate) dns_upstream_seconds: Family<DnsLabels, Histogram>,
+    pub(crate) on_demand_dns: Family<OnDemandDnsLabels, Counter>,
     crl_rejections: Family<ReporterLabel, Counter>,
     pub(crate) control: ControlMetrics,
     /// Not a metric, but kept by the same events.
@@ -109,6 +124,7 @@ impl Metrics {
             dns_upstream_requests: Family::default(),
             dns_upstream_failures: Family::default(),
             dns_upstream_seconds: Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
+            on_demand_dns: Family::default(),
             crl_rejections: Family::default(),
             control: ControlMetrics::default(),
             open: Arc::default(),
@@ -148,6 +164,8 @@ impl Metrics {
             Unit::Seconds,
             metrics.dns_upstream_seconds.clone(),
         );
+        let on_demand = "Connections whose endpoint has a name and no address";
+        r.register("istio_on_demand_dns", on_demand, metrics.on_demand_dns.clone());
         metrics.control.register(r);
         r.register("workload_manager_active_proxy_count", "Pods that are served", metrics.active_pods.clone());
         r.register(

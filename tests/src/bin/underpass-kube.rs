@@ -1,14 +1,16 @@
 //! The cluster of `scripts/kube`: a real Kubernetes with istiod, in namespaces of its own, until somebody ends it.
 //!
 //! ```text
-//! underpass-kube up                    starts one, and returns when its nodes and istiod are ready
-//! underpass-kube demo [--json]         tells on a cluster of its own what Underpass does
+//! underpass-kube up [FAMILY]           starts one, and returns when its nodes and istiod are ready
+//! underpass-kube demo [FAMILY] [--json]   tells on a cluster of its own what Underpass does
 //! underpass-kube down                  ends it; nothing is left
 //! underpass-kube images                the image of the programs beside it, as an archive
 //! underpass-kube exec PROGRAM …        runs kubectl, istioctl or helm against it
 //! underpass-kube import IMAGE.tar      puts an image on its nodes
 //! underpass-kube node NAME PROGRAM …   runs a program on a node
 //! ```
+//!
+//! FAMILY is `--ipv4` or `--ipv6`; without one, pods and nodes have addresses of both.
 
 #![allow(clippy::unwrap_used)] // a tool that cannot go on stops
 #![allow(clippy::disallowed_types)] // a cluster is programs
@@ -24,6 +26,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use underpass_tests::binaries::control_plane;
+use underpass_tests::cluster::Families;
 use underpass_tests::folder;
 use underpass_tests::kube::{Kube, images, missing, story};
 
@@ -34,10 +37,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["up"] => up(),
-        ["keep"] => keep(),
-        ["demo"] => demo(false),
-        ["demo", "--json"] => demo(true),
+        ["up"] => up(None),
+        ["up", family @ ("--ipv4" | "--ipv6")] => up(Some(family)),
+        ["keep"] => keep(Families::Dual),
+        ["keep", family] => keep(of_flag(family)),
+        ["demo"] => demo(Families::Dual, false),
+        ["demo", "--json"] => demo(Families::Dual, true),
+        ["demo", family @ ("--ipv4" | "--ipv6")] => demo(of_flag(family), false),
+        ["demo", family @ ("--ipv4" | "--ipv6"), "--json"] => demo(of_flag(family), true),
         ["down"] => down(),
         ["images"] => {
             println!("{}", images::underpass(&std::env::temp_dir().join("underpass-image")).display());
@@ -46,8 +53,14 @@ fn main() -> ExitCode {
         ["exec", program, ref rest @ ..] => exec(program, rest),
         ["import", archive] => import(archive),
         ["node", name, ref program @ ..] => node(name, program),
-        _ => told("usage: underpass-kube up | demo | down | exec PROGRAM … | import IMAGE.tar | node NAME PROGRAM …"),
+        _ => told(
+            "usage: underpass-kube up [--ipv4 | --ipv6] | demo [--ipv4 | --ipv6] [--json] | down | exec PROGRAM … | import IMAGE.tar | node NAME PROGRAM …",
+        ),
     }
+}
+
+fn of_flag(flag: &str) -> Families {
+    if flag == "--ipv4" { Families::V4 } else { Families::V6 }
 }
 
 /// Where a running cluster is told of.
@@ -64,7 +77,7 @@ fn running() -> Option<(Pid, Value)> {
 }
 
 #[allow(clippy::zombie_processes)] // it stays, and this process ends
-fn up() -> ExitCode {
+fn up(family: Option<&str>) -> ExitCode {
     if let Some((pid, _)) = running() {
         return told(&format!("a cluster runs already (process {pid}). Next step: scripts/kube down"));
     }
@@ -73,7 +86,7 @@ fn up() -> ExitCode {
     }
     let log = std::env::temp_dir().join("underpass-kube.log");
     let mut keeper = Command::new(std::env::current_exe().unwrap());
-    keeper.arg("keep").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());
+    keeper.arg("keep").args(family).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());
     keeper.env("RUST_BACKTRACE", "0");
     let mut keeper = keeper.process_group(0).spawn().unwrap(); // Ctrl-C of whoever started it is not for it
     for line in BufReader::new(keeper.stdout.take().unwrap()).lines().map_while(Result::ok) {
@@ -88,11 +101,11 @@ fn up() -> ExitCode {
 }
 
 /// The process that has the cluster: it ends with this one, however that ends.
-fn keep() -> ExitCode {
+fn keep(families: Families) -> ExitCode {
     let ends: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     ends.thread_block().unwrap();
     let folder = folder::until_exit("kube");
-    let kube = Kube::start(&folder, &mut |line| say(line));
+    let kube = Kube::start(&folder, families, &mut |line| say(line));
     let nodes: serde_json::Map<_, _> = kube.nodes.iter().map(|n| (n.name.clone(), json!(n.init()))).collect();
     let told = json!({ "pid": std::process::id(), "folder": folder, "kubeconfig": kube.kubeconfig, "nodes": nodes });
     kube.kubernetes.netns.enter().unwrap(); // those who ask find the namespace by this process
@@ -104,14 +117,14 @@ fn keep() -> ExitCode {
 }
 
 /// Each step is told as it is done: as a line of JSON, or for people.
-fn demo(as_json: bool) -> ExitCode {
+fn demo(families: Families, as_json: bool) -> ExitCode {
     if let Some(why) = missing() {
         return told(&format!("no cluster: {why}. Next step: scripts/lib/control-plane cluster"));
     }
     std::panic::set_hook(Box::new(|_| ())); // a step that stops is told
     let folder = folder::until_exit("kube");
     let started = Instant::now();
-    let kube = Kube::start(&folder, &mut |line| {
+    let kube = Kube::start(&folder, families, &mut |line| {
         if !as_json {
             say(line)
         }

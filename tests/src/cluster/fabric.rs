@@ -21,18 +21,52 @@ pub const CONTROL_PLANE: u8 = 0;
 /// Nodes are 1 to this one; every host knows the way to the pods of each.
 pub const NODES: u8 = 30;
 
+/// The families of a cluster's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// Both, IPv4 first.
+    Dual,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+}
+
+impl Families {
+    /// Of one thing for each family, IPv4's first, those of the cluster.
+    pub fn of<T>(self, [v4, v6]: [T; 2]) -> Vec<T> {
+        match self {
+            Self::Dual => vec![v4, v6],
+            Self::V4 => vec![v4],
+            Self::V6 => vec![v6],
+        }
+    }
+
+    /// Of one thing for each family, that of the cluster's first family.
+    pub fn first<T>(self, both: [T; 2]) -> T {
+        self.of(both).remove(0)
+    }
+
+    /// As Kubernetes calls the first one.
+    pub fn first_name(self) -> &'static str {
+        self.first(["IPv4", "IPv6"])
+    }
+}
+
 /// The bridge, in a namespace of its own.
 #[derive(Debug)]
 pub struct Fabric {
+    /// What its hosts have.
+    pub families: Families,
     netns: NetNs,
 }
 
 impl Fabric {
     /// No host is there yet.
-    pub fn new() -> Self {
+    pub fn new(families: Families) -> Self {
         let netns = NetNs::create().unwrap();
         ip(&netns, "link add fabric type bridge\nlink set fabric up");
-        Self { netns }
+        Self { families, netns }
     }
 
     /// Whether no host of this number is wired.
@@ -49,28 +83,25 @@ impl Fabric {
         join(&self.netns, &format!("host{number}"), &host, "eth0");
         ip(&self.netns, &format!("link set host{number} master fabric\nlink set host{number} up"));
         let [v4, v6] = host_ips(number);
+        let addresses = [format!("address add {v4}/24 dev eth0\n"), format!("address add {v6}/64 dev eth0 nodad\n")];
+        ip(&host, &format!("link set lo up\n{}link set eth0 up", self.families.of(addresses).concat()));
+        // To nobody: there are programs that look for a default route to learn their own address.
         ip(
             &host,
-            &format!(
-                "link set lo up\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
-                 route add default via 10.200.0.1\nroute add default via fd00:200::1"
-            ),
-        ); // to nobody: there are programs that look for a default route to learn their own address
-        let others = (1..=NODES).filter(|n| *n != number).map(|other| {
+            &self.families.of(["10.200.0.1", "fd00:200::1"].map(|r| format!("route add default via {r}\n"))).concat(),
+        );
+        let others = (1..=NODES).filter(|n| *n != number).flat_map(|other| {
             let [v4, v6] = host_ips(other);
-            format!("route add 10.201.{other}.0/24 via {v4}\nroute add fd00:201:0:{other}::/64 via {v6}\n")
+            self.families.of([
+                format!("route add 10.201.{other}.0/24 via {v4}\n"),
+                format!("route add fd00:201:0:{other}::/64 via {v6}\n"),
+            ])
         });
         ip(&host, &others.collect::<String>());
         for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             host.run(|| std::fs::write(format!("/proc/sys/net/{forwarding}"), "1")).unwrap().unwrap();
         }
         host
-    }
-}
-
-impl Default for Fabric {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The Kubernetes API: etcd, the API server and the controllers, in a namespace of their own. No kubelet: nodes and pods are
 //! objects, as far as nobody runs them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use netns::NetNs;
@@ -9,13 +9,14 @@ use netns::NetNs;
 use super::api::Api;
 use super::binary;
 use super::daemon::Daemon;
-use super::fabric::{CONTROL_PLANE, Fabric, host_ips};
+use super::fabric::{CONTROL_PLANE, Fabric, Families, host_ips};
 use super::pki::Pki;
 
 const ETCD: &str = "127.0.0.1:2379";
 /// The first of each range of services is the API server's own.
-const SERVICES: &str = "10.96.0.0/16,fd00:96::/112";
-const API_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
+const API_SERVICES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1))];
 
 /// Objects without a kubelet would be taken for dead and cleared away by these.
 const UNDERTAKERS: &str =
@@ -39,28 +40,30 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// Starts one in a folder, and waits until it serves. Nobody runs its pods.
     pub fn start(folder: &Path) -> Self {
-        Self::start_with(folder, UNDERTAKERS)
+        Self::start_with(folder, UNDERTAKERS, Families::Dual)
     }
 
     /// The same for nodes that run pods: with a scheduler, and with every controller.
-    pub fn start_for_nodes(folder: &Path) -> Self {
-        let mut kubernetes = Self::start_with(folder, "--controllers=*");
+    pub fn start_for_nodes(folder: &Path, families: Families) -> Self {
+        let mut kubernetes = Self::start_with(folder, "--controllers=*", families);
         let scheduler = start_scheduler(&kubernetes);
         kubernetes.daemons.push(scheduler);
         kubernetes
     }
 
-    fn start_with(folder: &Path, controllers: &str) -> Self {
-        let fabric = Fabric::new();
+    fn start_with(folder: &Path, controllers: &str, families: Families) -> Self {
+        let fabric = Fabric::new(families);
         let netns = fabric.host(CONTROL_PLANE);
         let ips = host_ips(CONTROL_PLANE);
-        let pki = Pki::create(&folder.join("pki"), &[ips[0], ips[1], API_SERVICE, Ipv4Addr::LOCALHOST.into()]);
-        let api = Api::new(&netns, SocketAddr::new(ips[0], 6443), pki.ca(), "admin");
+        let names = [ips.as_slice(), &API_SERVICES, &[Ipv4Addr::LOCALHOST.into()]].concat();
+        let pki = Pki::create(&folder.join("pki"), &names);
+        let api = Api::new(&netns, SocketAddr::new(families.first(ips), 6443), pki.ca(), "admin");
         let mut etcd = start_etcd(&netns, folder);
         etcd.await_ready(|| netns.run(|| TcpStream::connect(ETCD)).unwrap().ok());
-        let mut api_server = start_api_server(&netns, folder, &pki);
+        let mut api_server = start_api_server(&netns, folder, &pki, families);
         api_server.await_ready(|| api.get("/readyz").ok());
-        let controllers = start_controllers(&netns, folder, &pki, controllers);
+        let config = pki.kubeconfig("controller-manager", &server(families), "controller-manager");
+        let controllers = start_controllers(&netns, folder, &pki, &config, controllers);
         Self { api, fabric, netns, pki, folder: folder.to_owned(), daemons: vec![controllers, api_server, etcd] }
     }
 
@@ -71,25 +74,25 @@ impl Kubernetes {
 
     /// Starts it again, and waits until it serves.
     pub fn start_api_server(&mut self) {
-        let mut api_server = start_api_server(&self.netns, &self.folder, &self.pki);
+        let mut api_server = start_api_server(&self.netns, &self.folder, &self.pki, self.fabric.families);
         api_server.await_ready(|| self.api.get("/readyz").ok());
         self.daemons.push(api_server);
     }
 
-    /// Where programs of the cluster reach the API server.
-    pub fn server() -> String {
-        format!("https://{}:6443", host_ips(CONTROL_PLANE)[0])
-    }
-
     /// Writes the kubeconfig of a client, and returns its path.
     pub fn kubeconfig(&self, name: &str, token: &str) -> String {
-        self.pki.kubeconfig(name, &Self::server(), token)
+        self.pki.kubeconfig(name, &server(self.fabric.families), token)
     }
 
     /// Where its files are.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
+}
+
+/// Where programs of the cluster reach the API server.
+fn server(families: Families) -> String {
+    format!("https://{}", SocketAddr::new(families.first(host_ips(CONTROL_PLANE)), 6443))
 }
 
 fn start_etcd(netns: &NetNs, folder: &Path) -> Daemon {
@@ -103,8 +106,8 @@ fn start_etcd(netns: &NetNs, folder: &Path) -> Daemon {
     Daemon::start(&binary("etcd"), netns, folder, &arguments, &[])
 }
 
-fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
-    let address = host_ips(CONTROL_PLANE)[0];
+fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki, families: Families) -> Daemon {
+    let address = families.first(host_ips(CONTROL_PLANE));
     let file = |flag: &str, name: &str| format!("--{flag}={}", pki.path(name));
     let arguments = [
         format!("--etcd-servers=http://{ETCD}"),
@@ -120,7 +123,7 @@ fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki) -> Daemon {
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
-        format!("--service-cluster-ip-range={SERVICES}"),
+        format!("--service-cluster-ip-range={}", families.of(SERVICES).join(",")),
         file("kubelet-client-certificate", "apiserver-kubelet.crt"),
         file("kubelet-client-key", "apiserver-kubelet.key"),
         file("kubelet-certificate-authority", "ca.crt"),
@@ -143,8 +146,7 @@ fn start_scheduler(kubernetes: &Kubernetes) -> Daemon {
     Daemon::start(&binary("kube-scheduler"), &kubernetes.netns, &kubernetes.folder, &arguments, &[])
 }
 
-fn start_controllers(netns: &NetNs, folder: &Path, pki: &Pki, controllers: &str) -> Daemon {
-    let config = pki.kubeconfig("controller-manager", &Kubernetes::server(), "controller-manager");
+fn start_controllers(netns: &NetNs, folder: &Path, pki: &Pki, config: &str, controllers: &str) -> Daemon {
     let arguments = [
         format!("--kubeconfig={config}"),
         format!("--authentication-kubeconfig={config}"),

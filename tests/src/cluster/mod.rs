@@ -23,7 +23,7 @@ use crate::folder;
 
 pub use agent_node::{AgentNode, container_of};
 pub use api::{Api, Refused};
-pub use fabric::Fabric;
+pub use fabric::{Fabric, Families};
 pub use istiod::{Istiod, shake_hands};
 pub use kubernetes::Kubernetes;
 pub use mesh_node::MeshNode;

@@ -1,7 +1,7 @@
 //! `CreateCertificate`, and every way in which it can go wrong.
 
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::certificate::{CertificateRequest, CertificateResponse, IMPERSONATED_IDENTITY};
 use api::protobuf::Kind;
@@ -51,6 +51,7 @@ struct Inner {
     fault: Option<CaFault>,
     validity: Duration,
     asked: Vec<(Head, CertificateRequest)>,
+    times: Vec<Instant>,
 }
 
 impl Certificates {
@@ -61,6 +62,7 @@ impl Certificates {
             fault: None,
             validity: Duration::from_secs(24 * 3600),
             asked: Vec::new(),
+            times: Vec::new(),
         };
         Self { inner: Mutex::new(inner) }
     }
@@ -92,6 +94,13 @@ impl Certificates {
         self.asked().iter().map(|(_, request)| identity(request)).collect()
     }
 
+    /// When it was asked for this identity, from the beginning.
+    pub fn times(&self, of: &str) -> Vec<Instant> {
+        let inner = self.inner.lock().unwrap();
+        let all = inner.asked.iter().zip(&inner.times);
+        all.filter(|((_, request), _)| identity(request) == of).map(|(_, time)| *time).collect()
+    }
+
     /// Uses the authority.
     pub fn with_authority<T>(&self, use_it: impl FnOnce(&Authority) -> T) -> T {
         use_it(&self.inner.lock().unwrap().authority)
@@ -103,6 +112,7 @@ impl Certificates {
         let answer = {
             let mut inner = self.inner.lock().unwrap();
             inner.asked.push((head, request.clone()));
+            inner.times.push(Instant::now());
             inner.answer(&request)
         };
         match answer {

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use api::certificate::CREATE;
 use api::discovery::DELTA;
@@ -51,6 +52,8 @@ pub struct ControlPlane {
     folder: PathBuf,
     /// Counts how often all connections were cut; the number says whether anybody is let in.
     access: watch::Sender<(u64, bool)>,
+    /// When somebody came while nobody was there.
+    knocks: Arc<Mutex<Vec<Instant>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -66,14 +69,15 @@ impl ControlPlane {
             server: Arc::new(Mutex::new(server)),
             folder: folder.to_owned(),
             access: watch::Sender::new((0, true)),
+            knocks: Arc::default(),
             thread: None,
         };
         plane.write_root();
         let shared = (plane.discovery.clone(), plane.certificates.clone(), plane.server.clone());
-        let access = plane.access.subscribe();
+        let (access, knocks) = (plane.access.subscribe(), plane.knocks.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(serve(listener, shared, access));
+            runtime.block_on(serve(listener, shared, access, &knocks));
         });
         plane.thread = Some(thread);
         plane
@@ -87,6 +91,11 @@ impl ControlPlane {
     /// Nobody is there any more: connections are cut, and new ones are closed as soon as they are open. Or somebody is again.
     pub fn away(&self, away: bool) {
         self.access.send_modify(|(count, open)| (*count, *open) = (*count + 1, !away));
+    }
+
+    /// When somebody came while it was away, from the beginning.
+    pub fn knocks(&self) -> Vec<Instant> {
+        self.knocks.lock().unwrap().clone()
     }
 
     /// Gives the server a certificate of another root, which it tells nobody.
@@ -119,7 +128,12 @@ impl Drop for ControlPlane {
 
 type Shared = (Arc<Discovery>, Arc<Certificates>, Arc<Mutex<Authority>>);
 
-async fn serve(listener: std::net::TcpListener, shared: Shared, mut access: watch::Receiver<(u64, bool)>) {
+async fn serve(
+    listener: std::net::TcpListener,
+    shared: Shared,
+    mut access: watch::Receiver<(u64, bool)>,
+    knocks: &Mutex<Vec<Instant>>,
+) {
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     loop {
         let (tcp, _) = tokio::select! {
@@ -132,6 +146,7 @@ async fn serve(listener: std::net::TcpListener, shared: Shared, mut access: watc
         let (shared, mut access) = (shared.clone(), access.clone());
         let (count, open) = *access.borrow_and_update();
         if !open {
+            knocks.lock().unwrap().push(Instant::now());
             continue;
         }
         let connection = async move {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_types)] // they are asked by kubectl
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde_json::{Value, json};
 
 use super::images::APP;
@@ -157,8 +159,14 @@ impl Kube {
         list.iter().map(|a| a["ip"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Makes a service with both families for an application, and returns its addresses with the port, as one dials them.
+    /// Makes a service for an application on a cluster with both families, and returns its addresses with the port, as one
+    /// dials them.
     pub fn service(&self, namespace: &str, app: &str) -> [String; 2] {
+        self.service_of_families(namespace, app).try_into().unwrap()
+    }
+
+    /// The same for the families that the cluster has.
+    pub fn service_of_families(&self, namespace: &str, app: &str) -> Vec<String> {
         self.apply(
             &json!({
                 "apiVersion": "v1",
@@ -166,15 +174,15 @@ impl Kube {
                 "metadata": { "name": app, "namespace": namespace },
                 "spec": {
                     "selector": { "app": app },
-                    "ipFamilyPolicy": "RequireDualStack",
-                    "ipFamilies": ["IPv4", "IPv6"],
+                    "ipFamilyPolicy": "PreferDualStack",
                     "ports": [{ "name": "tcp", "port": 80, "targetPort": PORT }],
                 },
             })
             .to_string(),
         );
         let service = self.get(&format!("/api/v1/namespaces/{namespace}/services/{app}")).unwrap();
-        let ips = &service["spec"]["clusterIPs"];
-        [format!("{}:80", ips[0].as_str().unwrap()), format!("[{}]:80", ips[1].as_str().unwrap())]
+        let ips = service["spec"]["clusterIPs"].as_array().unwrap();
+        let ips = ips.iter().map(|ip| ip.as_str().unwrap().parse::<IpAddr>().unwrap());
+        ips.map(|ip| SocketAddr::new(ip, 80).to_string()).collect()
     }
 }

@@ -6,24 +6,25 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::images::PAUSE;
-use crate::cluster::fabric::host_ips;
+use crate::cluster::Families;
+use crate::cluster::fabric::{CONTROL_PLANE, host_ips};
 
-/// The address of the cluster's DNS, a service.
-pub const DNS: &str = "10.96.0.53";
+/// The address of the cluster's DNS, a service, in each family.
+pub const DNS: [&str; 2] = ["10.96.0.53", "fd00:96::53"];
 
 /// Writes them. `cgroup` is the parent of everything that the node runs, `keys` the folder of its keys.
-pub fn write(folder: &Path, number: u8, cgroup: &str, keys: &Path) {
+pub fn write(folder: &Path, number: u8, families: Families, cgroup: &str, keys: &Path) {
     let file = |name: &str, content: String| fs::write(folder.join(name), content).unwrap();
     let name = super::node_name(number);
-    file("network.conflist", network(number).to_string());
-    file("resolv.conf", format!("nameserver {}\n", host_ips(crate::cluster::fabric::CONTROL_PLANE)[0]));
+    file("network.conflist", network(number, families).to_string());
+    file("resolv.conf", format!("nameserver {}\n", families.first(host_ips(CONTROL_PLANE))));
     file("containerd.toml", containerd());
-    file("kubelet.yaml", kubelet(folder, &name, cgroup, keys).to_string());
+    file("kubelet.yaml", kubelet(folder, &name, families, cgroup, keys).to_string());
     file("kube-proxy.yaml", kube_proxy(folder, &name).to_string());
 }
 
-/// A bridge with both families, as the reference plugins make it.
-fn network(number: u8) -> Value {
+/// A bridge, as the reference plugins make it.
+fn network(number: u8, families: Families) -> Value {
     let ranges = [format!("10.201.{number}.0/24"), format!("fd00:201:0:{number}::/64")];
     json!({
         "cniVersion": "1.0.0",
@@ -36,8 +37,8 @@ fn network(number: u8) -> Value {
                 "hairpinMode": true,
                 "ipam": {
                     "type": "host-local",
-                    "ranges": ranges.map(|subnet| [json!({ "subnet": subnet })]),
-                    "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+                    "ranges": families.of(ranges.map(|subnet| [json!({ "subnet": subnet })])),
+                    "routes": families.of(["0.0.0.0/0", "::/0"].map(|to| json!({ "dst": to }))),
                 },
             },
             { "type": "portmap", "capabilities": { "portMappings": true } },
@@ -66,11 +67,12 @@ conf_dir = "/etc/cni/net.d"
     )
 }
 
-fn kubelet(folder: &Path, name: &str, cgroup: &str, keys: &Path) -> Value {
+fn kubelet(folder: &Path, name: &str, families: Families, cgroup: &str, keys: &Path) -> Value {
     let key = |name: String| keys.join(name).to_str().unwrap().to_owned();
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
+        "address": "::",
         "authentication": {
             "anonymous": { "enabled": false },
             "webhook": { "enabled": true },
@@ -88,7 +90,7 @@ fn kubelet(folder: &Path, name: &str, cgroup: &str, keys: &Path) -> Value {
         "localStorageCapacityIsolation": false,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "resolvConf": folder.join("resolv.conf"),
-        "clusterDNS": [DNS],
+        "clusterDNS": [families.first(DNS)],
         "clusterDomain": "cluster.local",
         "evictionHard": {
             "memory.available": "50Mi", "nodefs.available": "0%", "imagefs.available": "0%", "nodefs.inodesFree": "0%",

@@ -11,6 +11,7 @@ use crate::cluster::{Kubernetes, binary};
 
 /// Starts it.
 pub fn start(kubernetes: &Kubernetes) -> Daemon {
+    let families = kubernetes.fabric.families;
     let config = kubernetes.kubeconfig("coredns", "admin");
     let file = kubernetes.folder().join("Corefile");
     let zones = "cluster.local in-addr.arpa ip6.arpa";
@@ -20,7 +21,7 @@ pub fn start(kubernetes: &Kubernetes) -> Daemon {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": { "name": "kube-dns", "namespace": "kube-system" },
-        "spec": { "clusterIP": DNS, "ports": [
+        "spec": { "clusterIP": families.first(DNS), "ports": [
             { "name": "dns", "port": 53, "protocol": "UDP" }, { "name": "dns-tcp", "port": 53, "protocol": "TCP" },
         ] },
     });
@@ -33,8 +34,10 @@ pub fn start(kubernetes: &Kubernetes) -> Daemon {
             "namespace": "kube-system",
             "labels": { "kubernetes.io/service-name": "kube-dns", "endpointslice.kubernetes.io/managed-by": "tests" },
         },
-        "addressType": "IPv4",
-        "endpoints": [{ "addresses": [host_ips(CONTROL_PLANE)[0]], "conditions": { "ready": true, "serving": true } }],
+        "addressType": families.first_name(),
+        "endpoints": [{
+            "addresses": [families.first(host_ips(CONTROL_PLANE))], "conditions": { "ready": true, "serving": true },
+        }],
         "ports": [
             { "name": "dns", "port": 53, "protocol": "UDP" }, { "name": "dns-tcp", "port": 53, "protocol": "TCP" },
         ],

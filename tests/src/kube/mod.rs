@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::binaries::{control_plane, control_plane_files, runtime_files};
 use crate::cluster::daemon::Daemon;
-use crate::cluster::{Kubernetes, Roots};
+use crate::cluster::{Families, Kubernetes, Roots};
 use crate::folder;
 
 pub use crate::sandbox::await_within;
@@ -79,17 +79,17 @@ pub struct Kube {
 }
 
 static SHARED: LazyLock<RwLock<Kube>> =
-    LazyLock::new(|| RwLock::new(Kube::start(&folder::until_exit("kube"), &mut |_| ())));
+    LazyLock::new(|| RwLock::new(Kube::start(&folder::until_exit("kube"), Families::Dual, &mut |_| ())));
 
 impl Kube {
     /// Starts one in a folder, and waits until its nodes and istiod are ready. `told` hears of each part.
-    pub fn start(folder: &Path, told: &mut dyn FnMut(&str)) -> Self {
+    pub fn start(folder: &Path, families: Families, told: &mut dyn FnMut(&str)) -> Self {
         let started = Instant::now();
         let mut tell = |part: &str| told(&format!("{:5.1} s  {part}", started.elapsed().as_secs_f64()));
         let mut images = images::app(folder);
         images.push(images::istiod(folder));
         tell("images");
-        let kubernetes = Kubernetes::start_for_nodes(folder);
+        let kubernetes = Kubernetes::start_for_nodes(folder, families);
         tell("API server");
         let nodes: Vec<_> = std::thread::scope(|scope| {
             let start = |number| {

@@ -16,7 +16,7 @@ use crate::binaries::{control_plane, runtimes};
 use crate::cgroup::Cgroup;
 use crate::cluster::daemon::spawn;
 use crate::cluster::fabric::host_ips;
-use crate::cluster::{Fabric, Kubernetes};
+use crate::cluster::{Fabric, Families, Kubernetes};
 use crate::machine::children;
 use crate::sandbox::until;
 
@@ -30,6 +30,7 @@ pub struct KubeNode {
     /// Its network.
     pub netns: NetNs,
     number: u8,
+    families: Families,
     folder: PathBuf,
     cgroup: Cgroup,
     /// `unshare`, and the node's first process: when that is killed, the kernel kills all of the node's.
@@ -49,8 +50,9 @@ impl KubeNode {
         }
         let of_cluster = kubernetes.folder().file_name().unwrap().to_str().unwrap();
         let cgroup = Cgroup::of(Path::new(&format!("{of_cluster}-{name}")));
-        configuration::write(&folder, number, &cgroup.path(), &kubernetes.folder().join("pki"));
-        let mut node = Self { name, netns, number, folder, cgroup, running: None };
+        let families = kubernetes.fabric.families;
+        configuration::write(&folder, number, families, &cgroup.path(), &kubernetes.folder().join("pki"));
+        let mut node = Self { name, netns, number, families, folder, cgroup, running: None };
         node.power_on();
         node
     }
@@ -152,11 +154,10 @@ impl KubeNode {
     fn environment(&self) -> [(&'static str, String); 4] {
         let programs = real(control_plane().join("bin"));
         let path = format!("{}:{}/bin:/usr/sbin:/usr/bin:/sbin:/bin", programs.display(), real(runtimes()).display());
-        let [v4, v6] = self.ips();
         [
             ("PATH", path),
             ("HOME", "/root".to_owned()),
-            ("NODE_IP", format!("{v4},{v6}")),
+            ("NODE_IP", self.families.of(self.ips().map(|ip| ip.to_string())).join(",")),
             ("PROGRAMS", programs.to_str().unwrap().to_owned()),
         ]
     }

@@ -89,3 +89,35 @@ fn pods_older_than_the_agent_join_by_their_processes() {
     added(&node, &lost);
     node.await_verified(&lost);
 }
+
+/// The process by which a pod was found ends, before the pod could join and while no agent runs: another one does as well.
+#[test]
+fn a_pod_whose_process_has_ended_is_found_by_another() {
+    let cluster = cluster_or_skip!("a_pod_whose_process_has_ended_is_found_by_another");
+    cluster.namespace("ended", AMBIENT);
+    let mut node = AgentNode::new(&cluster, "ended");
+    let pod = cluster.pod(&node.place, "ended", "pod");
+    let start = |id: &str| Sandbox::start(&pod, &format!("kubepods/pod{}/{id}", pod.uid));
+    let first = start("first");
+    let agent = node.start_agent(&[]);
+    node.await_status("it cannot join without a proxy", &pod, |p| {
+        p["reason"].as_str().is_some_and(|r| r.contains("UP-AGENT-006"))
+    });
+    drop(first);
+    let second = start("second");
+    node.start_proxy();
+    node.await_verified(&pod);
+
+    // The next agent finds it where it was, and the one after that where it is.
+    node.processes.kill(agent);
+    let agent = node.start_agent(&[]);
+    node.await_verified(&pod);
+    node.processes.kill(agent);
+    drop(second);
+    let _third = start("third");
+    node.start_agent(&[]);
+    node.await_verified(&pod);
+    assert!(in_place(&pod));
+    let log = node.processes.log("agent");
+    assert_eq!(log.matches("found by its processes").count(), 3, "{log}");
+}

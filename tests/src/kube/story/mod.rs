@@ -12,8 +12,8 @@ use super::held::Held;
 #[derive(Debug)]
 pub struct Scene<'a> {
     kube: &'a Kube,
-    /// The address of the service, IPv4 and IPv6, and a connection of the client to it.
-    service: [String; 2],
+    /// The addresses of the service, and a connection of the client to the first.
+    service: Vec<String>,
     held: Option<Held>,
 }
 

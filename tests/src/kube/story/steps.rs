@@ -43,7 +43,7 @@ fn plain(scene: &mut Scene<'_>) -> String {
     let kube = scene.kube;
     kube.namespace(SHOP, false);
     kube.launch(&[app("client", "node-1"), app("server", "node-2")]);
-    scene.service = kube.service(SHOP, "server");
+    scene.service = kube.service_of_families(SHOP, "server");
     let counter = Counter::start(&kube.node("node-2").netns, "eth0", READABLE);
     let said = scene.ask("client");
     let seen = counter.stop();
@@ -134,7 +134,7 @@ fn strict(scene: &mut Scene<'_>) -> String {
 
 fn denied(scene: &mut Scene<'_>) -> String {
     let kube = scene.kube;
-    let held = kube.hold(SHOP, "client", &scene.service[1]);
+    let held = kube.hold(SHOP, "client", scene.service.last().unwrap());
     let principals = [format!("cluster.local/ns/{SHOP}/sa/client")];
     let rules = json!([{ "from": [{ "source": { "principals": principals } }] }]);
     let spec = json!({ "selector": { "matchLabels": { "app": "server" } }, "action": "DENY", "rules": rules });
@@ -240,10 +240,10 @@ fn policy(kind: &str, name: &str, spec: &Value) -> String {
 }
 
 impl Scene<'_> {
-    /// A pod asks the service over both families.
+    /// A pod asks the service over each family.
     #[track_caller]
     fn ask(&self, pod: &str) -> String {
-        self.kube.hear(SHOP, pod, &[&self.service[0], &self.service[1]])
+        self.kube.hear(SHOP, pod, &self.service.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Waits until istiod has told the client's proxy that the server has a tunnel.
