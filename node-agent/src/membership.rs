@@ -90,9 +90,11 @@ async fn join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: Str
             if let Some(known) = known.filter(|k| k.reason != why) {
                 tracing::warn!(namespace, name, "{why}");
                 agent.count_enrolment(refusal.outcome());
-                // Where it was once must not keep it from being looked for.
-                let is_there = |path: &PathBuf| find_again(Some(path), known.netns_inode).is_some();
-                let netns_path = known.netns_path.clone().filter(is_there);
+                // Where pods can be found by their processes, the place where it was once must not keep it from that.
+                let is_lost = |path: &PathBuf| {
+                    agent.facts.cluster().is_some() && find_again(Some(path), known.netns_inode).is_none()
+                };
+                let netns_path = known.netns_path.clone().filter(|path| !is_lost(path));
                 agent.skip(Skipped { reason: why, netns_path, ..known });
                 if let Some(events) = agent.events() {
                     events.not_enrolled(&pod.pod, &refusal);

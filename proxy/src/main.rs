@@ -53,10 +53,10 @@ fn main() -> anyhow::Result<()> {
     end_on_panic_of_this_thread();
     let (mut args, effective) = Args::read();
     let settings = args.settings()?;
-    let (logs, filter) = telemetry::init_logs();
+    let (logs, filter, dropped) = telemetry::init_logs();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = LocalSet::new().block_on(&runtime, run(args, effective, settings, filter));
+    let done = LocalSet::new().block_on(&runtime, run(args, effective, settings, filter, dropped));
     drop(logs);
     done
 }
@@ -66,9 +66,10 @@ async fn run(
     effective: Effective,
     settings: control::Settings,
     filter: telemetry::LogFilter,
+    dropped: telemetry::DroppedLines,
 ) -> anyhow::Result<()> {
     effective::tell_what_means_nothing();
-    let metrics = Arc::new(telemetry::Metrics::new());
+    let metrics = Arc::new(telemetry::Metrics::new(dropped));
     metrics.threads.add_this();
     let certificates = Rc::new(certificates(&args, &settings)?);
     let from = match (&args.mesh_file, &settings.xds) {

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use netns::NetNs;
 use nix::sys::signal::{Signal, kill};
@@ -139,12 +139,44 @@ impl Node {
 
     /// The same with more environment.
     pub fn start_proxy_with(&mut self, environment: &[(&str, &str)]) -> u32 {
-        let mut command = Command::new(binary("underpass-proxy"));
+        let command = self.proxy(Command::new(binary("underpass-proxy")), environment);
+        self.spawn(command, "proxy.log")
+    }
+
+    /// Starts the proxy where this many files may be open and no more, and waits until it is ready.
+    pub fn start_proxy_with_few_files(&mut self, files: usize) -> u32 {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\"")).arg(binary("underpass-proxy"));
+        let command = self.proxy(command, &[]);
+        let pid = self.spawn(command, "proxy.log");
+        self.await_proxy();
+        pid
+    }
+
+    /// Starts the proxy, waits until it is ready, and gives its log to somebody who may not read it.
+    pub fn start_unread_proxy(&mut self, environment: &[(&str, &str)]) -> ChildStdout {
+        let mut command = self.proxy(Command::new(binary("underpass-proxy")), environment);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        netns::process::in_netns(&mut command, &self.netns).unwrap();
+        let mut child = netns::process::die_with_parent(&mut command).spawn().unwrap();
+        let unread = child.stdout.take().unwrap();
+        self.children.push(child);
+        self.await_proxy();
+        unread
+    }
+
+    fn proxy(&self, mut command: Command, environment: &[(&str, &str)]) -> Command {
         command.arg("proxy").env("NODE_NAME", "node").env("LOCAL_XDS_PATH", self.file("mesh.yaml"));
         command.env("INPOD_UDS", self.zds_socket()).env("PROXY_MODE", "shared").env("CLUSTER_ID", "Kubernetes");
         command.env("NETWORK", "").env("IPV6_ENABLED", "true").env("ZTUNNEL_WORKER_THREADS", "2");
         command.arg("--ca-dir").arg(self.file("ca")).envs(environment.iter().copied());
-        self.spawn(command, "proxy.log")
+        command
+    }
+
+    fn await_proxy(&self) {
+        until("the proxy is ready", || {
+            self.get("127.0.0.1:15021", "/healthz/ready").ok().filter(|(status, _)| *status == 200)
+        });
     }
 
     /// Starts a proxy that has its mesh from a control plane, which the environment names.
@@ -164,9 +196,7 @@ impl Node {
     /// The same with more environment.
     pub fn start_ready_proxy_with(&mut self, environment: &[(&str, &str)]) -> u32 {
         let pid = self.start_proxy_with(environment);
-        until("the proxy is ready", || {
-            self.get("127.0.0.1:15021", "/healthz/ready").ok().filter(|(status, _)| *status == 200)
-        });
+        self.await_proxy();
         pid
     }
 

@@ -340,6 +340,20 @@ fn workloads_are_asked_for_on_demand() {
 }
 
 #[test]
+fn all_that_ask_for_one_address_are_answered_by_one_request() {
+    let scene = Scene::with("xds-together", &[("XDS_ON_DEMAND", "true")]);
+    scene.plane.discovery.delay(Duration::from_millis(500));
+    std::thread::scope(|scope| {
+        let talk = || scope.spawn(|| scene.try_talk(Scene::destinations()[0]).map(drop));
+        let talking: Vec<_> = (0..8).map(|_| talk()).collect();
+        talking.into_iter().for_each(|t| t.join().unwrap().unwrap());
+    });
+    let said = scene.plane.discovery.said();
+    let asked = said.iter().flat_map(|s| &s.request.subscribe).filter(|n| *n == "/10.78.0.2").count();
+    assert_eq!(asked, 1);
+}
+
+#[test]
 fn a_pod_that_nobody_has_named_yet_is_waited_for() {
     let scene = Scene::new("xds-unnamed");
     let name = "Kubernetes//Pod/default/server";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
@@ -21,10 +21,21 @@ const WAITING_LINES: usize = 10_000;
 /// Keeps the writing thread alive; dropping it writes what is left.
 pub(crate) struct LogGuard(#[allow(dead_code)] WorkerGuard);
 
+/// How many lines were dropped, because nobody reads as fast as they are written.
+#[derive(Debug, Clone)]
+pub(crate) struct DroppedLines(ErrorCounter);
+
+impl DroppedLines {
+    pub(super) fn count(&self) -> usize {
+        self.0.dropped_lines()
+    }
+}
+
 /// Sends log lines to standard output, as `RUST_LOG` and `LOG_FORMAT` say; the filter can be changed later.
-pub(crate) fn init() -> (LogGuard, LogFilter) {
+pub(crate) fn init() -> (LogGuard, LogFilter, DroppedLines) {
     let (writer, guard) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES).finish(std::io::stdout());
+    let dropped = DroppedLines(writer.error_counter());
     let asked = std::env::var("RUST_LOG").ok().filter(|asked| EnvFilter::try_new(asked).is_ok());
     let at_start = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| "info".to_owned());
     let json = std::env::var("LOG_FORMAT").is_ok_and(|f| f == "json");
@@ -33,7 +44,7 @@ pub(crate) fn init() -> (LogGuard, LogFilter) {
     let handle = subscriber.reload_handle();
     subscriber.init();
     let apply = move |filter| handle.reload(filter).map_err(|e| e.to_string());
-    (LogGuard(guard), LogFilter::new(at_start, Arc::new(apply)))
+    (LogGuard(guard), LogFilter::new(at_start, Arc::new(apply)), dropped)
 }
 
 struct IstioFormat {

@@ -11,6 +11,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::control_metrics::ControlMetrics;
+use super::log_format::DroppedLines;
 use super::open::OpenConnections;
 use super::process_metrics::{ProcessMetrics, Threads};
 
@@ -113,7 +114,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(dropped: DroppedLines) -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
             opened: Family::default(),
@@ -177,7 +178,7 @@ impl Metrics {
         r.register("workload_manager_pending_proxy_count", pending, metrics.pending_pods.clone());
         r.register("workload_manager_proxies_stopped", "Pods that were given up", metrics.pods_stopped.clone());
         let build = vec![("component", "ztunnel"), ("tag", concat!("underpass-", env!("CARGO_PKG_VERSION")))];
-        let process = ProcessMetrics { threads: metrics.threads.clone(), open: metrics.open.clone() };
+        let process = ProcessMetrics { threads: metrics.threads.clone(), open: metrics.open.clone(), dropped };
         r.register_collector(Box::new(process));
         r.register("istio_build", "Istio component build info", Info::new(build));
         metrics

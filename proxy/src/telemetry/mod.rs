@@ -10,6 +10,6 @@ mod process_metrics;
 
 pub(crate) use event::{Direction, Event, Facts, Side};
 pub(crate) use log_filter::LogFilter;
-pub(crate) use log_format::init as init_logs;
+pub(crate) use log_format::{DroppedLines, init as init_logs};
 pub(crate) use metrics::{DnsLabels, Metrics, OnDemandDnsLabels, Reporter};
 pub(crate) use open::Open;

@@ -13,6 +13,7 @@ use prometheus_client::registry::Unit;
 use tokio::runtime::{Handle, RuntimeMetrics};
 
 use super::event::Direction;
+use super::log_format::DroppedLines;
 use super::metrics::{Reporter, ReporterLabel};
 use super::open::OpenConnections;
 
@@ -38,6 +39,7 @@ impl Threads {
 pub(super) struct ProcessMetrics {
     pub(super) threads: Threads,
     pub(super) open: Arc<OpenConnections>,
+    pub(super) dropped: DroppedLines,
 }
 
 impl Collector for ProcessMetrics {
@@ -69,6 +71,10 @@ impl Collector for ProcessMetrics {
             let value = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
             value.encode(sockets.encode_family(&ReporterLabel { reporter })?)?;
         }
+
+        let help = "Lines of the log that were dropped, because nobody read them as fast as they were written";
+        let dropped = encoder.encode_descriptor("underpass_log_lines_dropped", help, None, MetricType::Counter)?;
+        ConstCounter::new(self.dropped.count() as u64).encode(dropped)?;
 
         type Of = fn(&RuntimeMetrics) -> f64;
         let counters: [(&str, &str, Option<&Unit>, Of); 3] = [
