@@ -9,7 +9,7 @@ use mesh::baggage::Baggage;
 use mesh::{ClientAddr, HostPort, Identity, Service, Text, Workload};
 use prometheus_client::metrics::counter::Counter;
 
-use super::metrics::{Metrics, OnDemandDnsLabels, Reporter, TrafficLabels};
+use super::metrics::{Metrics, OnDemandDnsLabels, Reporter, SourceLabels, TrafficLabels};
 use super::open::Open;
 use crate::data::ConnectionError;
 
@@ -178,12 +178,10 @@ fn principal(side: &Side) -> String {
     side.identity.as_ref().map_or_else(|| or(""), ToString::to_string)
 }
 
-impl OnDemandDnsLabels {
-    /// A connection of `source` needs the addresses of a name.
-    pub(crate) fn new(hostname: &str, source: &Side) -> Self {
+impl SourceLabels {
+    fn of(source: &Side) -> Self {
         let s = &source.attributes;
         Self {
-            hostname: hostname.to_owned(),
             source_workload: or(&s.workload_name),
             source_canonical_service: or(&s.canonical_name),
             source_canonical_revision: or(&s.canonical_revision),
@@ -196,6 +194,13 @@ impl OnDemandDnsLabels {
     }
 }
 
+impl OnDemandDnsLabels {
+    /// A connection of `source` needs the addresses of a name.
+    pub(crate) fn new(hostname: &str, source: &Side) -> Self {
+        Self { hostname: hostname.to_owned(), source: SourceLabels::of(source) }
+    }
+}
+
 fn labels(f: &Facts) -> TrafficLabels {
     let mutual_tls = f.source.identity.is_some() && f.destination.identity.is_some();
     let (s, d) = (&f.source.attributes, &f.destination.attributes);
@@ -205,14 +210,7 @@ fn labels(f: &Facts) -> TrafficLabels {
             Direction::Outbound => Reporter::source,
             Direction::Inbound => Reporter::destination,
         },
-        source_workload: or(&s.workload_name),
-        source_canonical_service: or(&s.canonical_name),
-        source_canonical_revision: or(&s.canonical_revision),
-        source_workload_namespace: or(&s.namespace),
-        source_principal: principal(&f.source),
-        source_app: or(&s.canonical_name),
-        source_version: or(&s.canonical_revision),
-        source_cluster: or(&s.cluster_id),
+        source: SourceLabels::of(&f.source),
         destination_service: service(|s| &s.hostname),
         destination_service_namespace: service(|s| &s.namespace),
         destination_service_name: service(|s| &s.name),

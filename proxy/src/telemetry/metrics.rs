@@ -23,10 +23,9 @@ pub(crate) enum Reporter {
     destination,
 }
 
-/// The labels of every connection metric, in Istio's words; `unknown` where nothing is known.
+/// Who connects, in Istio's words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct TrafficLabels {
-    pub(crate) reporter: Reporter,
+pub(crate) struct SourceLabels {
     pub(crate) source_workload: String,
     pub(crate) source_canonical_service: String,
     pub(crate) source_canonical_revision: String,
@@ -35,6 +34,14 @@ pub(crate) struct TrafficLabels {
     pub(crate) source_app: String,
     pub(crate) source_version: String,
     pub(crate) source_cluster: String,
+}
+
+/// The labels of every connection metric, in Istio's words; `unknown` where nothing is known.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TrafficLabels {
+    pub(crate) reporter: Reporter,
+    #[prometheus(flatten)]
+    pub(crate) source: SourceLabels,
     pub(crate) destination_service: String,
     pub(crate) destination_service_namespace: String,
     pub(crate) destination_service_name: String,
@@ -74,14 +81,8 @@ pub(crate) struct DnsLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct OnDemandDnsLabels {
     pub(crate) hostname: String,
-    pub(crate) source_workload: String,
-    pub(crate) source_canonical_service: String,
-    pub(crate) source_canonical_revision: String,
-    pub(crate) source_workload_namespace: String,
-    pub(crate) source_principal: String,
-    pub(crate) source_app: String,
-    pub(crate) source_version: String,
-    pub(crate) source_cluster: String,
+    #[prometheus(flatten)]
+    pub(crate) source: SourceLabels,
 }
 
 /// Upper bounds of the buckets of istio_dns_upstream_request_duration_seconds, as ztunnel's.
