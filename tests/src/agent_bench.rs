@@ -44,39 +44,49 @@ fn ms(begun: Instant) -> f64 {
     begun.elapsed().as_secs_f64() * 1e3
 }
 
-/// How long a real containerd takes for a sandbox over the plugin bridge: without Underpass, outside the mesh, in it.
+/// How long a real containerd takes for a sandbox over the plugin bridge: without Underpass, outside the mesh, in it. One
+/// has a containerd of its own, and they take turns, so that whatever else the machine does falls on all alike.
 fn sandboxes() {
-    const EACH: usize = 40;
-    let pods = 3 * EACH;
+    const EACH: usize = 120;
+    const WITHOUT: usize = 0;
+    const INSIDE: usize = 1;
+    // In every order: what is left of a sandbox goes away while the next one is made.
+    const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1], [2, 0, 1], [1, 0, 2]];
+    let turns: Vec<usize> = (0..EACH).flat_map(|i| ORDERS[i % ORDERS.len()]).collect();
     let mut mesh = "namespaces: [{ name: mesh, labels: { istio.io/dataplane-mode: ambient } }, { name: outside }]\n\
                     workloads:\n"
         .to_owned();
-    for i in 0..pods {
-        // In the order in which addresses are given; every other one of the later ones is in the mesh.
-        let namespace = if i >= EACH && i % 2 == 0 { "mesh" } else { "outside" };
-        let last = i + 2;
+    let namespace = |kind: usize| if kind == INSIDE { "mesh" } else { "outside" };
+    for (i, kind) in turns.iter().filter(|kind| **kind != WITHOUT).enumerate() {
+        let (namespace, last) = (namespace(*kind), i + 2); // addresses are given one after the other
         mesh += &format!(
             "  - {{ name: p{i}, namespace: {namespace}, serviceAccount: a, node: node, network: \"\", workloadIps: [10.88.0.{last}, \"fd88::{last:x}\"] }}\n"
         );
     }
+    let bare = Node::new("bench-bare", "{}");
     let mut node = Node::new("bench-sandboxes", &mesh);
-    let containerd = Containerd::start(&node, u8::try_from(pods).unwrap());
-    let timed = |namespace: &str, i: usize| {
+    let without = Containerd::start(&bare, u8::try_from(EACH).unwrap());
+    let with = Containerd::start(&node, u8::try_from(2 * EACH).unwrap());
+    node.run_agent_in(&with.machine);
+    node.start_agent_with(&with.network.install_arguments());
+    node.start_ready_proxy();
+    with.await_plugin(true);
+    let timed = |containerd: &Containerd, namespace: &str, i: usize| {
         let begun = Instant::now();
         let sandbox = containerd.cri.run_pod_sandbox(&containerd.pod(namespace, &format!("p{i}"))).unwrap();
         let took = ms(begun);
         containerd.cri.remove_pod_sandbox(&sandbox).unwrap();
         took
     };
-    let alone: Vec<f64> = (0..EACH).map(|i| timed("outside", i)).collect();
-    node.run_agent_in(&containerd.machine);
-    node.start_agent_with(&containerd.network.install_arguments());
-    node.start_ready_proxy();
-    containerd.await_plugin(true);
-    let (mut outside, mut inside) = (Vec::new(), Vec::new());
-    for i in EACH..pods {
-        if i % 2 == 0 { inside.push(timed("mesh", i)) } else { outside.push(timed("outside", i)) }
+    let mut times = [const { Vec::new() }; 3];
+    let mut made = [0, 0];
+    for kind in turns {
+        let containerd = if kind == WITHOUT { &without } else { &with };
+        let made = &mut made[usize::from(kind == WITHOUT)];
+        times[kind].push(timed(containerd, namespace(kind), *made));
+        *made += 1;
     }
+    let [alone, inside, outside] = times;
     for (what, times) in [("without Underpass", alone), ("outside the mesh", outside), ("in the mesh", inside)] {
         let (p50, p99) = (median(times.clone()), percentile(times, 99));
         println!("agent   RunPodSandbox {what}: median {p50:.1} ms, p99 {p99:.1} ms");
