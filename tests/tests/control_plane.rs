@@ -116,6 +116,8 @@ fn workloads_and_policies_come_and_go() {
     scene.plane.discovery.set(api::AUTHORIZATION, [policy_resource(deny("no-client", principal))]);
     scene.refused(Scene::destinations()[0]);
     assert!(say(&mut open).is_err(), "an open connection is cut, too");
+    // The one that was refused may have been open for a moment before.
+    assert!(scene.try_talk(Scene::destinations()[0]).is_err());
     scene.log_with(&["UP-PROXY-010", "default/no-client"]);
     scene.plane.discovery.remove(api::AUTHORIZATION, &["default/no-client"]);
     until("it is allowed again", || scene.try_talk(Scene::destinations()[0]).ok());

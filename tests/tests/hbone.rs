@@ -66,11 +66,14 @@ async fn each_request_gets_the_status_that_the_interface_says() {
         }
     }
     sandbox.set_policies("  - { name: nobody, namespace: default, scope: Namespace, action: Deny, rules: [[[{ principals: [Presence] }]]] }");
-    let requests = tunnel(&sandbox, sandbox.ips("server")[0]).await;
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while status(&requests, connect_to("10.77.2.2:8080")).await.unwrap() != StatusCode::UNAUTHORIZED {
-        assert!(std::time::Instant::now() < deadline, "the policy does not come into force");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    for ip in sandbox.ips("server") {
+        let requests = tunnel(&sandbox, ip).await;
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let to = SocketAddr::new(ip, 8080).to_string();
+        while status(&requests, connect_to(&to)).await.unwrap() != StatusCode::UNAUTHORIZED {
+            assert!(std::time::Instant::now() < deadline, "the policy does not come into force");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 }
 
@@ -78,8 +81,6 @@ async fn each_request_gets_the_status_that_the_interface_says() {
 async fn strange_headers_harm_nobody() {
     let sandbox = Sandbox::up("headers");
     serve_echo(&sandbox.pod("server"), 8080);
-    let ip = sandbox.ips("server")[0];
-    let requests = tunnel(&sandbox, ip).await;
     let strange: [(&str, Vec<u8>); 8] = [
         ("traceparent", format!("00-{}", "0".repeat(52)).into_bytes()),
         ("traceparent", b"x".to_vec()),
@@ -90,10 +91,13 @@ async fn strange_headers_harm_nobody() {
         ("x-forwarded-network", vec![0xfe; 8]),
         ("x-unheard-of", vec![b'a'; 20_000]),
     ];
-    for (name, value) in strange {
-        let mut request = connect_to(&format!("{ip}:8080"));
-        request.headers_mut().insert(name, http::HeaderValue::from_bytes(&value).unwrap());
-        assert_eq!(status(&requests, request).await.unwrap(), 200, "{name}");
+    for ip in sandbox.ips("server") {
+        let requests = tunnel(&sandbox, ip).await;
+        for (name, value) in &strange {
+            let mut request = connect_to(&SocketAddr::new(ip, 8080).to_string());
+            request.headers_mut().insert(*name, http::HeaderValue::from_bytes(value).unwrap());
+            assert_eq!(status(&requests, request).await.unwrap(), 200, "{name}");
+        }
     }
     assert!(!sandbox.log("node-2", "proxy").contains("panicked"));
 }
@@ -101,7 +105,7 @@ async fn strange_headers_harm_nobody() {
 #[tokio::test]
 async fn only_a_peer_of_the_own_trust_domain_gets_a_tunnel() {
     let sandbox = Sandbox::up("peers");
-    let (ip, from) = (sandbox.ips("server")[0], sandbox.pod("client"));
+    let from = sandbox.pod("client");
     let ca = sandbox.folder().join("box/ca");
     let foreign = sandbox.folder().join("foreign-ca");
     std::fs::create_dir_all(&foreign).unwrap();
@@ -112,30 +116,43 @@ async fn only_a_peer_of_the_own_trust_domain_gets_a_tunnel() {
     for (name, text) in [("root-cert.pem", &root), ("ca-cert.pem", &root), ("ca-key.pem", &key.serialize_pem())] {
         std::fs::write(foreign.join(name), text).unwrap();
     }
-    let refused = [
-        ("no certificate", None, Speech::default()),
-        ("a certificate of another authority", Some(certificate(&foreign, CLIENT)), Speech::default()),
-        ("another trust domain", Some(certificate(&ca, "spiffe://other/ns/default/sa/client")), Speech::default()),
-        ("no identity of Istio's form", Some(certificate(&ca, "spiffe://cluster.local/client")), Speech::default()),
-        ("only HTTP/1.1", Some(certificate(&ca, CLIENT)), Speech { alpn: vec![b"http/1.1"], ..Speech::default() }),
-    ];
-    for (what, certificate, speech) in refused {
-        // In TLS 1.3 the client may think that all is well until the server has looked at its certificate.
-        let opened = match dial(&from, ip, certificate, speech).await {
-            Err(_) => false,
-            Ok(stream) => match h2::client::handshake::<_>(stream).await {
+    let refused = || {
+        [
+            ("no certificate", None, Speech::default()),
+            ("a certificate of another authority", Some(certificate(&foreign, CLIENT)), Speech::default()),
+            ("another trust domain", Some(certificate(&ca, "spiffe://other/ns/default/sa/client")), Speech::default()),
+            ("no identity of Istio's form", Some(certificate(&ca, "spiffe://cluster.local/client")), Speech::default()),
+            ("only HTTP/1.1", Some(certificate(&ca, CLIENT)), Speech { alpn: vec![b"http/1.1"], ..Speech::default() }),
+        ]
+    };
+    for ip in sandbox.ips("server") {
+        for (what, certificate, speech) in refused() {
+            // In TLS 1.3 the client may think that all is well until the server has looked at its certificate.
+            let opened = match dial(&from, ip, certificate, speech).await {
                 Err(_) => false,
-                Ok((requests, connection)) => {
-                    tokio::spawn(connection);
-                    status(&requests, connect_to(&format!("{ip}:8080"))).await.is_ok()
-                }
-            },
-        };
-        assert!(!opened, "a tunnel was opened with {what}");
+                Ok(stream) => match h2::client::handshake::<_>(stream).await {
+                    Err(_) => false,
+                    Ok((requests, connection)) => {
+                        tokio::spawn(connection);
+                        status(&requests, connect_to(&SocketAddr::new(ip, 8080).to_string())).await.is_ok()
+                    }
+                },
+            };
+            assert!(!opened, "a tunnel to {ip} was opened with {what}");
+        }
+        let at = SocketAddr::new(ip, 15008).to_string();
+        sandbox.access_line("node-2", &["UP-PROXY-005", "trust domain is other", &at]);
+        let requests = tunnel(&sandbox, ip).await;
+        let nobody = SocketAddr::new(ip, 9).to_string();
+        assert_eq!(status(&requests, connect_to(&nobody)).await.unwrap(), 503, "and a good one is served");
     }
-    sandbox.access_line("node-2", &["UP-PROXY-005", "trust domain is other"]);
-    let requests = tunnel(&sandbox, ip).await;
-    assert_eq!(status(&requests, connect_to(&format!("{ip}:9"))).await.unwrap(), 503, "and a good one is served");
+}
+
+/// Where a test plays the proxy of a pod that is not captured.
+fn listen(netns: &netns::NetNs) -> tokio::net::TcpListener {
+    let listener = underpass_tests::sandbox::listen(netns, 15008);
+    listener.set_nonblocking(true).unwrap();
+    tokio::net::TcpListener::from_std(listener).unwrap()
 }
 
 /// A mesh in which `outsider` is said to have a proxy; the test plays it.
@@ -146,11 +163,8 @@ fn with_impostor() -> String {
 #[tokio::test]
 async fn a_tunnel_that_its_peer_drains_is_not_used_for_new_connections() {
     let sandbox = Sandbox::up_with("goaway", &with_impostor());
-    let (ip, netns) = (sandbox.ips("outsider")[0], sandbox.pod("outsider"));
     let acceptor = acceptor(&sandbox, "spiffe://cluster.local/ns/outside/sa/outsider");
-    let listener = netns.run(|| std::net::TcpListener::bind((ip, 15008)).unwrap()).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let listener = listen(&sandbox.pod("outsider"));
     // Every tunnel takes one stream, says GOAWAY, and keeps that stream open.
     tokio::spawn(async move {
         loop {
@@ -169,11 +183,11 @@ async fn a_tunnel_that_its_peer_drains_is_not_used_for_new_connections() {
             });
         }
     });
-    let client = sandbox.pod("client");
+    let (client, ips) = (sandbox.pod("client"), sandbox.ips("outsider"));
     let asked = tokio::task::spawn_blocking(move || {
         let mut open = Vec::new();
         // More than there are workers, so that each has met a tunnel that is closing.
-        for _ in 0..8 {
+        for ip in ips.into_iter().flat_map(|ip| [ip; 8]) {
             let mut stream = connect(&client, SocketAddr::new(ip, 8080)).unwrap();
             assert_eq!(read_line(&mut stream).unwrap(), "here");
             open.push(stream);
@@ -185,29 +199,29 @@ async fn a_tunnel_that_its_peer_drains_is_not_used_for_new_connections() {
 #[tokio::test]
 async fn a_server_that_is_somebody_else_is_not_talked_to() {
     let sandbox = Sandbox::up_with("impostor", &with_impostor());
-    let (ip, netns) = (sandbox.ips("outsider")[0], sandbox.pod("outsider"));
     let acceptor = acceptor(&sandbox, "spiffe://cluster.local/ns/default/sa/neighbour");
-    let listener = netns.run(|| std::net::TcpListener::bind((ip, 15008)).unwrap()).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    let mut client = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();
-    let accepted = acceptor.accept(listener.accept().await.unwrap().0).await;
-    assert!(accepted.is_err(), "the handshake was completed");
-    assert!(std::io::Read::read(&mut client, &mut [0; 1]).is_err(), "the application was not cut off");
-    let reason = "the peer is spiffe://cluster.local/ns/default/sa/neighbour, expected one of spiffe://cluster.local/ns/outside/sa/outsider";
-    sandbox.access_line("node-1", &["UP-PROXY-005", reason]);
+    let listener = listen(&sandbox.pod("outsider"));
+    for ip in sandbox.ips("outsider") {
+        let mut client = connect(&sandbox.pod("client"), SocketAddr::new(ip, 8080)).unwrap();
+        let accepted = acceptor.accept(listener.accept().await.unwrap().0).await;
+        assert!(accepted.is_err(), "the handshake was completed");
+        assert!(std::io::Read::read(&mut client, &mut [0; 1]).is_err(), "the application was not cut off");
+        let reason = "the peer is spiffe://cluster.local/ns/default/sa/neighbour, expected one of spiffe://cluster.local/ns/outside/sa/outsider";
+        sandbox.access_line("node-1", &["UP-PROXY-005", reason, &SocketAddr::new(ip, 15008).to_string()]);
+    }
 }
 
 #[tokio::test]
 async fn a_server_that_says_nothing_holds_up_nobody_else() {
     let sandbox = Sandbox::up_with("silent-server", &with_impostor());
     serve_echo(&sandbox.pod("server"), 8080);
-    let ip = sandbox.ips("outsider")[0];
-    let _silent = sandbox.pod("outsider").run(|| std::net::TcpListener::bind((ip, 15008)).unwrap()).unwrap();
+    let _silent = listen(&sandbox.pod("outsider"));
     let client = sandbox.pod("client");
-    let mut waiting: Vec<_> = (0..3).map(|_| connect(&client, SocketAddr::new(ip, 8080)).unwrap()).collect();
-    let mut sibling = connect(&client, SocketAddr::new(sandbox.ips("server")[0], 8080)).unwrap();
-    read_line(&mut sibling).unwrap();
+    let to = sandbox.ips("outsider").into_iter().flat_map(|ip| [SocketAddr::new(ip, 8080); 3]);
+    let mut waiting: Vec<_> = to.map(|to| connect(&client, to).unwrap()).collect();
+    for ip in sandbox.ips("server") {
+        read_line(&mut connect(&client, SocketAddr::new(ip, 8080)).unwrap()).unwrap();
+    }
     for stream in &mut waiting {
         assert!(std::io::Read::read(stream, &mut [0; 1]).is_err(), "all that wait are told, in the same moment");
     }

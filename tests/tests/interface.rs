@@ -255,22 +255,27 @@ async fn each_matcher_decides_over_the_wire() {
 
 #[test]
 fn a_waypoint_of_another_network_is_reached_through_the_gateway() {
-    let waypoint = "ports: { 80: 8080 }, waypoint: { destination: far/10.99.0.9 } }\n";
-    let far = "  - { name: far, namespace: default, network: far, protocol: HBONE, workloadIps: [10.99.0.9], networkGateway: { destination: /10.77.1.4 } }\nservices:\n";
-    let mesh = MESH.replace("ports: { 80: 8080 } }\n", waypoint).replace("services:\n  -", &format!("{far}  -"));
-    assert!(mesh.contains("destination: far/") && mesh.contains("name: far,"));
-    let sandbox = Sandbox::up_with("far-waypoint", &mesh);
-    let neighbour = hbone(sandbox.ips("neighbour")[0]);
-    let gateway = hbone(sandbox.ips("outsider")[0]);
-    let played = PlayedProxy::start(&sandbox, "outsider", gateway, OUTSIDER, Then::PassTo(neighbour));
-    for vip in VIPS {
-        // What the gateway leads to is somebody else than the waypoint, and so it is not talked to.
-        let read = connect(&sandbox.pod("client"), vip.parse().unwrap()).and_then(|mut s| read_line(&mut s));
-        assert!(read.is_err(), "{read:?}");
-        sandbox.access_line("node-1", &["UP-PROXY-005", "expected one of spiffe://cluster.local/ns/default/sa/"]);
-        let authorities = played.authorities();
-        assert!(!authorities.is_empty(), "the gateway was asked");
-        assert!(authorities.iter().all(|a| a == "server.default.svc.cluster.local:80"), "{authorities:?}");
+    for (index, named) in ["/10.77.1.4", "\"/fd77:1::4\""].into_iter().enumerate() {
+        let waypoint = "ports: { 80: 8080 }, waypoint: { destination: far/10.99.0.9 } }\n";
+        let far = format!(
+            "  - {{ name: far, namespace: default, network: far, protocol: HBONE, workloadIps: [10.99.0.9], networkGateway: {{ destination: {named} }} }}\nservices:\n"
+        );
+        let mesh = MESH.replace("ports: { 80: 8080 } }\n", waypoint).replace("services:\n  -", &format!("{far}  -"));
+        assert!(mesh.contains("destination: far/") && mesh.contains("name: far,"));
+        let sandbox = Sandbox::up_with("far-waypoint", &mesh);
+        let neighbour = hbone(sandbox.ips("neighbour")[index]);
+        let gateway = hbone(sandbox.ips("outsider")[index]);
+        let played = PlayedProxy::start(&sandbox, "outsider", gateway, OUTSIDER, Then::PassTo(neighbour));
+        for vip in VIPS {
+            // What the gateway leads to is somebody else than the waypoint, and so it is not talked to.
+            let read = connect(&sandbox.pod("client"), vip.parse().unwrap()).and_then(|mut s| read_line(&mut s));
+            assert!(read.is_err(), "{read:?}");
+            let expected = "expected one of spiffe://cluster.local/ns/default/sa/";
+            sandbox.access_line("node-1", &["UP-PROXY-005", expected]);
+            let authorities = played.authorities();
+            assert!(!authorities.is_empty(), "the gateway was asked");
+            assert!(authorities.iter().all(|a| a == "server.default.svc.cluster.local:80"), "{authorities:?}");
+        }
     }
 }
 

@@ -10,6 +10,14 @@ use underpass_tests::sandbox::{MESH, Sandbox, VIPS, connect, listen, read_line, 
 
 const OUTSIDER: &str = "spiffe://cluster.local/ns/outside/sa/outsider";
 
+/// The outsider, whom a test plays, as meshes name it: by each of its addresses.
+const PLAYED: [&str; 2] = ["/10.77.1.4", "\"/fd77:1::4\""];
+
+/// Where the outsider takes tunnels, named so.
+fn played_at(sandbox: &Sandbox, named: &str) -> SocketAddr {
+    hbone(sandbox.ips("outsider")[usize::from(named == PLAYED[1])])
+}
+
 /// The usual mesh, with more said of its service.
 fn with_service(more: &str) -> String {
     let mesh = MESH.replace("ports: { 80: 8080 } }\n", &format!("ports: {{ 80: 8080 }}, {more} }}\n"));
@@ -111,17 +119,20 @@ fn a_waypoint_that_is_not_there_lets_nothing_pass() {
 
 #[test]
 fn a_workload_with_a_waypoint_is_reached_through_it_but_not_from_there() {
-    let sandbox = Sandbox::up_with("workload-waypoint", &with_server("waypoint: { destination: /10.77.1.4 }"));
-    let played =
-        PlayedProxy::start(&sandbox, "outsider", hbone(sandbox.ips("outsider")[0]), OUTSIDER, Then::Echo("waypoint"));
-    serve_echo(&sandbox.pod("server"), 8080);
-    for ip in sandbox.ips("server") {
-        let to = SocketAddr::new(ip, 8080);
-        assert_eq!(exchange(&mut connect(&sandbox.pod("client"), to).unwrap()), "waypoint");
-        assert_eq!(played.authorities(), [to.to_string()]);
-        // Addressed as a service, it has none.
-        let vip = address(if ip.is_ipv4() { VIPS[0] } else { VIPS[1] });
-        assert_ne!(exchange(&mut connect(&sandbox.pod("client"), vip).unwrap()), "waypoint");
+    for named in PLAYED {
+        let waypoint = format!("waypoint: {{ destination: {named} }}");
+        let sandbox = Sandbox::up_with("workload-waypoint", &with_server(&waypoint));
+        let at = played_at(&sandbox, named);
+        let played = PlayedProxy::start(&sandbox, "outsider", at, OUTSIDER, Then::Echo("waypoint"));
+        serve_echo(&sandbox.pod("server"), 8080);
+        for ip in sandbox.ips("server") {
+            let to = SocketAddr::new(ip, 8080);
+            assert_eq!(exchange(&mut connect(&sandbox.pod("client"), to).unwrap()), "waypoint");
+            assert_eq!(played.authorities(), [to.to_string()]);
+            // Addressed as a service, it has none.
+            let vip = address(if ip.is_ipv4() { VIPS[0] } else { VIPS[1] });
+            assert_ne!(exchange(&mut connect(&sandbox.pod("client"), vip).unwrap()), "waypoint");
+        }
     }
     let own = Sandbox::up_with("own-waypoint", &with_server("waypoint: { destination: /10.77.1.3 }"));
     serve_echo(&own.pod("server"), 8080);
@@ -133,31 +144,36 @@ fn a_workload_with_a_waypoint_is_reached_through_it_but_not_from_there() {
 
 #[test]
 fn another_network_is_reached_through_its_gateway_by_shared_tunnels() {
-    let gateway = "network: far, networkGateway: { destination: /10.77.1.4 }";
     let identity = "subjectAltNames: [spiffe://cluster.local/ns/default/sa/server]";
-    let mesh =
-        with_server(gateway).replace("ports: { 80: 8080 } }\n", &format!("ports: {{ 80: 8080 }}, {identity} }}\n"));
-    let sandbox = Sandbox::up_with("gateway", &mesh);
-    let server = sandbox.ips("server")[0];
-    let at = hbone(sandbox.ips("outsider")[0]);
-    let played = PlayedProxy::start(&sandbox, "outsider", at, OUTSIDER, Then::PassTo(hbone(server)));
-    serve_echo(&sandbox.pod("server"), 8080);
-    let mut open = Vec::new();
-    for vip in VIPS.into_iter().cycle().take(12) {
-        let mut stream = connect(&sandbox.pod("client"), address(vip)).unwrap();
-        exchange(&mut stream);
-        open.push(stream);
+    for (index, named) in PLAYED.into_iter().enumerate() {
+        let mesh = with_server(&format!("network: far, networkGateway: {{ destination: {named} }}"))
+            .replace("ports: { 80: 8080 } }\n", &format!("ports: {{ 80: 8080 }}, {identity} }}\n"));
+        let sandbox = Sandbox::up_with("gateway", &mesh);
+        let server = sandbox.ips("server")[index];
+        let at = played_at(&sandbox, named);
+        let played = PlayedProxy::start(&sandbox, "outsider", at, OUTSIDER, Then::PassTo(hbone(server)));
+        serve_echo(&sandbox.pod("server"), 8080);
+        let mut open = Vec::new();
+        for vip in VIPS.into_iter().cycle().take(12) {
+            let mut stream = connect(&sandbox.pod("client"), address(vip)).unwrap();
+            exchange(&mut stream);
+            open.push(stream);
+        }
+        let authorities = played.authorities();
+        assert!(
+            (1..=2).contains(&authorities.len()),
+            "one for each worker, and not for each connection: {authorities:?}"
+        );
+        assert!(authorities.iter().all(|a| a == "server.default.svc.cluster.local:80"), "{authorities:?}");
+        // The far proxy does not take the gateway, or whoever has the client's address there, for the client.
+        drop(open);
+        let line = sandbox.access_line(
+            "node-2",
+            &["connection complete", "src.identity=\"spiffe://cluster.local/ns/default/sa/client\""],
+        );
+        let authority = format!("dst.hbone_addr={}", SocketAddr::new(server, 8080));
+        assert!(line.contains("src.workload=\"client\"") && line.contains(&authority), "{line}");
     }
-    let authorities = played.authorities();
-    assert!((1..=2).contains(&authorities.len()), "one for each worker, and not for each connection: {authorities:?}");
-    assert!(authorities.iter().all(|a| a == "server.default.svc.cluster.local:80"), "{authorities:?}");
-    // The far proxy does not take the gateway, or whoever has the client's address there, for the client.
-    drop(open);
-    let line = sandbox.access_line(
-        "node-2",
-        &["connection complete", "src.identity=\"spiffe://cluster.local/ns/default/sa/client\""],
-    );
-    assert!(line.contains("src.workload=\"client\"") && line.contains("dst.hbone_addr=10.77.2.2:8080"), "{line}");
 }
 
 #[test]
@@ -190,17 +206,19 @@ fn a_destination_behind_a_gateway_says_who_it_is() {
 
 #[test]
 fn a_gateway_cannot_put_somebody_else_in_place_of_the_destination() {
-    let gateway = "network: far, networkGateway: { destination: /10.77.1.4 }";
     let identity = "subjectAltNames: [spiffe://cluster.local/ns/default/sa/server]";
-    let mesh =
-        with_server(gateway).replace("ports: { 80: 8080 } }\n", &format!("ports: {{ 80: 8080 }}, {identity} }}\n"));
-    let sandbox = Sandbox::up_with("false-gateway", &mesh);
-    let neighbour = sandbox.ips("neighbour")[0];
-    let at = hbone(sandbox.ips("outsider")[0]);
-    let _played = PlayedProxy::start(&sandbox, "outsider", at, OUTSIDER, Then::PassTo(hbone(neighbour)));
-    for vip in VIPS {
-        assert_refused(&sandbox, vip);
-        sandbox.access_line("node-1", &["UP-PROXY-005", "the peer is spiffe://cluster.local/ns/default/sa/neighbour"]);
+    for (index, named) in PLAYED.into_iter().enumerate() {
+        let mesh = with_server(&format!("network: far, networkGateway: {{ destination: {named} }}"))
+            .replace("ports: { 80: 8080 } }\n", &format!("ports: {{ 80: 8080 }}, {identity} }}\n"));
+        let sandbox = Sandbox::up_with("false-gateway", &mesh);
+        let neighbour = hbone(sandbox.ips("neighbour")[index]);
+        let at = played_at(&sandbox, named);
+        let _played = PlayedProxy::start(&sandbox, "outsider", at, OUTSIDER, Then::PassTo(neighbour));
+        for vip in VIPS {
+            assert_refused(&sandbox, vip);
+            let who = "the peer is spiffe://cluster.local/ns/default/sa/neighbour";
+            sandbox.access_line("node-1", &["UP-PROXY-005", who]);
+        }
     }
 }
 

@@ -38,20 +38,20 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Starts one in a folder, and waits until it serves. Nobody runs its pods.
-    pub fn start(folder: &Path) -> Self {
-        Self::start_with(folder, UNDERTAKERS, Families::Dual)
+    /// Starts one in a folder, with more flags of the API server, and waits until it serves. Nobody runs its pods.
+    pub fn start(folder: &Path, flags: &[&str]) -> Self {
+        Self::start_with(folder, UNDERTAKERS, Families::Dual, flags)
     }
 
     /// The same for nodes that run pods: with a scheduler, and with every controller.
     pub fn start_for_nodes(folder: &Path, families: Families) -> Self {
-        let mut kubernetes = Self::start_with(folder, "--controllers=*", families);
+        let mut kubernetes = Self::start_with(folder, "--controllers=*", families, &[]);
         let scheduler = start_scheduler(&kubernetes);
         kubernetes.daemons.push(scheduler);
         kubernetes
     }
 
-    fn start_with(folder: &Path, controllers: &str, families: Families) -> Self {
+    fn start_with(folder: &Path, controllers: &str, families: Families, flags: &[&str]) -> Self {
         let fabric = Fabric::new(families);
         let netns = fabric.host(CONTROL_PLANE);
         let ips = host_ips(CONTROL_PLANE);
@@ -60,7 +60,7 @@ impl Kubernetes {
         let api = Api::new(&netns, SocketAddr::new(families.first(ips), 6443), pki.ca(), "admin");
         let mut etcd = start_etcd(&netns, folder);
         etcd.await_ready(|| netns.run(|| TcpStream::connect(ETCD)).unwrap().ok());
-        let mut api_server = start_api_server(&netns, folder, &pki, families);
+        let mut api_server = start_api_server(&netns, folder, &pki, families, flags);
         api_server.await_ready(|| api.get("/readyz").ok());
         let config = pki.kubeconfig("controller-manager", &server(families), "controller-manager");
         let controllers = start_controllers(&netns, folder, &pki, &config, controllers);
@@ -74,7 +74,7 @@ impl Kubernetes {
 
     /// Starts it again, and waits until it serves.
     pub fn start_api_server(&mut self) {
-        let mut api_server = start_api_server(&self.netns, &self.folder, &self.pki, self.fabric.families);
+        let mut api_server = start_api_server(&self.netns, &self.folder, &self.pki, self.fabric.families, &[]);
         api_server.await_ready(|| self.api.get("/readyz").ok());
         self.daemons.push(api_server);
     }
@@ -106,10 +106,10 @@ fn start_etcd(netns: &NetNs, folder: &Path) -> Daemon {
     Daemon::start(&binary("etcd"), netns, folder, &arguments, &[])
 }
 
-fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki, families: Families) -> Daemon {
+fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki, families: Families, flags: &[&str]) -> Daemon {
     let address = families.first(host_ips(CONTROL_PLANE));
     let file = |flag: &str, name: &str| format!("--{flag}={}", pki.path(name));
-    let arguments = [
+    let mut arguments = vec![
         format!("--etcd-servers=http://{ETCD}"),
         "--bind-address=::".to_owned(),
         format!("--advertise-address={address}"),
@@ -131,6 +131,7 @@ fn start_api_server(netns: &NetNs, folder: &Path, pki: &Pki, families: Families)
         "--allow-privileged=true".to_owned(),
         "--enable-aggregator-routing=true".to_owned(), // webhooks by the address of their pod: no service is reached here
     ];
+    arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
     Daemon::start(&binary("kube-apiserver"), netns, folder, &arguments, &[])
 }
 

@@ -62,7 +62,12 @@ static SHARED: LazyLock<RwLock<Cluster>> =
 impl Cluster {
     /// Starts one in a folder, and waits until it is ready: about ten seconds.
     pub fn start(folder: &Path) -> Self {
-        let kubernetes = Kubernetes::start(folder);
+        Self::start_with(folder, &[])
+    }
+
+    /// The same with more flags of the API server.
+    pub fn start_with(folder: &Path, flags: &[&str]) -> Self {
+        let kubernetes = Kubernetes::start(folder, flags);
         let istiod = Istiod::install(&kubernetes);
         Self { istiod, kubernetes }
     }

@@ -32,7 +32,7 @@ fn of_one_family(test: &str, families: Families) {
     if let Some(why) = missing() {
         return skip(test, &why);
     }
-    let folder = folder::folder(test);
+    let folder = folder::until_exit(test);
     let kube = Kube::start(&folder, families, &mut |_| ());
     assert_as_promised(&kube);
 }
