@@ -13,8 +13,11 @@ use underpass_tests::skip::skip;
 /// Sends the pods of a DaemonSet away, and waits until they have gone.
 fn send_away(kube: &Kube, daemon_set: &str) {
     select(kube, daemon_set, true);
+    // Also those that are ending: until then they take pods.
+    let label = if daemon_set == AGENTS { "k8s-app" } else { "app" };
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={label}%3D{daemon_set}");
     await_within(60, "the pods have gone", || {
-        ["node-1", "node-2"].iter().all(|node| kube.of(daemon_set, node).is_none()).then_some(())
+        kube.get(&path)?["items"].as_array().is_some_and(Vec::is_empty).then_some(())
     });
 }
 
