@@ -4,6 +4,7 @@
 
 mod add;
 mod flags;
+mod lists;
 mod older;
 mod ready;
 mod retirement;
