@@ -118,11 +118,11 @@ impl Agent {
         enrolled.chain(pods.skipped().filter_map(|p| p.pod.uid.clone())).collect()
     }
 
-    /// The uids of pods that were presented, and whose namespace is not where it was then.
-    pub(crate) fn lost_uids(&self) -> HashSet<String> {
+    /// Of these, the ones whose namespace is where it was then.
+    pub(crate) fn placed_uids(&self) -> HashSet<String> {
         let pods = self.pods.borrow();
-        let enrolled = pods.enrolled().filter(|p| p.netns.is_none()).map(|p| p.record.uid.clone());
-        let skipped = pods.skipped().filter(|p| p.netns_path.is_none()).filter_map(|p| p.pod.uid.clone());
+        let enrolled = pods.enrolled().filter(|p| p.netns.is_some()).map(|p| p.record.uid.clone());
+        let skipped = pods.skipped().filter(|p| p.netns_path.is_some()).filter_map(|p| p.pod.uid.clone());
         enrolled.chain(skipped).collect()
     }
 

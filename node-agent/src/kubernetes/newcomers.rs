@@ -69,11 +69,8 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
     if !cluster.is_synced() {
         return;
     }
-    let (known, lost) = (agent.known_uids(), agent.lost_uids());
-    let is_new = |pod: &KnownPod| {
-        let uid = &*pod.workload.uid;
-        (!known.contains(uid) || lost.contains(uid)) && should_join(agent, cluster, pod)
-    };
+    let placed = agent.placed_uids();
+    let is_new = |pod: &KnownPod| !placed.contains(&*pod.workload.uid) && should_join(agent, cluster, pod);
     let strangers: Vec<KnownPod> = cluster.pods().into_iter().filter(is_new).collect();
     let uids = strangers.iter().map(|p| p.workload.uid.to_string()).collect();
     if !cluster.search.is_due(&uids) {
@@ -90,10 +87,10 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
     let looked = tokio::task::spawn_blocking(move || places(&processes, &wanted, &node)).await;
     let mut found = looked.unwrap_or_default();
     let mut missed = BTreeMap::new();
+    let placed = agent.placed_uids();
     for pod in strangers {
         // Its ADD may have come meanwhile.
-        let knows = |uid: &str| agent.knows(uid) && !agent.lost_uids().contains(uid);
-        if knows(&pod.workload.uid) || !should_join(agent, cluster, &pod) {
+        if placed.contains(&*pod.workload.uid) || !should_join(agent, cluster, &pod) {
             continue;
         }
         let (reference, uid) = (pod.reference(), pod.workload.uid.to_string());

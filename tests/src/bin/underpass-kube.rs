@@ -1,13 +1,13 @@
 //! The cluster of `scripts/kube`: a real Kubernetes with istiod, in namespaces of its own, until somebody ends it.
 //!
 //! ```text
-//! underpass-kube up [FAMILY]           starts one, and returns when its nodes and istiod are ready
-//! underpass-kube demo [FAMILY] [--json]   tells on a cluster of its own what Underpass does
-//! underpass-kube down                  ends it; nothing is left
-//! underpass-kube images                the image of the programs beside it, as an archive
-//! underpass-kube exec PROGRAM …        runs kubectl, istioctl or helm against it
-//! underpass-kube import IMAGE.tar      puts an image on its nodes
-//! underpass-kube node NAME PROGRAM …   runs a program on a node
+//! underpass-kube up [FAMILY]             starts one, and returns when its nodes and istiod are ready
+//! underpass-kube demo [FAMILY] [--json]  tells on a cluster of its own what Underpass does
+//! underpass-kube down                    ends it; nothing is left
+//! underpass-kube images                  the image of the programs beside it, as an archive
+//! underpass-kube exec PROGRAM …          runs kubectl, istioctl or helm against it
+//! underpass-kube import IMAGE.tar        puts an image on its nodes
+//! underpass-kube node NAME PROGRAM …     runs a program on a node
 //! ```
 //!
 //! FAMILY is `--ipv4` or `--ipv6`; without one, pods and nodes have addresses of both.
