@@ -1,6 +1,9 @@
 //! Where the built binaries are.
 
+#![allow(clippy::disallowed_types)] // install
+
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The path of a built binary: in `UNDERPASS_BIN_DIR`, or in the folder of the profile that this test was built with.
 pub fn binary(name: &str) -> PathBuf {
@@ -8,6 +11,13 @@ pub fn binary(name: &str) -> PathBuf {
     let path = folder.join(name);
     assert!(path.exists(), "{} is not built; run scripts/build --debug first", path.display());
     path
+}
+
+/// Makes a copy that can be run at once, by every user. Another program writes it: what is open for writing cannot be run
+/// (ETXTBSY), and a file that is open here is open for a moment in every process that another test starts.
+pub fn copy(program: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).args([program, to]).status().unwrap();
+    assert!(status.success(), "install {} {}: {status}", program.display(), to.display());
 }
 
 /// The folder that `scripts/lib/runtimes` fills, as far as that is possible.

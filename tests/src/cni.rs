@@ -14,7 +14,7 @@ use netns::NetNs;
 use netns::seqpacket::{Packet, SeqPacket, SeqPacketListener};
 use serde_json::{Value, json};
 
-use crate::binaries::binary;
+use crate::binaries::{self, binary};
 
 /// One call of the plugin.
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ impl Call {
 
     /// Runs the plugin as another user, from a copy that this user can reach.
     pub fn run_as(&self, uid: u32, copy: &Path) -> Output {
-        std::fs::copy(binary("underpass-cni"), copy).unwrap();
+        binaries::copy(&binary("underpass-cni"), copy);
         let mut child = self.prepared(Command::new(copy)).uid(uid).spawn().unwrap();
         let _ = child.stdin.take().unwrap().write_all(&self.stdin);
         child.wait_with_output().unwrap()

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+use crate::binaries;
 
 /// Its name in a conflist.
 pub const TYPE: &str = "underpass-test-recorder";
@@ -58,9 +59,9 @@ impl Recorder {
     /// Puts the plugin into a runtime's folder; the calls are written into a folder of the test.
     pub fn install(bin_dir: &Path, calls: PathBuf) -> Self {
         fs::create_dir_all(&calls).unwrap();
-        let program = bin_dir.join(TYPE);
-        fs::write(&program, SCRIPT.replace("FOLDER", calls.to_str().unwrap())).unwrap();
-        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = calls.with_extension("sh");
+        fs::write(&script, SCRIPT.replace("FOLDER", calls.to_str().unwrap())).unwrap();
+        binaries::copy(&script, &bin_dir.join(TYPE));
         Self(calls)
     }
 

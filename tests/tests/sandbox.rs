@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use underpass_tests::binaries::binary;
+use underpass_tests::binaries::{self, binary};
 use underpass_tests::sandbox::{MESH, Sandbox, until};
 use underpass_tests::skip::skip;
 
@@ -210,7 +210,7 @@ fn without_root_the_sandbox_runs_in_a_user_namespace() {
     // The folder of the programs may be closed to others.
     for name in ["underpass", "underpass-agent", "underpass-proxy", "underpass-cni"] {
         let (from, to) = (binary(name), folder.0.join(name));
-        fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(|_| ())).unwrap();
+        fs::hard_link(&from, &to).unwrap_or_else(|_| binaries::copy(&from, &to));
     }
     let run = |args: &[&str]| {
         let mut command = Command::new(folder.0.join("underpass"));
