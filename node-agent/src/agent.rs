@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use agent_status::VerificationState;
 use anyhow::Context;
@@ -91,7 +92,8 @@ impl Agent {
                 tracing::warn!(uid = record.uid, "the pod's namespace is not found; proxies that have it keep it");
             }
             let (uid, leaving) = (record.uid.clone(), record.leaving);
-            self.pods.borrow_mut().enrol(Enrolled { record, netns, joined: true });
+            let leaving_since = leaving.then(Instant::now);
+            self.pods.borrow_mut().enrol(Enrolled { record, netns, joined: true, leaving_since });
             if !leaving {
                 verifier::look_after(self, &uid);
             }

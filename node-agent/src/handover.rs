@@ -256,7 +256,7 @@ async fn enrol(
         leaving: false,
     };
     let uid = record.uid.clone();
-    let pod = Enrolled { record, netns: Some(presented.netns.clone()), joined: false };
+    let pod = Enrolled { record, netns: Some(presented.netns.clone()), joined: false, leaving_since: None };
     let request = pod.request();
     if !request.fits() {
         return Err(Refusal::Names(format!("uid {uid:?} and the names of the pod are too long")));

@@ -4,7 +4,7 @@ use std::future::ready;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::iter;
@@ -29,6 +29,8 @@ const PROXY_DEADLINE: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 8;
 /// A pod that could not join, or has not left yet, is looked at again this soon.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A pod that leaves is served for at least this long: until the control plane has heard of it and told the proxies of others.
+const LINGERS: Duration = Duration::from_secs(5);
 
 /// Makes every pod a member or not, for as long as the agent lives.
 pub(crate) async fn keep(agent: Rc<Agent>) {
@@ -131,14 +133,14 @@ async fn try_to_join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reas
         leaving: false,
     };
     let uid = record.uid.clone();
-    let mut enrolled = Enrolled { record, netns: Some(netns.clone()), joined: true };
+    let mut enrolled = Enrolled { record, netns: Some(netns.clone()), joined: true, leaving_since: None };
     let undo = |refusal| {
         agent.proxies.ask_all(&Request::Del { uid: uid.clone() }, None);
         refusal
     };
     served(agent, &enrolled, &netns).await.map_err(undo)?;
     let plan = enrolled.record.plan.clone();
-    enrolled.record.exempted = inside(&netns, move || redirect::apply(&plan)).await.map_err(undo)?.exempted;
+    enrolled.record.exempted = inside(&netns, move || redirect::join(&plan)).await.map_err(undo)?.exempted;
     let still_there = agent.pods.borrow().skipped().any(|p| p.attachment == pod.attachment);
     let remembered = if still_there { agent.enrol(enrolled) } else { Err(Refusal::PluginGone) };
     if let Err(refusal) = remembered {
@@ -191,7 +193,7 @@ async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leavi
     agent.verifier.borrow_mut().forget(&uid);
     let applied = inside(&netns, move || {
         // What was opened while it was leaving was never captured, and goes on.
-        if leaving { redirect::apply(&new).map(|a| a.exempted) } else { redirect::repair(&new).map(|()| 0) }
+        if leaving { redirect::join(&new).map(|a| a.exempted) } else { redirect::repair(&new).map(|()| 0) }
     });
     let exempted = match applied.await {
         Ok(exempted) => exempted,
@@ -204,6 +206,7 @@ async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leavi
     record.plan = plan;
     record.leaving = false;
     record.exempted += exempted;
+    pod.leaving_since = None;
     tracing::info!(uid, "the pod's plan has changed");
     match agent.enrol(pod) {
         Ok(()) => verifier::look_after(agent, &uid),
@@ -212,25 +215,27 @@ async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leavi
     true
 }
 
-/// A running pod leaves: from now on nothing new is captured. Returns whether it is out.
+/// A running pod leaves: from now on nothing new is captured. Its proxies serve it for a while, for others still come by
+/// tunnels. Returns whether it is out.
 async fn leave(agent: &Rc<Agent>, mut pod: Enrolled, reason: String) -> bool {
     let uid = pod.record.uid.clone();
     // It would put the rules back.
     agent.verifier.borrow_mut().forget(&uid);
+    let lingers = pod.leaving_since.get_or_insert_with(Instant::now).elapsed() < LINGERS;
     let open = match &pod.netns {
         Some(netns) => {
             let plan = pod.record.plan.clone();
-            inside(netns, move || redirect::leave(&plan)).await
+            inside(netns, move || redirect::leave(&plan, lingers)).await
         }
         None => Ok(0),
     };
     match open {
-        Ok(0) => {
+        Ok(0) if !lingers || pod.netns.is_none() => {
             is_out(agent, &pod, reason);
             return true;
         }
         Ok(open) if !pod.record.leaving => {
-            tracing::info!(uid, open, "leaves the mesh; captured connections go on until they close");
+            tracing::info!(uid, open, "leaves the mesh; connections that are captured go on until they close");
             pod.record.leaving = true;
             if let Err(refusal) = agent.enrol(pod) {
                 tracing::warn!(uid, "{}", refusal.explained());

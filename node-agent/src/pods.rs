@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use handoff::{Attachment, PodRef};
 use netns::NetNs;
@@ -20,6 +21,8 @@ pub(crate) struct Enrolled {
     /// Whether its ADD has come to its end. Until then it is not remembered on disk: should the agent die, the ADD has
     /// failed, and the next agent must not take the pod for one of its own.
     pub(crate) joined: bool,
+    /// When it began to leave, or when this agent took it over as one that leaves.
+    pub(crate) leaving_since: Option<Instant>,
 }
 
 /// What is remembered about an enrolled pod across restarts.

@@ -34,4 +34,5 @@ pub mod scene;
 pub mod skip;
 pub mod sniffer;
 pub mod state_bench;
+pub mod traffic;
 pub mod wire;

@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 
+use netns::NetNs;
 use redirect::{CaptureKind, Plan};
 use serde_json::{Value, json};
 use underpass_tests::cni::{Call, config, path_of};
@@ -10,6 +11,7 @@ use underpass_tests::listener::{accept, connect, plain};
 use underpass_tests::node::Node;
 use underpass_tests::places::carries;
 use underpass_tests::sandbox::until;
+use underpass_tests::traffic::Traffic;
 use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
 
 /// The mesh of the tests, with the pod's namespace and the pod itself as told.
@@ -122,6 +124,79 @@ fn the_same_under_nat() {
 #[test]
 fn the_same_under_nat_by_iptables() {
     joins_and_leaves("nat-iptables-nft");
+}
+
+/// A pod in the mesh, and both directions and families: who connects, who answers, and where.
+fn enrolled(name: &str, capture: &str) -> (Node, Wire) {
+    let (mut node, wire) = (Node::new(&format!("{name}-{capture}"), &mesh(IN, "")), Wire::new());
+    node.start_agent_with(&["--capture".as_ref(), capture.as_ref()]);
+    node.start_ready_proxy();
+    assert!(add(&node, &wire, |_| {}).status.success());
+    (node, wire)
+}
+
+fn ways(wire: &Wire) -> [(&NetNs, &NetNs, SocketAddr); 4] {
+    let (pod, peer) = (&wire.pod, &wire.peer);
+    [(pod, peer, PEER4), (pod, peer, PEER6), (peer, pod, POD4), (peer, pod, POD6)]
+        .map(|(client, server, address)| (client, server, SocketAddr::new(address, 8001)))
+}
+
+/// It comes and goes while connections of each family and direction talk without a pause, and new ones are made.
+fn comes_and_goes_under_traffic(capture: &str) {
+    let (node, wire) = enrolled("traffic", capture);
+    let mut traffic = Traffic::default();
+    for (client, server, at) in ways(&wire) {
+        traffic.serve(server, at);
+        traffic.talk(client, at);
+        traffic.connect(client, at);
+    }
+    for round in 0..15 {
+        write_mesh(&node, &mesh("", ""));
+        await_pod(&node, "the pod leaves", |p| p["state"] == "leaving");
+        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, leaving");
+        write_mesh(&node, &mesh(IN, ""));
+        await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
+        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, joining");
+    }
+}
+
+#[test]
+fn a_pod_comes_and_goes_under_traffic_without_losing_a_connection() {
+    comes_and_goes_under_traffic("routed");
+}
+
+#[test]
+fn under_nat_a_pod_comes_and_goes_under_traffic_without_losing_a_connection() {
+    comes_and_goes_under_traffic("nat");
+}
+
+/// It is out, and joins again, while connections are made that are open for a moment only.
+fn is_out_and_in_again(capture: &str) {
+    let (node, wire) = enrolled("brief", capture);
+    let mut traffic = Traffic::default();
+    for (client, server, at) in ways(&wire) {
+        traffic.serve(server, at);
+        traffic.connect(client, at);
+    }
+    for round in 0..2 {
+        write_mesh(&node, &mesh("", ""));
+        await_pod(&node, "the pod is outside", |p| p["state"] == "skipped");
+        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, outside");
+        assert!(!in_place(&wire), "nothing of ours is left");
+        write_mesh(&node, &mesh(IN, ""));
+        await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
+        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, inside");
+    }
+}
+
+#[test]
+fn connections_that_are_made_while_a_pod_leaves_for_good_are_not_lost() {
+    is_out_and_in_again("routed");
+}
+
+#[test]
+fn under_nat_connections_that_are_made_while_a_pod_leaves_for_good_are_not_lost() {
+    is_out_and_in_again("nat");
 }
 
 #[test]

@@ -441,7 +441,7 @@ fn leaving(s: &Scene) {
     // As the proxy does: to the application in the client's name.
     let mut to_app = connect_marked(&s.wire.pod, Some(s.peer()), at(s.pod(), 8080)).unwrap();
     let (mut served, _) = accept(&app).unwrap();
-    let leave = || s.wire.pod.run(|| redirect::leave(&s.plan())).unwrap().unwrap();
+    let leave = || s.wire.pod.run(|| redirect::leave(&s.plan(), false)).unwrap().unwrap();
     assert!(leave() >= 2, "the application's two connections with the proxy");
     let left = s.wire.pod.run(redirect::read_back).unwrap().unwrap();
     assert!(leave() >= 2);

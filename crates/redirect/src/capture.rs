@@ -19,7 +19,7 @@ use crate::sockets::{
     Connection, Listener, captured_connections, cut_open_connections, open_connections, uncaptured_connections,
 };
 use crate::xtables::{PREFIX, XtablesRules};
-use crate::{foreign, nat, routed, xtables};
+use crate::{foreign, nat, routed, running, xtables};
 
 /// How long to wait for a fresh IPv6 address: one probe a second by default (dad_transmits), and a random start.
 const DUPLICATE_ADDRESS_DETECTION: Duration = Duration::from_millis(2500);
@@ -87,10 +87,15 @@ pub struct Removed {
 /// # Errors
 /// [`RedirectError`]; then nothing of the plan is left in the namespace.
 pub fn apply(plan: &Plan) -> Result<Applied, RedirectError> {
-    install(plan, true).inspect_err(|_| {
-        // The first error is the one to report; what cannot be removed now is removed by DEL or by the agent.
-        let _ = remove();
-    })
+    install_or_undo(plan, Pod::New)
+}
+
+/// The same for a pod whose applications run: no connection is lost that is being made meanwhile.
+///
+/// # Errors
+/// [`RedirectError`]; then nothing of the plan is left in the namespace.
+pub fn join(plan: &Plan) -> Result<Applied, RedirectError> {
+    install_or_undo(plan, Pod::Running)
 }
 
 /// Puts a plan that was applied back in force. What is open now was captured, so that nothing gets an exception, and
@@ -99,17 +104,36 @@ pub fn apply(plan: &Plan) -> Result<Applied, RedirectError> {
 /// # Errors
 /// [`RedirectError`].
 pub fn repair(plan: &Plan) -> Result<(), RedirectError> {
-    install(plan, false).map(drop)
+    install(plan, Pod::Enrolled).map(drop)
 }
 
-fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
+/// What is known of a pod when a plan is installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pod {
+    New,
+    Running,
+    Enrolled,
+}
+
+fn install_or_undo(plan: &Plan, pod: Pod) -> Result<Applied, RedirectError> {
+    install(plan, pod).inspect_err(|_| {
+        // The first error is the one to report; what cannot be removed now is removed by DEL or by the agent.
+        let _ = remove();
+    })
+}
+
+fn install(plan: &Plan, pod: Pod) -> Result<Applied, RedirectError> {
     if plan.addresses.is_empty() {
         return Err(RedirectError::NoAddress);
     }
     let routing = routing()?;
     let observed = rules(&routing)?;
     // Somebody applied a plan here before: what is open now was captured then, or is exempt already.
-    let first = first && !applied_before(&observed)?;
+    let first = pod != Pod::Enrolled && !applied_before(plan, &observed)?;
+    let joins = first && pod == Pod::Running && plan.capture == CaptureKind::Routed && !plan.adopt;
+    if joins {
+        running::pause(plan, &observed)?;
+    }
     let exceptions: Vec<PolicyRule> = match (plan.capture, plan.existing_connections) {
         (CaptureKind::Routed, ExistingConnections::Keep) if first => {
             // A pod that had left and joins again may have some that are captured still.
@@ -124,14 +148,8 @@ fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
     let rendered = Rendered::of(plan, &kept);
 
     // From the guard on, nothing leaves unmarked; so the rules of netfilter come first and the capturing rule last.
-    match &rendered.table {
-        Some(table) if plan.adopt => replace_table_and_istios(table)?,
-        Some(table) => replace_table(table)?,
-        None => remove_table()?,
-    }
-    replace_xtables(plan.capture, &rendered)?;
-    if plan.adopt {
-        remove_istios(rendered.table.is_some())?;
+    if !joins {
+        write_netfilter(plan, &rendered)?;
     }
     routing.raise_loopback().map_err(failed("cannot bring the loopback interface up"))?;
     for route in &rendered.routes {
@@ -141,6 +159,9 @@ fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
         if !observed.contains(rule) {
             routing.add_rule(rule).map_err(failed(&format!("cannot add {rule}")))?;
         }
+    }
+    if joins {
+        write_netfilter(plan, &rendered)?;
     }
     for stale in observed.iter().filter(|r| !rendered.rules.contains(r) && !kept.contains(r)) {
         delete(&routing, stale)?;
@@ -152,6 +173,19 @@ fn install(plan: &Plan, first: bool) -> Result<Applied, RedirectError> {
         _ => 0,
     };
     Ok(Applied { exempted: exceptions.len(), cut })
+}
+
+fn write_netfilter(plan: &Plan, rendered: &Rendered) -> Result<(), RedirectError> {
+    match &rendered.table {
+        Some(table) if plan.adopt => replace_table_and_istios(table)?,
+        Some(table) => replace_table(table)?,
+        None => remove_table()?,
+    }
+    replace_xtables(plan.capture, rendered)?;
+    if plan.adopt {
+        remove_istios(rendered.table.is_some())?;
+    }
+    Ok(())
 }
 
 /// Removes whatever any capture of ours installed. What is gone already is fine.
@@ -201,43 +235,33 @@ pub fn remove() -> Result<Removed, RedirectError> {
 }
 
 /// Takes a pod out of the mesh while its applications run: nothing new is captured, and what is captured goes on until it
-/// closes. Returns how many such connections there are; call it again until there are none, then nothing of ours is left.
+/// closes. Returns how many such connections there are; call it again until there are none. Then nothing of ours is left,
+/// unless it `lingers`: what the proxy makes for connections that it had accepted, and for tunnels that are open, needs its
+/// way back.
 ///
 /// # Errors
 /// [`RedirectError`].
-pub fn leave(plan: &Plan) -> Result<usize, RedirectError> {
+pub fn leave(plan: &Plan, lingers: bool) -> Result<usize, RedirectError> {
+    if plan.capture == CaptureKind::Routed {
+        return running::leave(plan, lingers);
+    }
     let captured = captured_here(plan)?;
-    if captured.is_empty() {
+    if captured.is_empty() && !lingers {
         remove()?;
         return Ok(0);
     }
-    let routing = routing()?;
-    let observed = rules(&routing)?;
-    let stays: Vec<PolicyRule> = match plan.capture {
-        CaptureKind::Routed => captured.iter().map(|c| PolicyRule::captured(*c, plan.table)).collect(),
-        _ => nat::policy_rules(plan),
-    };
-    for rule in stays.iter().filter(|r| !observed.contains(r)) {
-        routing.add_rule(rule).map_err(failed(&format!("cannot add {rule}")))?;
-    }
-    for rule in observed.iter().filter(|r| !stays.contains(r)) {
-        delete(&routing, rule)?;
-    }
-    match plan.capture {
-        CaptureKind::Routed => remove_table()?,
-        CaptureKind::Nat => {
-            let table = nat::leaving_table(plan);
-            if nft::dump_table(&Socket::open()?, TABLE_NAME)?.as_ref() != Some(&table) {
-                replace_table(&table)?;
-            }
+    add(&routing()?, &nat::policy_rules(plan))?;
+    if plan.capture == CaptureKind::Nat {
+        let table = nat::leaving_table(plan);
+        if table_now()?.as_ref() != Some(&table) {
+            replace_table(&table)?;
         }
-        CaptureKind::NatIptablesNft | CaptureKind::NatIptablesLegacy => {
-            let (mut tables, present) = (xtables::leaving_tables(plan), xtables_among(&chain_names())?);
-            // One that is not there has been left already.
-            tables.retain(|t| present.iter().any(|p| p.v6 == t.v6 && p.table == t.table && p != t));
-            if !tables.is_empty() {
-                write_xtables(plan.capture, &tables, &present)?;
-            }
+    } else {
+        let (mut tables, present) = (xtables::leaving_tables(plan), xtables_among(&chain_names())?);
+        // One that is not there has been left already.
+        tables.retain(|t| present.iter().any(|p| p.v6 == t.v6 && p.table == t.table && p != t));
+        if !tables.is_empty() {
+            write_xtables(plan.capture, &tables, &present)?;
         }
     }
     Ok(captured.len())
@@ -251,7 +275,7 @@ pub fn captured(plan: &Plan) -> Result<usize, RedirectError> {
     captured_here(plan).map(|c| c.len())
 }
 
-fn captured_here(plan: &Plan) -> Result<Vec<Connection>, RedirectError> {
+pub(crate) fn captured_here(plan: &Plan) -> Result<Vec<Connection>, RedirectError> {
     captured_connections(&plan.addresses, plan.mark).map_err(failed("cannot list the captured connections"))
 }
 
@@ -300,15 +324,27 @@ pub fn listeners() -> Result<Vec<Listener>, RedirectError> {
     crate::sockets::listeners().map_err(failed("cannot list the listening sockets"))
 }
 
-/// Whether a plan was applied here before, of which something may be missing now.
-fn applied_before(rules: &[PolicyRule]) -> Result<bool, RedirectError> {
-    let capturing = rules.iter().any(|r| r.priority == routed::PREF_CAPTURE);
-    Ok(capturing || nft::dump_table(&Socket::open()?, TABLE_NAME)?.is_some())
+/// Whether a plan was applied here before, of which something may be missing now. Of a pod that had not quite left, what
+/// it has opened since then is not captured.
+fn applied_before(plan: &Plan, rules: &[PolicyRule]) -> Result<bool, RedirectError> {
+    let table = table_now()?;
+    Ok(match plan.capture {
+        CaptureKind::Routed => {
+            rules.iter().any(PolicyRule::captures)
+                || table.is_some_and(|t| t.chains.iter().any(|c| c.name == routed::GUARD))
+        }
+        _ => table.is_some() || rules.iter().any(|r| r.priority == routed::PREF_CAPTURE),
+    })
+}
+
+/// Our table as it is, if there is one.
+pub(crate) fn table_now() -> Result<Option<Table>, RedirectError> {
+    Ok(nft::dump_table(&Socket::open()?, TABLE_NAME)?)
 }
 
 /// Writes the table in one transaction. Only when there is one already is it deleted in the same transaction: a
 /// deletion makes the socket's close wait for the kernel, which a starting pod should not.
-fn replace_table(table: &Table) -> Result<(), RedirectError> {
+pub(crate) fn replace_table(table: &Table) -> Result<(), RedirectError> {
     let socket = Socket::open()?;
     let mut batch = Batch::new(TABLE_NAME);
     fill(&mut batch, table);
@@ -427,15 +463,20 @@ fn add_route(routing: &Routing, route: LocalRoute) -> io::Result<()> {
     }
 }
 
-fn routing() -> Result<Routing, RedirectError> {
+pub(crate) fn routing() -> Result<Routing, RedirectError> {
     Routing::open().map_err(failed("policy routing cannot be reached over netlink"))
 }
 
-fn rules(routing: &Routing) -> Result<Vec<PolicyRule>, RedirectError> {
+pub(crate) fn rules(routing: &Routing) -> Result<Vec<PolicyRule>, RedirectError> {
     routing.rules().map_err(failed("cannot list the ip rules"))
 }
 
-fn delete(routing: &Routing, rule: &PolicyRule) -> Result<(), RedirectError> {
+/// Adds rules; those that are there already are fine.
+pub(crate) fn add(routing: &Routing, rules: &[PolicyRule]) -> Result<(), RedirectError> {
+    rules.iter().try_for_each(|rule| routing.add_rule(rule).map_err(failed(&format!("cannot add {rule}"))))
+}
+
+pub(crate) fn delete(routing: &Routing, rule: &PolicyRule) -> Result<(), RedirectError> {
     routing.delete_rule(rule).map_err(failed(&format!("cannot delete {rule}")))
 }
 

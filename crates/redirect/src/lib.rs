@@ -13,13 +13,14 @@ mod plan;
 mod routed;
 mod routing;
 mod rule;
+mod running;
 mod sockets;
 mod xtables;
 
 pub use annotation::{ANNOTATIONS, AnnotationError, LONGEST_ANNOTATION};
 pub use capture::{
-    Applied, RedirectError, Removed, apply, captured, leave, listeners, read_back, release_closed_exceptions, remove,
-    repair,
+    Applied, RedirectError, Removed, apply, captured, join, leave, listeners, read_back, release_closed_exceptions,
+    remove, repair,
 };
 pub use foreign::{Foreign, foreign};
 pub use observed::{Difference, How, Observed, diff};

@@ -22,8 +22,8 @@ const DNS_ZONE: u16 = 1;
 
 const ZONE_IN: &str = "zone-in";
 const ZONE_OUT: &str = "zone-out";
-const MARK_IN: &str = "mark-in";
-const MARK_OUT: &str = "mark-out";
+pub(crate) const MARK_IN: &str = "mark-in";
+pub(crate) const MARK_OUT: &str = "mark-out";
 const NAT_IN: &str = "nat-in";
 const NAT_OUT: &str = "nat-out";
 const GUARD: &str = "guard";
@@ -99,19 +99,31 @@ pub(crate) fn table(plan: &Plan) -> Table {
         rules.push(rule(ZONE_OUT, &[udp_dport(DNS), marked(plan.mark), zone()]));
         rules.push(rule(ZONE_IN, &[udp_sport(DNS), for_socket_marked(plan.mark), zone()]));
     }
+    let (mark_chains, mark_rules) = return_path(plan);
+    chains.extend(mark_chains);
     chains.extend([
-        chain(MARK_IN, ChainKind::Filter, Hook::Prerouting, -150),
-        chain(MARK_OUT, ChainKind::Route, Hook::Output, -150),
         chain(NAT_IN, ChainKind::Nat, Hook::Prerouting, -100),
         chain(NAT_OUT, ChainKind::Nat, Hook::Output, -100),
         chain(GUARD, ChainKind::Filter, Hook::Output, 0),
     ]);
-    rules.push(rule(MARK_IN, &[marked(plan.mark), set_ct_mark(RETURN_MARK)]));
-    rules.push(rule(MARK_OUT, &[not_marked(plan.mark), ct_marked(RETURN_MARK), set_mark(RETURN_MARK)]));
+    rules.extend(mark_rules);
     rules.extend(inbound(plan));
     rules.extend(outbound(plan));
     rules.extend(guard(plan));
     Table { chains, rules, sets: sets(plan) }
+}
+
+/// What the application answers to the proxy that has connected in a client's name is marked.
+pub(crate) fn return_path(plan: &Plan) -> (Vec<Chain>, Vec<Rule>) {
+    let chains = vec![
+        chain(MARK_IN, ChainKind::Filter, Hook::Prerouting, -150),
+        chain(MARK_OUT, ChainKind::Route, Hook::Output, -150),
+    ];
+    let rules = vec![
+        rule(MARK_IN, &[marked(plan.mark), set_ct_mark(RETURN_MARK)]),
+        rule(MARK_OUT, &[not_marked(plan.mark), ct_marked(RETURN_MARK), set_mark(RETURN_MARK)]),
+    ];
+    (chains, rules)
 }
 
 fn chain(name: &str, kind: ChainKind, hook: Hook, priority: i32) -> Chain {

@@ -18,8 +18,8 @@ use crate::rule::{
     set_mark, sets, syn, tcp, tcp_dport, to_lo, to_loopback, tproxy, udp_dport, unreachable,
 };
 
-const CAPTURE: &str = "capture";
-const GUARD: &str = "guard";
+pub(crate) const CAPTURE: &str = "capture";
+pub(crate) const GUARD: &str = "guard";
 const EXCLUDE: &str = "exclude";
 const DNS: u16 = 53;
 
@@ -87,6 +87,10 @@ pub const PREF_CAPTURE: u32 = 32764;
 /// The guard drops what belongs to a connection that is captured and would leave after all, because an ip rule is gone:
 /// the sender tries again, and goes on when the rule is back. A reset carries no data, and may be the kernel's answer.
 pub(crate) fn table<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e PolicyRule>) -> Table {
+    guarded(plan, guard(plan, exceptions))
+}
+
+pub(crate) fn guarded(plan: &Plan, guard: Vec<Rule>) -> Table {
     let mut rules = capture(plan);
     let mut chains = vec![chain(CAPTURE, ChainKind::Filter, Hook::Prerouting, -150)];
     if tracks_connections(plan) {
@@ -94,7 +98,7 @@ pub(crate) fn table<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e Po
         rules.extend(exclude(plan));
     }
     chains.push(chain(GUARD, ChainKind::Filter, Hook::Output, 0));
-    rules.extend(guard(plan, exceptions));
+    rules.extend(guard);
     Table { chains, rules, sets: sets(plan) }
 }
 
@@ -103,7 +107,7 @@ fn tracks_connections(plan: &Plan) -> bool {
     plan.bypass_inbound || !plan.exclude.is_empty()
 }
 
-fn chain(name: &str, kind: ChainKind, hook: Hook, priority: i32) -> Chain {
+pub(crate) fn chain(name: &str, kind: ChainKind, hook: Hook, priority: i32) -> Chain {
     Chain { name: name.to_owned(), kind, hook, priority }
 }
 
@@ -112,10 +116,7 @@ fn capture(plan: &Plan) -> Vec<Rule> {
     let ports = plan.ports;
     let mut rules: Vec<Vec<Vec<Expr>>> = Vec::new();
     // Every packet passes here, so what most of them are comes first.
-    for interface in &plan.reroute_interfaces {
-        let came_in = from_interface(interface.as_str());
-        rules.push(vec![came_in, tcp(), for_transparent_socket(), set_mark(RETURN_MARK), accept()]);
-    }
+    rules.extend(rerouted(plan));
     rules.push(vec![tcp(), not_syn(), accept()]);
     if !plan.dns {
         rules.push(vec![not_tcp(), accept()]);
@@ -160,6 +161,14 @@ fn capture(plan: &Plan) -> Vec<Rule> {
     rules.into_iter().map(|parts| rule(CAPTURE, &parts)).collect()
 }
 
+/// What belongs to connections that came in by an interface and were taken for the pod's own.
+pub(crate) fn rerouted(plan: &Plan) -> impl Iterator<Item = Vec<Vec<Expr>>> + '_ {
+    plan.reroute_interfaces.iter().map(|interface| {
+        let came_in = from_interface(interface.as_str());
+        vec![came_in, tcp(), for_transparent_socket(), set_mark(RETURN_MARK), accept()]
+    })
+}
+
 fn exclude(plan: &Plan) -> Vec<Rule> {
     let mut rules = vec![
         rule(EXCLUDE, &[marked(plan.mark), accept()]),
@@ -173,6 +182,17 @@ fn exclude(plan: &Plan) -> Vec<Rule> {
 }
 
 fn guard<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e PolicyRule>) -> Vec<Rule> {
+    rules_of_guard(guard_rules(plan, exceptions))
+}
+
+pub(crate) fn rules_of_guard(rules: impl IntoIterator<Item = Vec<Vec<Expr>>>) -> Vec<Rule> {
+    rules.into_iter().map(|parts| rule(GUARD, &parts)).collect()
+}
+
+pub(crate) fn guard_rules<'e>(
+    plan: &Plan,
+    exceptions: impl IntoIterator<Item = &'e PolicyRule>,
+) -> Vec<Vec<Vec<Expr>>> {
     let mut rules = vec![vec![to_lo(), accept()], vec![marked(plan.mark), accept()]];
     if plan.dns {
         rules.push(vec![udp_dport(DNS), vec![Expr::Counter], unreachable()]);
@@ -187,7 +207,7 @@ fn guard<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e PolicyRule>) 
     rules.push(vec![tcp(), rst(), accept()]);
     rules.push(vec![tcp(), syn(), vec![Expr::Counter], reset()]);
     rules.push(vec![tcp(), count_and_drop()]);
-    rules.into_iter().map(|parts| rule(GUARD, &parts)).collect()
+    rules
 }
 
 /// What matches the packets of a connection that was open before the pod joined.

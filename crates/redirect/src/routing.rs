@@ -115,6 +115,11 @@ impl PolicyRule {
         self.priority == PREF_EXCEPTION && self.source_port.is_some() && self.table == TABLE_MAIN
     }
 
+    /// Whether this captures what the pod's own sockets send.
+    pub(crate) fn captures(&self) -> bool {
+        self.priority == PREF_CAPTURE && self.iif.as_deref() == Some("lo")
+    }
+
     fn blank(v6: bool, priority: u32, table: u32) -> Self {
         Self {
             v6,

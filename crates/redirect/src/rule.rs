@@ -23,6 +23,10 @@ pub(crate) fn accept() -> Vec<Expr> {
     vec![Expr::Verdict(Verdict::Accept)]
 }
 
+pub(crate) fn drop() -> Vec<Expr> {
+    vec![Expr::Verdict(Verdict::Drop)]
+}
+
 pub(crate) fn count_and_drop() -> Vec<Expr> {
     vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]
 }

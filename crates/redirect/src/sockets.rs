@@ -72,7 +72,7 @@ pub(crate) fn cut_open_connections(own: &[IpAddr]) -> io::Result<usize> {
 /// The connections of the application that the proxy has captured, as the application's sockets see them: the proxy's
 /// socket has its mark, the pod as its peer, and an address that is not the pod's.
 pub(crate) fn captured_connections(own: &[IpAddr], mark: Mark) -> io::Result<Vec<Connection>> {
-    // The proxy has accepted them, so they are more than half open.
+    // The pod's own end of each is more than half open.
     if sockets_in_use().is_some_and(|n| n > 0 && dump(StateFlags::LISTEN).is_ok_and(|l| l.len() >= n)) {
         return Ok(Vec::new());
     }
@@ -104,7 +104,10 @@ impl Connected {
         if sockets_in_use() == Some(0) {
             return Ok(Self(Vec::new()));
         }
-        dump(StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT)).map(Self)
+        /// linux/net/tcp_states.h: TCP_NEW_SYN_RECV, those that are half open.
+        const NEW_SYN_RECV: StateFlags = StateFlags::from_bits_retain(1 << 12);
+        let without_end = StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT);
+        dump(without_end | NEW_SYN_RECV).map(Self)
     }
 
     fn open_sockets(&self, own: &[IpAddr]) -> impl Iterator<Item = &Entry> {
