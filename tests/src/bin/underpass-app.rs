@@ -5,6 +5,7 @@
 //! underpass-app serve PORT         answers every request with its pod's name and who asks
 //! underpass-app get HOST:PORT…     asks each once; prints the answers. Exit code 1 when one does not answer
 //! underpass-app hold HOST:PORT     asks over and over on one connection, ten times a second, until its input ends; prints each answer
+//! underpass-app knock HOST:PORT    the same with a new connection each time, as often as it can
 //! ```
 
 #![allow(clippy::unwrap_used)] // an application that cannot go on ends
@@ -33,8 +34,9 @@ fn main() -> ExitCode {
             let answered = destinations.iter().filter(|to| told(to, get(to))).count();
             ExitCode::from(u8::from(answered < destinations.len()))
         }
-        ["hold", to] => ExitCode::from(u8::from(!told(to, hold(to).map(|()| "closed".to_owned())))),
-        _ => panic!("pause, serve PORT, get HOST:PORT… or hold HOST:PORT"),
+        ["hold", to] => ends(to, hold),
+        ["knock", to] => ends(to, knock),
+        _ => panic!("pause, serve PORT, get HOST:PORT…, hold HOST:PORT or knock HOST:PORT"),
     }
 }
 
@@ -73,12 +75,24 @@ fn get(to: &str) -> io::Result<String> {
     ask(&mut connect(to)?)
 }
 
-fn hold(to: &str) -> io::Result<()> {
+/// Does something that has no end but an error.
+fn ends(to: &str, work: impl FnOnce(&str) -> io::Result<()>) -> ExitCode {
     // Whoever asked for it may be gone without a word: then its input ends.
     std::thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         std::process::exit(0)
     });
+    ExitCode::from(u8::from(!told(to, work(to).map(|()| "closed".to_owned()))))
+}
+
+fn knock(to: &str) -> io::Result<()> {
+    loop {
+        told(to, Ok(get(to)?));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn hold(to: &str) -> io::Result<()> {
     let mut stream = connect(to)?;
     loop {
         told(to, Ok(ask(&mut stream)?));

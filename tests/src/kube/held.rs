@@ -1,4 +1,4 @@
-//! A connection that an application holds open, asking over and over.
+//! What an application asks over and over: on a connection that it holds open, or on a new one each time.
 
 #![allow(clippy::disallowed_types)] // kubectl
 
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{Kube, await_within};
 
-/// An open connection. It is closed when this is dropped.
+/// An application that asks. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Held {
     child: Child,
@@ -19,8 +19,19 @@ impl Kube {
     /// Has an application open a connection, and waits for its first answer.
     #[track_caller]
     pub fn hold(&self, namespace: &str, pod: &str, to: &str) -> Held {
+        self.ask_over_and_over(namespace, pod, "hold", to)
+    }
+
+    /// Has an application connect over and over, and waits for its first answer.
+    #[track_caller]
+    pub fn knock(&self, namespace: &str, pod: &str, to: &str) -> Held {
+        self.ask_over_and_over(namespace, pod, "knock", to)
+    }
+
+    #[track_caller]
+    fn ask_over_and_over(&self, namespace: &str, pod: &str, how: &str, to: &str) -> Held {
         let mut command = self.command("kubectl");
-        command.args(["exec", "-i", "-n", namespace, pod, "--", "underpass-app", "hold", to]);
+        command.args(["exec", "-i", "-n", namespace, pod, "--", "underpass-app", how, to]);
         netns::process::die_with_parent(&mut command);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));

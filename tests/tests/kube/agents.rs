@@ -3,6 +3,7 @@
 use serde_json::Value;
 use underpass_tests::cluster::istiod::NAMESPACE;
 use underpass_tests::kube::app::App;
+use underpass_tests::kube::held::Held;
 use underpass_tests::kube::underpass::AGENTS;
 use underpass_tests::kube::{Kube, await_within, missing};
 use underpass_tests::skip::skip;
@@ -34,6 +35,51 @@ fn the_next_agent_takes_over_fifty_pods() {
     open.ask().unwrap();
     assert!(names.iter().all(|name| kube.enrolled("fifty", name)));
     kube.kubectl(&["delete", "namespace", "fifty", "--timeout=120s"]);
+}
+
+#[test]
+fn no_request_is_lost_while_a_namespace_joins_and_leaves() {
+    if let Some(why) = missing() {
+        return skip("no_request_is_lost_while_a_namespace_joins_and_leaves", &why);
+    }
+    let kube = Kube::mesh();
+    kube.namespace("busy", false);
+    let app = |name, node| App { namespace: "busy", name, node: Some(node), labels: Value::Null };
+    kube.launch(&[app("client", "node-1"), app("server", "node-2")]);
+    let service = kube.service("busy", "server");
+    kube.hear("busy", "client", &[&service[0], &service[1]]);
+    let flip = |asking: &[Held], mesh: bool| {
+        kube.namespace("busy", mesh);
+        for pod in ["client", "server"] {
+            kube.await_enrolled("busy", pod, mesh);
+        }
+        // Until everybody has heard of it, and some more.
+        for _ in 0..4 {
+            asking.iter().for_each(|asks| assert!(asks.goes_on() > 0));
+        }
+    };
+    let knocking = service.iter().map(|to| kube.knock("busy", "client", to));
+    let holding = service.iter().map(|to| kube.hold("busy", "client", to));
+    let asking: Vec<Held> = knocking.chain(holding).collect();
+    for round in 1..=6 {
+        flip(&asking, round % 2 == 1);
+    }
+    drop(asking);
+    // Without one that is held open they are out in the end. The server leaves first: the client's proxy has a tunnel to it,
+    // and has not heard of it yet.
+    let asking: Vec<Held> = service.iter().map(|to| kube.knock("busy", "client", to)).collect();
+    flip(&asking, true);
+    kube.kubectl(&["label", "pod", "-n", "busy", "server", "istio.io/dataplane-mode=none"]);
+    let is_out = |pod: &str, node| {
+        await_within(30, "the pod is out", || {
+            (kube.states(node, "busy") == [(pod.to_owned(), "skipped".to_owned())]).then_some(())
+        });
+        asking.iter().for_each(|asks| assert!(asks.goes_on() > 0));
+    };
+    is_out("server", "node-2");
+    kube.namespace("busy", false);
+    is_out("client", "node-1");
+    kube.kubectl(&["delete", "namespace", "busy", "--wait=false"]);
 }
 
 #[test]
