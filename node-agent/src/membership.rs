@@ -69,7 +69,9 @@ async fn look_at_all(agent: &Rc<Agent>) -> bool {
         let decision = agent.decide(&pod.record.pod);
         match (decision.outcome, pod.record.leaving) {
             (Enrolment::Skip, _) | (Enrolment::Unknown, true) => leave(agent, pod, decision.reason).await,
-            (Enrolment::Enrol(workload), leaving) => follow(agent, pod, &workload, leaving).await,
+            (Enrolment::Enrol(workload), leaving) => {
+                follow(agent, pod, &workload, leaving.then_some(decision.reason)).await
+            }
             (Enrolment::Unknown, false) => true,
         }
     });
@@ -171,8 +173,8 @@ async fn served(agent: &Agent, pod: &Enrolled, netns: &Rc<NetNs>) -> Result<(), 
     }
 }
 
-/// An enrolled pod's plan is what its annotations say now; one that was leaving stays.
-async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leaving: bool) -> bool {
+/// An enrolled pod's plan is what its annotations say now; one that was leaving stays, for a reason.
+async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, stays: Option<String>) -> bool {
     let Some(netns) = pod.netns.clone() else { return true };
     let record = &mut pod.record;
     let of_runtime = agent.facts.annotations_of_runtime(&record.annotations);
@@ -184,11 +186,11 @@ async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leavi
             record.plan.clone()
         }
     };
-    if plan == record.plan && !leaving {
+    if plan == record.plan && stays.is_none() {
         return true;
     }
     let uid = record.uid.clone();
-    let new = plan.clone();
+    let (new, leaving) = (plan.clone(), stays.is_some());
     // It would put the old plan back.
     agent.verifier.borrow_mut().forget(&uid);
     let applied = inside(&netns, move || {
@@ -205,6 +207,7 @@ async fn follow(agent: &Rc<Agent>, mut pod: Enrolled, workload: &Workload, leavi
     };
     record.plan = plan;
     record.leaving = false;
+    record.reason = stays.unwrap_or_else(|| std::mem::take(&mut record.reason));
     record.exempted += exempted;
     pod.leaving_since = None;
     tracing::info!(uid, "the pod's plan has changed");
@@ -237,6 +240,7 @@ async fn leave(agent: &Rc<Agent>, mut pod: Enrolled, reason: String) -> bool {
         Ok(open) if !pod.record.leaving => {
             tracing::info!(uid, open, "leaves the mesh; connections that are captured go on until they close");
             pod.record.leaving = true;
+            pod.record.reason = reason;
             if let Err(refusal) = agent.enrol(pod) {
                 tracing::warn!(uid, "{}", refusal.explained());
             }

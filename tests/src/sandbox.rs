@@ -99,6 +99,13 @@ impl Sandbox {
         report["nodes"].as_array().unwrap().iter().find(|n| n["name"] == name).unwrap().clone()
     }
 
+    /// The state of a pod, as its node's agent tells it now.
+    pub fn state(&self, pod: &str) -> String {
+        let status: Value = serde_json::from_slice(&self.command(&["status", "--json"]).stdout).unwrap();
+        let told = status["pods"].as_array().unwrap().iter().find(|p| p["name"] == pod).unwrap();
+        told["state"].as_str().unwrap().to_owned()
+    }
+
     /// Writes the mesh file anew, with these policies after [`MESH`].
     pub fn set_policies(&self, policies: &str) {
         self.set_mesh(&format!("{MESH}policies:\n{policies}\n"));

@@ -8,8 +8,9 @@ use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
 use rcgen::{CertificateParams, KeyPair};
 use underpass_tests::certificates::{acceptor, certificate};
+use underpass_tests::listener::listening_ports;
 use underpass_tests::peer::{Speech, dial};
-use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, connect, read_line, serve_echo};
+use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, connect, read_line, serve_echo, until};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 
@@ -146,6 +147,30 @@ async fn only_a_peer_of_the_own_trust_domain_gets_a_tunnel() {
         let nobody = SocketAddr::new(ip, 9).to_string();
         assert_eq!(status(&requests, connect_to(&nobody)).await.unwrap(), 503, "and a good one is served");
     }
+}
+
+#[test]
+fn tunnels_to_a_pod_that_leaves_are_served_for_a_while() {
+    let sandbox = Sandbox::up("linger");
+    let (server, ips) = (sandbox.pod("server"), sandbox.ips("server"));
+    serve_echo(&server, 8080);
+    let is = |state: &str| until(state, || (sandbox.state("server") == state).then_some(()));
+    is("enrolled");
+    let server_out = "name: server, namespace: default, labels: { istio.io/dataplane-mode: none }, serviceAccount";
+    sandbox.set_mesh(&MESH.replacen("name: server, namespace: default, serviceAccount", server_out, 1));
+    is("leaving");
+    // Their proxies have not heard of it: the application answers them in the name of their pods.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for ip in &ips {
+            let requests = tunnel(&sandbox, *ip).await;
+            assert_eq!(status(&requests, connect_to(&SocketAddr::new(*ip, 8080).to_string())).await.unwrap(), 200);
+        }
+    });
+    drop(runtime); // and the tunnels with it
+    is("skipped");
+    assert!(!listening_ports(&server).contains(&15008));
+    assert!(server.run(redirect::read_back).unwrap().unwrap().is_empty(), "nothing of ours is left");
 }
 
 /// Where a test plays the proxy of a pod that is not captured.

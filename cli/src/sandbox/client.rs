@@ -177,8 +177,12 @@ fn agent_status(node: &NetNs) -> anyhow::Result<NodeStatus> {
 pub(crate) fn agent_says(node: &NetNs, namespace: &str, name: &str) -> anyhow::Result<Option<(PodState, String)>> {
     let pod = agent_status(node)?.pods.into_iter().find(|p| p.namespace == namespace && p.name == name);
     Ok(pod.map(|pod| {
-        let enrolled = pod.state == agent_status::PodState::Enrolled;
-        (if enrolled { PodState::Enrolled } else { PodState::Skipped }, pod.reason)
+        let state = match pod.state {
+            agent_status::PodState::Enrolled => PodState::Enrolled,
+            agent_status::PodState::Leaving => PodState::Leaving,
+            agent_status::PodState::Skipped => PodState::Skipped,
+        };
+        (state, pod.reason)
     }))
 }
 

@@ -53,6 +53,7 @@ pub(crate) struct PodReport {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum PodState {
     Enrolled,
+    Leaving,
     Skipped,
     Failed,
 }
@@ -61,6 +62,7 @@ impl PodState {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Enrolled => "enrolled",
+            Self::Leaving => "leaving",
             Self::Skipped => "skipped",
             Self::Failed => "failed",
         }
