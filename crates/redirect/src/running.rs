@@ -4,7 +4,9 @@
 //! ip rules and the table cannot change at one moment. So each change has a table of its own for as long as it takes, with
 //! which every packet that comes between two steps is right, or comes again.
 
-use nft::{Chain, ChainKind, Hook, Rule, Table};
+use std::collections::BTreeSet;
+
+use nft::{ChainKind, Hook, Table};
 
 use crate::capture::{RedirectError, add, captured_here, delete, remove, replace_table, routing, rules, table_now};
 use crate::nat;
@@ -67,7 +69,7 @@ fn pausing_table(plan: &Plan, returning: bool) -> Table {
         vec![in_set(true, End::Destination, "probe6"), accept()],
         vec![tcp(), syn(), drop()],
     ];
-    let (mut chains, mut rules) = if returning { return_path(plan) } else { Default::default() };
+    let (mut chains, mut rules) = if returning { nat::return_path(plan) } else { Default::default() };
     chains.extend([
         chain(CAPTURE, ChainKind::Filter, Hook::Prerouting, -150),
         chain(GUARD, ChainKind::Filter, Hook::Output, 0),
@@ -85,7 +87,7 @@ fn closing_table<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e Polic
         .filter(|r| !r.ends_with(&[reset()]) && !r.ends_with(&[unreachable()]));
     let pass = [vec![marked(RETURN_MARK), accept()], vec![tcp(), syn(), accept()]];
     let mut table = guarded(plan, rules_of_guard(pass.into_iter().chain(rules)));
-    let (chains, rules) = return_path(plan);
+    let (chains, rules) = nat::return_path(plan);
     table.chains.extend(chains);
     table.rules.extend(rules);
     table
@@ -112,22 +114,17 @@ fn closing_table<'e>(plan: &Plan, exceptions: impl IntoIterator<Item = &'e Polic
 /// }
 /// ```
 fn leaving_table(plan: &Plan) -> Table {
-    let (mut chains, mut rules) = return_path(plan);
+    let (mut chains, mut rules) = nat::return_path(plan);
+    // Conntrack sees only what comes while a pod joins or leaves: what it remembers of a connection that closed unseen must
+    // not lead another astray.
+    for chain in [nat::MARK_IN, nat::MARK_OUT] {
+        rules.insert(0, rule(chain, &[not_marked(plan.mark), tcp(), syn(), set_ct_mark(NO_MARK)]));
+    }
     if !plan.reroute_interfaces.is_empty() {
         chains.push(chain(CAPTURE, ChainKind::Filter, Hook::Prerouting, -150));
         rules.extend(rerouted(plan).map(|parts| rule(CAPTURE, &parts)));
     }
     Table { chains, rules, sets: Vec::new() }
-}
-
-/// That of the `nat` capture. Here conntrack sees only what comes while a pod joins or leaves: what it remembers of a
-/// connection that closed unseen must not lead another astray.
-fn return_path(plan: &Plan) -> (Vec<Chain>, Vec<Rule>) {
-    let (chains, mut rules) = nat::return_path(plan);
-    for chain in [nat::MARK_IN, nat::MARK_OUT] {
-        rules.insert(0, rule(chain, &[not_marked(plan.mark), tcp(), syn(), set_ct_mark(NO_MARK)]));
-    }
-    (chains, rules)
 }
 
 /// From now on no connection begins, until the table of the plan is written.
@@ -139,11 +136,11 @@ pub(crate) fn pause(plan: &Plan, observed: &[PolicyRule]) -> Result<(), Redirect
 /// Nothing new is captured from now on. Returns how many connections are.
 pub(crate) fn leave(plan: &Plan, lingers: bool) -> Result<usize, RedirectError> {
     let routing = routing()?;
-    let observed = rules(&routing)?;
+    let (observed, way_back) = (rules(&routing)?, nat::policy_rules(plan));
     let is_capturing = observed.iter().any(PolicyRule::captures);
     if is_capturing || table_now()?.is_some_and(|t| t.chains.iter().any(|c| c.name == GUARD)) {
         // A packet that the table marks is routed by its mark alone.
-        add(&routing, &nat::policy_rules(plan))?;
+        add(&routing, &way_back)?;
         replace_table(&closing_table(plan, observed.iter().filter(|r| r.is_connection_exception())))?;
         add(&routing, &of_connections(plan)?)?;
         for rule in observed.iter().filter(|r| r.captures()) {
@@ -157,8 +154,8 @@ pub(crate) fn leave(plan: &Plan, lingers: bool) -> Result<usize, RedirectError> 
         return Ok(0);
     }
     add(&routing, &captured)?;
-    let stays = |r: &PolicyRule| captured.contains(r) || nat::policy_rules(plan).contains(r);
-    for rule in rules(&routing)?.iter().filter(|r| !stays(r)) {
+    let stay: BTreeSet<&PolicyRule> = captured.iter().chain(&way_back).collect();
+    for rule in rules(&routing)?.iter().filter(|r| !stay.contains(r)) {
         delete(&routing, rule)?;
     }
     let table = leaving_table(plan);
