@@ -129,7 +129,7 @@ fn the_same_under_nat_by_iptables() {
 /// A pod in the mesh, and both directions and families: who connects, who answers, and where.
 fn enrolled(name: &str, capture: &str) -> (Node, Wire) {
     let (mut node, wire) = (Node::new(&format!("{name}-{capture}"), &mesh(IN, "")), Wire::new());
-    node.start_agent_with(&["--capture".as_ref(), capture.as_ref()]);
+    node.start_agent_with(&["--capture".as_ref(), capture.as_ref(), "--dns-capture".as_ref(), "true".as_ref()]);
     node.start_ready_proxy();
     assert!(add(&node, &wire, |_| {}).status.success());
     (node, wire)

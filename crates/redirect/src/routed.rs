@@ -21,7 +21,7 @@ use crate::rule::{
 pub(crate) const CAPTURE: &str = "capture";
 pub(crate) const GUARD: &str = "guard";
 const EXCLUDE: &str = "exclude";
-const DNS: u16 = 53;
+pub(crate) const DNS: u16 = 53;
 
 /// Priority of exceptions from the capture.
 pub const PREF_EXCEPTION: u32 = 32762;

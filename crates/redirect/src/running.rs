@@ -11,11 +11,11 @@ use nft::{ChainKind, Hook, Table};
 use crate::capture::{RedirectError, add, captured_here, delete, remove, replace_table, routing, rules, table_now};
 use crate::nat;
 use crate::plan::{Mark, Plan, RETURN_MARK};
-use crate::routed::{CAPTURE, GUARD, chain, guard_rules, guarded, rerouted, rules_of_guard};
+use crate::routed::{CAPTURE, DNS, GUARD, chain, guard_rules, guarded, rerouted, rules_of_guard};
 use crate::routing::PolicyRule;
 use crate::rule::{
     End, accept, drop, from_interface, in_set, marked, not_marked, not_syn, not_tcp, reset, rule, set_ct_mark, sets,
-    syn, tcp, to_lo, to_loopback, unreachable,
+    syn, tcp, to_lo, to_loopback, tproxy, udp_dport, unreachable,
 };
 
 /// As conntrack has it for a connection of which nothing is known.
@@ -26,6 +26,7 @@ const NO_MARK: Mark = Mark { value: 0, ..RETURN_MARK };
 /// ```text
 /// chain capture {
 ///   type filter hook prerouting priority mangle; policy accept;
+///   iifname "lo" udp dport 53 tproxy to :15053 accept                           (with DNS)
 ///   tcp flags & (fin | syn | rst | ack) != syn accept
 ///   meta mark & 0xfff == 0x539 accept
 ///   ip daddr 127.0.0.0/8 accept
@@ -69,12 +70,13 @@ fn pausing_table(plan: &Plan, returning: bool) -> Table {
         vec![in_set(true, End::Destination, "probe6"), accept()],
         vec![tcp(), syn(), drop()],
     ];
+    let asks = [vec![from_interface("lo"), udp_dport(DNS), tproxy(plan.ports.dns), accept()]];
     let (mut chains, mut rules) = if returning { nat::return_path(plan) } else { Default::default() };
     chains.extend([
         chain(CAPTURE, ChainKind::Filter, Hook::Prerouting, -150),
         chain(GUARD, ChainKind::Filter, Hook::Output, 0),
     ]);
-    rules.extend(arriving.map(|parts| rule(CAPTURE, &parts)));
+    rules.extend(asks.iter().filter(|_| plan.dns).chain(&arriving).map(|parts| rule(CAPTURE, parts)));
     rules.extend(leaving.map(|parts| rule(GUARD, &parts)));
     Table { chains, rules, sets: sets(plan) }
 }

@@ -150,6 +150,8 @@ impl Kube {
         if !self.has_underpass() {
             self.install_underpass(&[]);
         }
+        // It may still be away from what the test before has done to it.
+        await_istiod(self);
     }
 
     /// `kubectl`, `istioctl` or `helm`, with all rights, on the control plane's host.
