@@ -139,10 +139,10 @@ pub(crate) fn pause(plan: &Plan, observed: &[PolicyRule]) -> Result<(), Redirect
 pub(crate) fn leave(plan: &Plan, lingers: bool) -> Result<usize, RedirectError> {
     let routing = routing()?;
     let (observed, way_back) = (rules(&routing)?, nat::policy_rules(plan));
+    // A packet that the table marks is routed by its mark alone.
+    add(&routing, &way_back)?;
     let is_capturing = observed.iter().any(PolicyRule::captures);
     if is_capturing || table_now()?.is_some_and(|t| t.chains.iter().any(|c| c.name == GUARD)) {
-        // A packet that the table marks is routed by its mark alone.
-        add(&routing, &way_back)?;
         replace_table(&closing_table(plan, observed.iter().filter(|r| r.is_connection_exception())))?;
         add(&routing, &of_connections(plan)?)?;
         for rule in observed.iter().filter(|r| r.captures()) {
