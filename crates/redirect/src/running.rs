@@ -21,6 +21,9 @@ use crate::rule::{
 /// As conntrack has it for a connection of which nothing is known.
 const NO_MARK: Mark = Mark { value: 0, ..RETURN_MARK };
 
+/// No guard: what was open when an agent was killed half way is not taken for captured by the next one.
+const PAUSE: &str = "pause";
+
 /// What a running pod has while it joins, `returning` if it had not quite left:
 ///
 /// ```text
@@ -37,7 +40,7 @@ const NO_MARK: Mark = Mark { value: 0, ..RETURN_MARK };
 ///   ip6 saddr @probe6 accept
 ///   meta l4proto tcp drop
 /// }
-/// chain guard {
+/// chain pause {
 ///   type filter hook output priority filter; policy accept;
 ///   oifname "lo" accept
 ///   meta mark & 0xfff == 0x539 accept
@@ -74,10 +77,10 @@ fn pausing_table(plan: &Plan, returning: bool) -> Table {
     let (mut chains, mut rules) = if returning { nat::return_path(plan) } else { Default::default() };
     chains.extend([
         chain(CAPTURE, ChainKind::Filter, Hook::Prerouting, -150),
-        chain(GUARD, ChainKind::Filter, Hook::Output, 0),
+        chain(PAUSE, ChainKind::Filter, Hook::Output, 0),
     ]);
     rules.extend(asks.iter().filter(|_| plan.dns).chain(&arriving).map(|parts| rule(CAPTURE, parts)));
-    rules.extend(leaving.map(|parts| rule(GUARD, &parts)));
+    rules.extend(leaving.map(|parts| rule(PAUSE, &parts)));
     Table { chains, rules, sets: sets(plan) }
 }
 
