@@ -169,7 +169,7 @@ fn tunnels_to_a_pod_that_leaves_are_served_for_a_while() {
     });
     drop(runtime); // and the tunnels with it
     is("skipped");
-    assert!(!listening_ports(&server).contains(&15008));
+    until("the proxy's listeners are closed", || (!listening_ports(&server).contains(&15008)).then_some(()));
     assert!(server.run(redirect::read_back).unwrap().unwrap().is_empty(), "nothing of ours is left");
 }
 
