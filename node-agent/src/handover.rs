@@ -62,6 +62,7 @@ impl Presented {
             annotations: self.annotations.clone(),
             netns_inode: self.netns.id().ino,
             netns_path: self.netns_path.clone(),
+            is_clear: true,
         }
     }
 }

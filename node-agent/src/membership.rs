@@ -61,7 +61,8 @@ async fn look_at_all(agent: &Rc<Agent>) -> bool {
         let decision = agent.decide(&pod.pod);
         match decision.outcome {
             Enrolment::Enrol(workload) => join(agent, &pod, &workload, decision.reason).await,
-            Enrolment::Skip | Enrolment::Unknown => true,
+            Enrolment::Skip => stay_out(agent, &pod, decision.reason).await,
+            Enrolment::Unknown => true,
         }
     });
     let joined = joining.buffer_unordered(AT_ONCE).fold(true, |all, done| ready(all & done)).await;
@@ -77,6 +78,39 @@ async fn look_at_all(agent: &Rc<Agent>) -> bool {
     });
     let followed = following.buffer_unordered(AT_ONCE).fold(true, |all, done| ready(all & done)).await;
     !(joined && followed)
+}
+
+/// A pod stays outside, and nothing of ours is there. Returns whether that is sure.
+async fn stay_out(agent: &Agent, pod: &Skipped, reason: String) -> bool {
+    let placed = find_again(pod.netns_path.as_deref(), pod.netns_inode).filter(|_| !pod.is_clear);
+    let netns = placed.filter(|netns| !agent.node_namespaces.contains(&netns.id()));
+    let (reason, is_clear) = match &netns {
+        None => (reason, pod.is_clear),
+        Some(netns) => match inside(netns, clear).await {
+            Ok(left) => {
+                if left {
+                    let PodRef { namespace, name, .. } = &pod.pod;
+                    tracing::warn!(namespace, name, "was cut off by rules of an agent that was killed; they are gone");
+                }
+                (reason, true)
+            }
+            Err(refusal) => (format!("{reason}; rules of ours may be there still: {}", refusal.explained()), false),
+        },
+    };
+    let known = agent.pods.borrow().skipped().find(|p| p.attachment == pod.attachment).cloned();
+    // Not written down: the next agent finds it out by itself.
+    if let Some(known) = known.filter(|k| k.reason != reason || k.is_clear != is_clear) {
+        agent.pods.borrow_mut().skip(Skipped { reason, is_clear, ..known });
+        agent.state_changed();
+    }
+    is_clear || netns.is_none()
+}
+
+/// Takes back what an agent has left in the calling thread's namespace; returns whether there was anything.
+fn clear() -> Result<bool, RedirectError> {
+    // What istio-cni has looks like ours in part.
+    let is_ours = redirect::foreign()?.is_empty();
+    Ok(is_ours && redirect::remove()?.anything)
 }
 
 /// A running pod joins: a proxy serves it before its packets are captured. Returns whether that is done.

@@ -64,6 +64,9 @@ pub(crate) struct Skipped {
     pub(crate) netns_inode: u64,
     /// Where its namespace is; none when it was not found there any more.
     pub(crate) netns_path: Option<PathBuf>,
+    /// Whether this agent knows that no rules of ours are there: an earlier one may have been killed while the pod joined.
+    #[serde(skip)]
+    pub(crate) is_clear: bool,
 }
 
 impl Record {
@@ -82,6 +85,7 @@ impl Record {
             annotations: self.annotations.clone(),
             netns_inode: self.netns_inode,
             netns_path: self.netns_path.clone(),
+            is_clear: true,
         }
     }
 }

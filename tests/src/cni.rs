@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use handoff::{FromAgent, FromPlugin};
 use netns::NetNs;
 use netns::seqpacket::{Packet, SeqPacket, SeqPacketListener};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::binaries::{self, binary};
@@ -159,6 +160,11 @@ impl Drop for FakeAgent {
 pub struct Plugin(SeqPacket);
 
 impl Plugin {
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.peer().unwrap().pid)
+    }
+
     /// The next message as it is; `None` when the plugin has gone.
     pub fn packet(&self) -> Option<Packet> {
         self.0.recv().unwrap()

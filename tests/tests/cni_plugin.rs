@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 
 use std::process::Output;
+use std::time::Duration;
 
 use handoff::{FromAgent, FromPlugin};
+use nix::sys::signal::{Signal, kill};
 use redirect::{Plan, diff, read_back};
 use serde_json::{Value, json};
 use underpass_tests::cni::{Call, FakeAgent, Plugin, config, path_of};
@@ -140,6 +142,26 @@ fn a_silent_agent_runs_into_the_deadline() {
     let (number, message) = error(&done);
     assert!(number == 11 && message.contains("UP-CNI-008"), "{message}");
     assert!(nothing_of_ours(&wire));
+}
+
+#[test]
+fn a_plugin_that_is_stopped_for_a_while_goes_on() {
+    let wire = Wire::new();
+    let done = add(&wire, "stopped", |plugin| {
+        plugin.receive().unwrap();
+        plugin.send(&FromAgent::Enrol { plan: Box::new(plan()) });
+        plugin.receive().unwrap();
+        // As a freezer does, or who attaches a debugger, while it waits for the answer.
+        for _ in 0..5 {
+            for signal in [Signal::SIGSTOP, Signal::SIGCONT] {
+                std::thread::sleep(Duration::from_millis(20));
+                kill(plugin.pid(), signal).unwrap();
+            }
+        }
+        plugin.send(&FromAgent::Ready);
+    });
+    output(&done);
+    assert_eq!(diff(&plan(), &wire.pod.run(read_back).unwrap().unwrap()), []);
 }
 
 #[test]

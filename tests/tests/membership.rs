@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 
 use netns::NetNs;
 use redirect::{CaptureKind, Plan};
@@ -230,11 +231,42 @@ fn without_a_proxy_a_running_pod_goes_on_as_it_was() {
     let waits = await_pod(&node, "it is told why", |p| p["reason"].as_str().unwrap().contains("UP-AGENT-006"));
     assert_eq!(waits["state"], "skipped");
     all_carry(&mut open(&wire, 8001));
+    write_mesh(&node, &mesh("", ""));
+    await_pod(&node, "what is told is what holds now", |p| p["reason"].as_str().unwrap().contains("no label"));
+    write_mesh(&node, &mesh(IN, ""));
     // The next agent knows the pod, too.
     node.kill_all();
     node.start_agent();
     node.start_ready_proxy();
     await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
+}
+
+/// The agent was killed while the pod joined, and the pod is not to join any more.
+#[test]
+fn rules_of_a_join_that_was_killed_do_not_cut_off_a_pod_outside_the_mesh() {
+    let (mut node, wire) = (Node::new("killed-join", &mesh("", "")), Wire::new());
+    node.start_agent();
+    assert!(add(&node, &wire, |_| {}).status.success());
+    let is_written = || std::fs::read_to_string(node.file("state/pods.json")).is_ok_and(|s| s.contains("client"));
+    until("the pod is written down", || is_written().then_some(()));
+    let run = |program: &str, args: &[&str]| {
+        let done = wire.pod.run(|| Command::new(program).args(args).output()).unwrap().unwrap();
+        assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let no_table = || run("nft", &["delete table inet underpass"]);
+    let no_rules = || ["-4", "-6"].into_iter().for_each(|family| run("ip", &[family, "rule", "del", "pref", "32764"]));
+    let cuts: [(&str, &dyn Fn()); 3] = [("whole", &|| ()), ("no table", &no_table), ("no ip rules", &no_rules)];
+    for (number, (what, cut)) in (0..).zip(cuts) {
+        node.kill_all();
+        wire.pod.run(|| redirect::join(&Plan::for_pod([POD4, POD6]))).unwrap().unwrap();
+        cut();
+        assert!(in_place(&wire), "{what}");
+        node.start_agent();
+        until(what, || (!in_place(&wire)).then_some(()));
+        all_carry(&mut open(&wire, 8001 + number));
+        until("it is told", || node.log("agent").contains("rules of an agent that was killed").then_some(()));
+        assert_eq!(pod(&node)["state"], "skipped");
+    }
 }
 
 #[test]

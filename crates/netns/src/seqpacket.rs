@@ -8,13 +8,13 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
     listen, sendmsg, setsockopt, socket, sockopt,
 };
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// The largest message that any of our protocols sends, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
@@ -58,8 +58,7 @@ impl SeqPacket {
     /// # Errors
     /// Those of setsockopt(2).
     pub fn set_timeout(&self, limit: Duration) -> io::Result<()> {
-        let micros = i64::try_from(limit.as_micros().max(1)).unwrap_or(i64::MAX);
-        let value = TimeVal::new(micros / 1_000_000, micros % 1_000_000);
+        let value = TimeVal::microseconds(i64::try_from(limit.as_micros().max(1)).unwrap_or(i64::MAX));
         setsockopt(&self.0, sockopt::ReceiveTimeout, &value)?;
         setsockopt(&self.0, sockopt::SendTimeout, &value)?;
         Ok(())
@@ -73,7 +72,8 @@ impl SeqPacket {
         let raw = fd.map(|fd| [fd.as_raw_fd()]);
         let control: Vec<ControlMessage<'_>> = raw.iter().map(|fds| ControlMessage::ScmRights(fds)).collect();
         let iov = [IoSlice::new(data)];
-        let sent = sendmsg::<()>(self.0.as_raw_fd(), &iov, &control, MsgFlags::MSG_NOSIGNAL, None)?;
+        let send = || Ok(sendmsg::<()>(self.0.as_raw_fd(), &iov, &control, MsgFlags::MSG_NOSIGNAL, None)?);
+        let sent = self.uninterrupted(send)?;
         if sent == data.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
@@ -83,7 +83,35 @@ impl SeqPacket {
     /// Those of recvmsg(2); `WouldBlock` when the time limit passed; `InvalidData` when the message or its descriptors
     /// were too large to be received whole (descriptors that did arrive are closed).
     pub fn recv(&self) -> io::Result<Option<Packet>> {
-        recv_packet(&self.0, MAX_PACKET)
+        self.uninterrupted(|| recv_packet(&self.0, MAX_PACKET))
+    }
+
+    /// Unlike others, a call with a time limit ends early also when the process is only stopped for a while, by a freezer or
+    /// a debugger. It goes on with what is left of its time.
+    fn uninterrupted<T>(&self, call: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        let started = Instant::now();
+        let mut limit = None;
+        let outcome = loop {
+            match call() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                outcome => break outcome,
+            }
+            let Some(whole) = *limit.get_or_insert(self.timeout()?) else { continue };
+            match whole.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
+                Some(left) => self.set_timeout(left)?,
+                None => break Err(io::ErrorKind::WouldBlock.into()),
+            }
+        };
+        if let Some(Some(whole)) = limit {
+            self.set_timeout(whole)?;
+        }
+        outcome
+    }
+
+    /// How long one send or receive may block, if there is a limit.
+    fn timeout(&self) -> io::Result<Option<Duration>> {
+        let micros = getsockopt(&self.0, sockopt::ReceiveTimeout)?.num_microseconds();
+        Ok(u64::try_from(micros).ok().filter(|micros| *micros > 0).map(Duration::from_micros))
     }
 
     /// User and process of the other end, as the kernel recorded them at connect time.

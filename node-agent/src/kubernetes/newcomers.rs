@@ -111,6 +111,7 @@ pub(crate) async fn present_newcomers(agent: &Rc<Agent>, cluster: &Cluster) {
             annotations: BTreeMap::new(),
             netns_inode: place.inode,
             netns_path: Some(place.netns),
+            is_clear: false,
         });
     }
     let lost = cluster.search.note(&missed.keys().cloned().collect());
