@@ -82,31 +82,35 @@ async fn look_at_all(agent: &Rc<Agent>) -> bool {
 
 /// A pod stays outside, and nothing of ours is there. Returns whether that is sure.
 async fn stay_out(agent: &Agent, pod: &Skipped, reason: String) -> bool {
-    let placed = find_again(pod.netns_path.as_deref(), pod.netns_inode).filter(|_| !pod.is_clear);
+    let PodRef { namespace, name, .. } = &pod.pod;
+    let placed = if pod.is_clear { None } else { find_again(pod.netns_path.as_deref(), pod.netns_inode) };
     let netns = placed.filter(|netns| !agent.node_namespaces.contains(&netns.id()));
-    let (reason, is_clear) = match &netns {
-        None => (reason, pod.is_clear),
-        Some(netns) => match inside(netns, clear).await {
-            Ok(left) => {
-                if left {
-                    let PodRef { namespace, name, .. } = &pod.pod;
-                    tracing::warn!(namespace, name, "was cut off by rules of an agent that was killed; they are gone");
-                }
-                (reason, true)
-            }
-            Err(refusal) => (format!("{reason}; rules of ours may be there still: {}", refusal.explained()), false),
-        },
+    let cleared = match &netns {
+        None => Ok(false),
+        Some(netns) => inside(netns, clear).await,
     };
-    let known = agent.pods.borrow().skipped().find(|p| p.attachment == pod.attachment).cloned();
-    // Not written down: the next agent finds it out by itself.
-    if let Some(known) = known.filter(|k| k.reason != reason || k.is_clear != is_clear) {
-        agent.pods.borrow_mut().skip(Skipped { reason, is_clear, ..known });
-        agent.state_changed();
+    let (reason, is_clear) = match &cleared {
+        Ok(_) => (reason, pod.is_clear || netns.is_some()),
+        Err(refusal) => (format!("{reason}; rules of ours may be there still: {}", refusal.explained()), false),
+    };
+    if matches!(cleared, Ok(true)) {
+        tracing::warn!(namespace, name, "was cut off by rules of a join that had not come to its end; they are gone");
     }
-    is_clear || netns.is_none()
+    if reason != pod.reason {
+        tracing::info!(namespace, name, "stays outside the mesh: {reason}");
+    }
+    if reason != pod.reason || is_clear != pod.is_clear {
+        let known = agent.pods.borrow().skipped().find(|p| p.attachment == pod.attachment).cloned();
+        // Not written down: the next agent finds it out by itself.
+        if let Some(known) = known {
+            agent.pods.borrow_mut().skip(Skipped { reason, is_clear, ..known });
+            agent.state_changed();
+        }
+    }
+    cleared.is_ok()
 }
 
-/// Takes back what an agent has left in the calling thread's namespace; returns whether there was anything.
+/// Takes back what a join has left in the calling thread's namespace; returns whether there was anything.
 fn clear() -> Result<bool, RedirectError> {
     // What istio-cni has looks like ours in part.
     let is_ours = redirect::foreign()?.is_empty();
@@ -133,7 +137,7 @@ async fn join(agent: &Rc<Agent>, pod: &Skipped, workload: &Workload, reason: Str
                     agent.facts.cluster().is_some() && find_again(Some(path), known.netns_inode).is_none()
                 };
                 let netns_path = known.netns_path.clone().filter(|path| !is_lost(path));
-                agent.skip(Skipped { reason: why, netns_path, ..known });
+                agent.skip(Skipped { reason: why, netns_path, is_clear: false, ..known });
                 if let Some(events) = agent.events() {
                     events.not_enrolled(&pod.pod, &refusal);
                 }

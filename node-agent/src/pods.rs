@@ -64,7 +64,7 @@ pub(crate) struct Skipped {
     pub(crate) netns_inode: u64,
     /// Where its namespace is; none when it was not found there any more.
     pub(crate) netns_path: Option<PathBuf>,
-    /// Whether this agent knows that no rules of ours are there: an earlier one may have been killed while the pod joined.
+    /// Whether this agent knows that no rules of ours are there: a join may have failed, or an earlier agent been killed in one.
     #[serde(skip)]
     pub(crate) is_clear: bool,
 }

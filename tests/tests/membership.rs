@@ -264,7 +264,7 @@ fn rules_of_a_join_that_was_killed_do_not_cut_off_a_pod_outside_the_mesh() {
         node.start_agent();
         until(what, || (!in_place(&wire)).then_some(()));
         all_carry(&mut open(&wire, 8001 + number));
-        until("it is told", || node.log("agent").contains("rules of an agent that was killed").then_some(()));
+        until("it is told", || node.log("agent").contains("a join that had not come to its end").then_some(()));
         assert_eq!(pod(&node)["state"], "skipped");
     }
 }
