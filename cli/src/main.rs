@@ -1,16 +1,19 @@
 //! The command line of Underpass.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::disallowed_types)] // the sandbox plays the container runtime, which starts processes
+// They panic when a pipe is closed: use `output`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
-mod ask;
+mod admin_client;
 mod check;
 mod cluster;
 mod demo;
 mod failure;
+mod generate;
 mod node;
+mod output;
 mod proxy;
-mod proxy_of_node;
+mod proxy_client;
 mod sandbox;
 mod table;
 mod why;
@@ -19,110 +22,127 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::proxy::List;
+
+use crate::output::print_error;
 
 /// Underpass: mutual TLS, identity and policy for pods, with no sidecar and no change to the pod.
 #[derive(Debug, Parser)]
 #[command(version, name = "underpass")]
 struct Cli {
     #[command(subcommand)]
-    command: Area,
+    command: Command,
 }
 
+#[allow(rustdoc::broken_intra_doc_links)] // --help shows brackets as they stand
 #[derive(Debug, Subcommand)]
-enum Area {
-    /// A mesh on one machine, in network namespaces of its own.
+enum Command {
+    /// Run a mesh on one machine, in its own network namespaces.
     #[command(subcommand)]
-    Sandbox(Sandbox),
-    /// Shows who is in the mesh on this node, and whether that was measured. Exit code 1: a pod is enrolled and not
-    /// verified; 2: it cannot be told.
-    Status {
-        #[command(flatten)]
-        asked: node::Asked,
-        /// The proxy's admin address.
-        #[arg(long, env = "UNDERPASS_PROXY_ADMIN", default_value_t = proxy::ADMIN)]
-        proxy: SocketAddr,
-        /// A line for every pod, with the reason why it is in the mesh or not.
-        #[arg(long)]
-        all: bool,
-        /// Every node of a cluster, a line each, through its API server.
-        #[arg(long)]
-        cluster: bool,
-        #[command(flatten)]
-        target: cluster::Target,
-    },
-    /// Checks whether all is well, and says what to do where it is not: the whole cluster with a kubeconfig, else this node.
-    /// Exit code 1: something is not as it should be; 2: it cannot be told.
+    Sandbox(SandboxCommand),
+    /// Show the pods of this node and whether they are verified to be in the mesh.
+    ///
+    /// Exit code: 1 if an enrolled pod is not verified, 2 if the status cannot be determined.
+    Status(StatusArgs),
+    /// Check the installation for potential problems and suggest fixes.
+    ///
+    /// Checks the whole cluster if there is a kubeconfig, else this node. Exit code: 1 if a check
+    /// fails, 2 if the checks cannot be run.
     Check(check::Args),
-    /// Looks now whether a pod of this node is really in the mesh: its rules, the proxy's listeners, and probes through them.
-    /// What differs is put right. Exit code 1: it is not; 2: it cannot be told.
+    /// Verify now that a pod of this node is in the mesh, and repair its rules if they differ.
+    ///
+    /// Checks the pod's rules and the proxy's listeners, and sends probes through them. Exit code:
+    /// 1 if the pod is not verified, 2 if this cannot be determined.
     Verify {
         #[command(flatten)]
-        asked: node::Asked,
-        /// NAME or NAMESPACE/NAME.
+        args: node::AgentArgs,
+        /// The pod: NAME or NAMESPACE/NAME.
         pod: String,
     },
-    /// Tells where a connection would go, whether it would be let in, and what would have to change. Asks the proxy of this
-    /// node. Exit code 1: it would be refused; 2: it cannot be told.
-    Why {
-        #[command(flatten)]
-        asked: proxy::Asked,
-        /// Who connects: a pod's NAME, NAMESPACE/NAME or address.
-        source: String,
-        /// To whom: a pod, a service by NAME, NAMESPACE/NAME or host name, or an address; with :PORT, which may be left out
-        /// for a service with one port.
-        destination: String,
+    /// Explain how the proxy of this node would route a connection and whether policies allow it.
+    ///
+    /// For a denied connection, shows what would have to change. Exit code: 1 if the connection
+    /// would be denied, 2 if this cannot be determined.
+    Why(why::Args),
+    /// List the workloads known to the proxy of this node.
+    Workloads(proxy::ProxyArgs),
+    /// List the services known to the proxy of this node.
+    Services(proxy::ProxyArgs),
+    /// List the authorization policies known to the proxy of this node.
+    Policies(proxy::ProxyArgs),
+    /// List the certificates of the pods of this node.
+    Certs(proxy::ProxyArgs),
+    /// List the open connections on this node.
+    Conns(proxy::ProxyArgs),
+    /// Print a completion script for a shell.
+    ///
+    /// For bash, add this line to ~/.bashrc: source <(underpass completions bash)
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
     },
-    /// Lists the workloads that the proxy of this node knows.
-    Workloads(proxy::Asked),
-    /// Lists the services that the proxy of this node knows.
-    Services(proxy::Asked),
-    /// Lists the authorization policies that the proxy of this node knows.
-    Policies(proxy::Asked),
-    /// Lists the certificates of this node's pods.
-    Certs(proxy::Asked),
-    /// Lists the connections that are open on this node.
-    Conns(proxy::Asked),
+    /// Write the man pages of all commands into a folder.
+    Man {
+        /// The folder; created if it does not exist.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    args: node::AgentArgs,
+    /// Admin address of the proxy.
+    #[arg(long, env = "UNDERPASS_PROXY_ADMIN", default_value_t = proxy::ADMIN)]
+    proxy: SocketAddr,
+    /// List every pod, with the reason why it is in the mesh or not.
+    #[arg(long)]
+    all: bool,
+    /// Show all nodes of the cluster, one per line, through the API server.
+    #[arg(long)]
+    cluster: bool,
+    #[command(flatten)]
+    target: cluster::Target,
 }
 
 #[derive(Debug, Subcommand)]
-enum Sandbox {
-    /// Makes nodes and pods, and enrols the pods.
+enum SandboxCommand {
+    /// Create nodes and pods, and enrol the pods.
     Up {
-        /// The mesh; without it: client, neighbour and outsider on node-1, server on node-2.
+        /// Mesh file [default: client, neighbour and outsider on node-1, server on node-2].
         #[arg(long)]
         file: Option<PathBuf>,
-        /// Stay until killed; then everything ends.
+        /// Stay in the foreground; the sandbox stops with this command.
         #[arg(long)]
         foreground: bool,
     },
-    /// Runs a command in a pod's network namespace.
+    /// Run a command in a pod's network namespace.
     Exec {
-        /// NAME or NAMESPACE/NAME.
+        /// The pod: NAME or NAMESPACE/NAME.
         pod: String,
         /// The command and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Shows nodes and pods.
+    /// Show nodes and pods.
     Status {
-        /// As one JSON object.
+        /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
-    /// Starts agents and proxies that have ended.
+    /// Restart agents and proxies that have exited.
     Repair,
-    /// Stops everything; nothing is left.
+    /// Stop the sandbox and remove all of it.
     Down,
-    /// Shows in a short story that the mesh does what it promises. Makes a sandbox of its own.
+    /// Demonstrate the guarantees of the mesh step by step, in a separate sandbox.
     Demo {
-        /// One JSON object a step.
+        /// Print one JSON object per step.
         #[arg(long)]
         json: bool,
     },
-    /// The process that holds the sandbox.
+    /// Run the process that owns the sandbox.
     #[command(hide = true)]
     Keep {
         #[arg(long)]
@@ -131,46 +151,51 @@ enum Sandbox {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().next().is_some_and(|name| name.ends_with(sandbox::NET_PLUGIN)) {
+    let program = std::env::args().next().unwrap_or_default();
+    if program.ends_with(sandbox::NET_PLUGIN) {
         return sandbox::net_plugin();
     }
-    let command = match Cli::parse().command {
-        Area::Sandbox(command) => command,
-        Area::Status { asked, all, cluster, target, .. } if cluster || target.is_named() => {
-            return told(cluster::status(&target, asked.json, all));
-        }
-        Area::Status { asked, proxy, all, .. } => return told(node::status(&asked, proxy, all)),
-        Area::Check(args) => return told(check::run(&args)),
-        Area::Verify { asked, pod } => return told(node::verify(&asked, &pod)),
-        Area::Why { asked, source, destination } => return told(why::why(&asked, &source, &destination)),
-        Area::Workloads(asked) => return told(proxy::list(&asked, List::Workloads)),
-        Area::Services(asked) => return told(proxy::list(&asked, List::Services)),
-        Area::Policies(asked) => return told(proxy::list(&asked, List::Policies)),
-        Area::Certs(asked) => return told(proxy::list(&asked, List::Certificates)),
-        Area::Conns(asked) => return told(proxy::list(&asked, List::Connections)),
-    };
-    let done = match command {
-        Sandbox::Up { file, foreground } => sandbox::up(file.as_deref(), foreground),
-        Sandbox::Exec { pod, command } => sandbox::exec(&pod, &command),
-        Sandbox::Status { json } => sandbox::status(json),
-        Sandbox::Repair => sandbox::repair(),
-        Sandbox::Down => sandbox::down(),
-        Sandbox::Demo { json } => return demo::run(json),
-        Sandbox::Keep { file } => sandbox::keep(file.as_deref()),
-    };
-    match done {
-        Ok(code) => code,
-        Err(e) => {
-            eprintln!("{e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let command = Cli::parse().command;
+    let failure = ExitCode::from(match command {
+        Command::Sandbox(_) => 1,
+        _ => 2,
+    });
+    run(command).unwrap_or_else(|e| {
+        print_error(format_args!("{e:#}"));
+        failure
+    })
 }
 
-/// The exit code of an answer; 2 where there is none.
-fn told(answer: anyhow::Result<ExitCode>) -> ExitCode {
-    answer.unwrap_or_else(|e| {
-        eprintln!("{e:#}");
-        ExitCode::from(2)
-    })
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Sandbox(command) => return run_sandbox(command),
+        Command::Status(s) if s.cluster || s.target.is_named() => {
+            return cluster::status(&s.target, s.args.json, s.all);
+        }
+        Command::Status(s) => return node::status(&s.args, s.proxy, s.all),
+        Command::Check(args) => return check::run(&args),
+        Command::Verify { args, pod } => return node::verify(&args, &pod),
+        Command::Why(args) => return why::why(&args),
+        Command::Workloads(args) => proxy::list(&args, List::Workloads)?,
+        Command::Services(args) => proxy::list(&args, List::Services)?,
+        Command::Policies(args) => proxy::list(&args, List::Policies)?,
+        Command::Certs(args) => proxy::list(&args, List::Certificates)?,
+        Command::Conns(args) => proxy::list(&args, List::Connections)?,
+        Command::Completions { shell } => generate::completions(Cli::command(), shell),
+        Command::Man { folder } => generate::man_pages(Cli::command(), &folder)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_sandbox(command: SandboxCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        SandboxCommand::Up { file, foreground } => sandbox::up(file.as_deref(), foreground)?,
+        SandboxCommand::Exec { pod, command } => sandbox::exec(&pod, &command)?,
+        SandboxCommand::Status { json } => return sandbox::status(json),
+        SandboxCommand::Repair => sandbox::repair()?,
+        SandboxCommand::Down => sandbox::down()?,
+        SandboxCommand::Demo { json } => return Ok(demo::run(json)),
+        SandboxCommand::Keep { file } => return sandbox::keep(file.as_deref()),
+    }
+    Ok(ExitCode::SUCCESS)
 }

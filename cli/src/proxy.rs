@@ -1,70 +1,70 @@
-//! What the proxy of this node knows, as tables.
+//! Lists of the configuration and state of the proxy of this node.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::ExitCode;
 
 use error_code::cli as codes;
 use serde_json::Value;
 
-use crate::ask::read;
 use crate::failure::failure;
-use crate::proxy_of_node::ask_proxy;
+use crate::output::print_as;
+use crate::proxy_client::query_proxy;
 use crate::table::Table;
 
-/// Where the proxy answers, unless it is told otherwise.
-pub(crate) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+/// Default admin address of the proxy.
+pub(crate) const ADMIN: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), istio::port::ADMIN);
 
-/// Where the proxy is asked.
+/// Options of commands that query the proxy.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Asked {
-    /// The proxy's admin address.
+pub(crate) struct ProxyArgs {
+    /// Admin address of the proxy.
     #[arg(long, env = "UNDERPASS_PROXY_ADMIN", default_value_t = ADMIN)]
     pub(crate) proxy: SocketAddr,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// What can be listed.
+/// A list that can be printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum List {
-    /// Everything with an address.
+    /// Workloads.
     Workloads,
-    /// What stands for workloads.
+    /// Services.
     Services,
-    /// Who may reach whom.
+    /// Authorization policies.
     Policies,
-    /// What the pods of this node prove who they are with.
+    /// Certificates of the pods of this node.
     Certificates,
-    /// What is open now.
+    /// Open connections.
     Connections,
 }
 
-/// Prints one list of the proxy's configuration dump.
-pub(crate) fn list(asked: &Asked, list: List) -> anyhow::Result<ExitCode> {
-    let (status, body) = ask_proxy(asked.proxy, "/config_dump")?;
-    let dump: Value = read(status, &body)?;
-    let (key, table): (&str, fn(&Value) -> Table) = match list {
+/// Prints a list of the proxy's configuration dump.
+pub(crate) fn list(args: &ProxyArgs, list: List) -> anyhow::Result<()> {
+    let dump: Value = query_proxy(args.proxy, "/config_dump")?.decode()?;
+    let (key, table): (&str, fn(&Value) -> String) = match list {
         List::Workloads => ("workloads", workloads),
         List::Services => ("services", services),
         List::Policies => ("policies", policies),
         List::Certificates => ("certificates", certificates),
         List::Connections => ("workloadState", connections),
     };
-    let part = dump.get(key).ok_or_else(|| failure(&codes::STRANGE_ANSWER, format!("no {key} in the answer")))?;
-    if asked.json {
-        println!("{}", serde_json::to_string_pretty(part)?);
-    } else {
-        print!("{}", table(part).text());
-    }
-    Ok(ExitCode::SUCCESS)
+    let missing = || {
+        failure(
+            &codes::UNEXPECTED_ANSWER,
+            format!("the response has no {key}"),
+        )
+    };
+    let part = dump.get(key).ok_or_else(missing)?;
+    print_as(args.json, part, || table(part))
 }
 
 fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// A text, or `-` where there is none.
+/// Returns a text field, or `-` if it is missing or empty.
 fn text(value: &Value, key: &str) -> String {
     match value[key].as_str() {
         Some("") | None => "-".to_owned(),
@@ -72,124 +72,204 @@ fn text(value: &Value, key: &str) -> String {
     }
 }
 
-fn gateway(value: &Value) -> String {
-    value["waypoint"]["destination"].as_str().unwrap_or("-").to_owned()
+fn waypoint(value: &Value) -> String {
+    let waypoint = value["waypoint"]["destination"].as_str();
+    waypoint.unwrap_or("-").to_owned()
 }
 
-fn joined(value: &Value) -> String {
-    let all: Vec<&str> = items(value).filter_map(Value::as_str).collect();
-    if all.is_empty() { "-".to_owned() } else { all.join(",") }
+/// Joins the items of a cell, which is `-` without items.
+fn joined(items: impl Iterator<Item = String>) -> String {
+    let all: Vec<String> = items.collect();
+    if all.is_empty() {
+        "-".to_owned()
+    } else {
+        all.join(",")
+    }
 }
 
-fn workloads(value: &Value) -> Table {
-    Table::new(
-        &["NAMESPACE", "NAME", "ADDRESS", "NODE", "PROTOCOL", "WAYPOINT", "STATUS"],
-        items(value).map(|w| {
-            let at =
-                if items(&w["workloadIps"]).next().is_some() { joined(&w["workloadIps"]) } else { text(w, "hostname") };
-            vec![
-                text(w, "namespace"),
-                text(w, "name"),
-                at,
-                text(w, "node"),
-                text(w, "protocol"),
-                gateway(w),
-                text(w, "status"),
+fn workloads(value: &Value) -> String {
+    let address = |w: &Value| {
+        let ips = items(&w["workloadIps"]);
+        match w["workloadIps"][0] {
+            Value::Null => text(w, "hostname"),
+            _ => joined(ips.filter_map(|ip| ip.as_str().map(str::to_owned))),
+        }
+    };
+    Table::of(items(value))
+        .column("NAMESPACE", |w| text(w, "namespace"))
+        .column("NAME", |w| text(w, "name"))
+        .column("ADDRESS", |w| address(w))
+        .column("NODE", |w| text(w, "node"))
+        .column("PROTOCOL", |w| text(w, "protocol"))
+        .column("WAYPOINT", |w| waypoint(w))
+        .column("STATUS", |w| text(w, "status"))
+        .text()
+}
+
+fn services(value: &Value) -> String {
+    let addresses = |s: &Value| {
+        let vips = items(&s["vips"]).filter_map(Value::as_str);
+        joined(vips.map(|vip| {
+            vip.split_once('/')
+                .map_or(vip, |(_, address)| address)
+                .to_owned()
+        }))
+    };
+    let ports = |s: &Value| {
+        let ports = s["ports"].as_object().into_iter().flatten();
+        joined(ports.map(|(port, target)| format!("{port}->{target}")))
+    };
+    let endpoints = |s: &Value| {
+        let endpoints = s["endpoints"].as_object().cloned().unwrap_or_default();
+        let healthy = endpoints.values().filter(|e| e["status"] != "Unhealthy");
+        format!("{}/{}", healthy.count(), endpoints.len())
+    };
+    Table::of(items(value))
+        .column("NAMESPACE", |s| text(s, "namespace"))
+        .column("NAME", |s| text(s, "name"))
+        .column("HOSTNAME", |s| text(s, "hostname"))
+        .column("ADDRESS", |s| addresses(s))
+        .column("PORTS", |s| ports(s))
+        .column("WAYPOINT", |s| waypoint(s))
+        .column("ENDPOINTS", |s| endpoints(s))
+        .text()
+}
+
+fn policies(value: &Value) -> String {
+    let mode = |p: &Value| match p["dryRun"] {
+        Value::Bool(true) => "dry run".to_owned(),
+        _ => "enforced".to_owned(),
+    };
+    Table::of(items(value))
+        .column("NAMESPACE", |p| text(p, "namespace"))
+        .column("NAME", |p| text(p, "name"))
+        .column("ACTION", |p| text(p, "action"))
+        .column("SCOPE", |p| text(p, "scope"))
+        .column("RULES", |p| items(&p["rules"]).count().to_string())
+        .column("MODE", |p| mode(p))
+        .text()
+}
+
+fn certificates(value: &Value) -> String {
+    let rows = items(value).flat_map(|entry| {
+        let kind = |index| if index == 0 { "leaf" } else { "intermediate" };
+        let chain = items(&entry["certChain"])
+            .enumerate()
+            .map(|(i, c)| (entry, kind(i), c));
+        let roots = items(&entry["rootCerts"]).map(|c| (entry, "root", c));
+        let mut rows: Vec<_> = chain.chain(roots).collect();
+        if rows.is_empty() {
+            rows.push((entry, "-", &Value::Null));
+        }
+        rows
+    });
+    Table::of(rows)
+        .column("IDENTITY", |(entry, ..)| text(entry, "identity"))
+        .column("TYPE", |(_, kind, _)| (*kind).to_owned())
+        .column("STATE", |(entry, ..)| text(entry, "state"))
+        .column("SERIAL", |(.., c)| text(c, "serialNumber"))
+        .column("NOT BEFORE", |(.., c)| text(c, "validFrom"))
+        .column("NOT AFTER", |(.., c)| text(c, "expirationTime"))
+        .text()
+}
+
+fn connections(value: &Value) -> String {
+    let pods = value.as_object().into_iter().flat_map(|pods| pods.values());
+    let rows = pods.flat_map(|pod| {
+        let directions = ["inbound", "outbound"].into_iter();
+        directions.flat_map(move |direction| {
+            let connections = items(&pod["connections"][direction]);
+            connections.map(move |c| (&pod["info"], direction, c))
+        })
+    });
+    let bytes = |c: &Value, key: &str| c[key].as_u64().unwrap_or_default().to_string();
+    let age = |c: &Value| format!("{} s", c["ageMs"].as_u64().unwrap_or_default() / 1000);
+    Table::of(rows)
+        .column("POD", |(pod, ..)| {
+            format!("{}/{}", text(pod, "namespace"), text(pod, "name"))
+        })
+        .column("DIRECTION", |(_, direction, _)| (*direction).to_owned())
+        .column("SOURCE", |(.., c)| text(c, "src"))
+        .column("ORIGINAL DST", |(.., c)| text(c, "originalDst"))
+        .column("ACTUAL DST", |(.., c)| text(c, "actualDst"))
+        .column("PROTOCOL", |(.., c)| text(c, "protocol"))
+        .column("PEER", |(.., c)| text(c, "peerIdentity"))
+        .column("RECEIVED", |(.., c)| bytes(c, "bytesReceived"))
+        .column("SENT", |(.., c)| bytes(c, "bytesSent"))
+        .column("AGE", |(.., c)| age(c))
+        .text()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The rows below the headings, with single spaces between the cells.
+    fn rows(table: &str) -> Vec<String> {
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        table.lines().skip(1).map(words).collect()
+    }
+
+    #[test]
+    fn every_list_has_a_row_per_item() {
+        let value = json!([
+            { "namespace": "n", "name": "a", "workloadIps": ["10.0.0.1", "fd00::1"], "node": "x",
+              "protocol": "HBONE", "waypoint": { "destination": "/10.0.0.9" },
+              "status": "Healthy" },
+            { "namespace": "n", "name": "b", "hostname": "db.example", "node": "" },
+        ]);
+        assert_eq!(
+            rows(&workloads(&value)),
+            [
+                "n a 10.0.0.1,fd00::1 x HBONE /10.0.0.9 Healthy",
+                "n b db.example - - - -",
             ]
-        }),
-    )
-}
-
-fn services(value: &Value) -> Table {
-    Table::new(
-        &["NAMESPACE", "NAME", "HOSTNAME", "ADDRESS", "PORTS", "WAYPOINT", "ENDPOINTS"],
-        items(value).map(|s| {
-            let bare = |vip: &str| vip.split_once('/').map_or(vip, |(_, address)| address).to_owned();
-            let vips: Vec<String> = items(&s["vips"]).filter_map(|v| v.as_str().map(bare)).collect();
-            let ports: Vec<String> = s["ports"]
-                .as_object()
-                .into_iter()
-                .flatten()
-                .map(|(port, target)| format!("{port}->{target}"))
-                .collect();
-            let or = |all: Vec<String>| if all.is_empty() { "-".to_owned() } else { all.join(",") };
-            let endpoints = s["endpoints"].as_object().cloned().unwrap_or_default();
-            let healthy = endpoints.values().filter(|e| e["status"] != "Unhealthy").count();
-            vec![
-                text(s, "namespace"),
-                text(s, "name"),
-                text(s, "hostname"),
-                or(vips),
-                or(ports),
-                gateway(s),
-                format!("{healthy}/{}", endpoints.len()),
+        );
+        let value = json!([{
+            "namespace": "n", "name": "s", "hostname": "s.n",
+            "vips": ["net/10.96.0.1", "10.96.0.2"], "ports": { "80": 8080 },
+            "endpoints": { "a": { "status": "Healthy" }, "b": { "status": "Unhealthy" } },
+        }]);
+        assert_eq!(
+            rows(&services(&value)),
+            ["n s s.n 10.96.0.1,10.96.0.2 80->8080 - 1/2"]
+        );
+        let value = json!([
+            { "namespace": "n", "name": "p", "action": "Deny", "scope": "Namespace",
+              "rules": [1, 2] },
+            { "namespace": "n", "name": "q", "action": "Allow", "scope": "Global", "dryRun": true },
+        ]);
+        assert_eq!(
+            rows(&policies(&value)),
+            [
+                "n p Deny Namespace 2 enforced",
+                "n q Allow Global 0 dry run"
             ]
-        }),
-    )
-}
-
-fn policies(value: &Value) -> Table {
-    Table::new(
-        &["NAMESPACE", "NAME", "ACTION", "SCOPE", "RULES", "MODE"],
-        items(value).map(|p| {
-            let mode = if p["dryRun"] == true { "dry run" } else { "enforced" };
-            vec![
-                text(p, "namespace"),
-                text(p, "name"),
-                text(p, "action"),
-                text(p, "scope"),
-                items(&p["rules"]).count().to_string(),
-                mode.to_owned(),
+        );
+        let value = json!([
+            { "identity": "i", "state": "Available",
+              "certChain": [{ "serialNumber": "1", "validFrom": "f", "expirationTime": "t" }, {}],
+              "rootCerts": [{}] },
+            { "identity": "j", "state": "Initializing" },
+        ]);
+        assert_eq!(
+            rows(&certificates(&value)),
+            [
+                "i intermediate Available - - -",
+                "i leaf Available 1 f t",
+                "i root Available - - -",
+                "j - Initializing - - -",
             ]
-        }),
-    )
-}
-
-fn certificates(value: &Value) -> Table {
-    Table::new(
-        &["IDENTITY", "TYPE", "STATE", "SERIAL", "NOT BEFORE", "NOT AFTER"],
-        items(value).flat_map(|c| {
-            let row = |kind: &str, certificate: Option<&Value>| {
-                let of = |key| certificate.map_or_else(|| "-".to_owned(), |c| text(c, key));
-                let (identity, state) = (text(c, "identity"), text(c, "state"));
-                vec![identity, kind.to_owned(), state, of("serialNumber"), of("validFrom"), of("expirationTime")]
-            };
-            let chain = items(&c["certChain"]).enumerate();
-            let mut rows: Vec<Vec<String>> =
-                chain.map(|(at, c)| row(if at == 0 { "leaf" } else { "intermediate" }, Some(c))).collect();
-            rows.extend(items(&c["rootCerts"]).map(|c| row("root", Some(c))));
-            if rows.is_empty() {
-                rows.push(row("-", None));
-            }
-            rows
-        }),
-    )
-}
-
-fn connections(value: &Value) -> Table {
-    Table::new(
-        &["POD", "DIRECTION", "SOURCE", "ASKED FOR", "GOES TO", "PROTOCOL", "PEER", "RECEIVED", "SENT", "AGE"],
-        value.as_object().into_iter().flatten().flat_map(|(_, pod)| {
-            let name = format!("{}/{}", text(&pod["info"], "namespace"), text(&pod["info"], "name"));
-            let of = move |direction: &'static str| {
-                let name = name.clone();
-                items(&pod["connections"][direction]).map(move |c| {
-                    let bytes = |key: &str| c[key].as_u64().unwrap_or_default().to_string();
-                    vec![
-                        name.clone(),
-                        direction.to_owned(),
-                        text(c, "src"),
-                        text(c, "originalDst"),
-                        text(c, "actualDst"),
-                        text(c, "protocol"),
-                        text(c, "peerIdentity"),
-                        bytes("bytesReceived"),
-                        bytes("bytesSent"),
-                        format!("{} s", c["ageMs"].as_u64().unwrap_or_default() / 1000),
-                    ]
-                })
-            };
-            of("inbound").chain(of("outbound")).collect::<Vec<_>>()
-        }),
-    )
+        );
+        let connection = json!({ "src": "a", "originalDst": "b", "actualDst": "c", "protocol":
+            "HBONE", "bytesReceived": 1, "bytesSent": 2, "ageMs": 3999 });
+        let value = json!({ "uid": { "info": { "namespace": "n", "name": "p" },
+            "connections": { "inbound": [], "outbound": [connection] } } });
+        assert_eq!(
+            rows(&connections(&value)),
+            ["n/p outbound a b c HBONE - 1 2 3 s"]
+        );
+    }
 }

@@ -1,34 +1,60 @@
-//! CHECK: a pod is as ADD left it, or the error says what is not.
+//! CHECK: verifies that a pod is as ADD left it.
 
-use std::time::Duration;
+use cni_spec::Command;
+use handoff::{FromAgent, FromPlugin};
 
-use cni_spec::{Config, Environment};
-use handoff::{Attachment, FromAgent, FromPlugin};
-
-use crate::add::{kubernetes_pod, pod_namespace};
-use crate::agent::Agent;
+use crate::add::pod_namespace;
+use crate::agent::ask;
+use crate::call::{Call, attachment};
+use crate::excluded::Excluded;
 use crate::failure::Failure;
-
-/// The agent probes the proxy from within the pod, which takes a second for each family at most.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Runs a CHECK.
 pub(crate) fn run(input: &[u8]) -> Result<(), Failure> {
-    let environment = Environment::for_add(crate::variable)?;
-    let config = Config::parse(input)?;
-    config.prev_result.as_ref().ok_or(Failure::NoPrevResult)?;
-    pod_namespace(&environment)?;
-    let Some(pod) = kubernetes_pod(&environment) else { return Ok(()) };
-    if config.exclude_namespaces.contains(&pod.namespace) {
+    if Excluded::read(crate::variable, input).is_some() {
         return Ok(());
     }
-    let limit = config.deadline_ms.map_or(DEADLINE, Duration::from_millis);
-    let agent = Agent::connect(config.agent_socket.as_deref().unwrap_or(handoff::DEFAULT_SOCKET), limit)?;
-    let attachment = Attachment { container_id: environment.container_id, ifname: environment.ifname };
-    agent.send(&FromPlugin::Check { version: handoff::VERSION, attachment, pod }, None)?;
-    match agent.receive()? {
+    let call = Call::parse(Command::Check, crate::variable, input)?;
+    let netns = pod_namespace(&call.environment)?;
+    let Some(pod) = call.mesh_candidate() else {
+        return Ok(());
+    };
+    let request = FromPlugin::Check {
+        version: handoff::VERSION,
+        attachment: attachment(&call.environment),
+        pod,
+    };
+    judge(ask(
+        call.config.agent_socket.as_deref(),
+        call.limit(),
+        &request,
+        Some(&netns),
+    )?)
+}
+
+/// The result of a CHECK, from the agent's answer.
+fn judge(answer: FromAgent) -> Result<(), Failure> {
+    match answer {
         FromAgent::Ready | FromAgent::Skip { .. } => Ok(()),
-        FromAgent::Failed { code, why, next_step, .. } => Err(Failure::Check { code, why, next_step }),
-        other => Err(Failure::AgentConfused(format!("{other:?} is no answer here"))),
+        other => Err(Failure::from_answer(other, Failure::Check)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::tests::{enrol, failed, skip};
+
+    #[test]
+    fn only_a_ready_or_skipped_pod_passes() {
+        assert!(judge(FromAgent::Ready).is_ok() && judge(skip()).is_ok());
+        let error = judge(failed(true)).unwrap_err();
+        assert!(matches!(&error, Failure::Check(e) if e.code == "UP-AGENT-003"));
+        for unexpected in [enrol(), FromAgent::Gone] {
+            assert!(matches!(
+                judge(unexpected),
+                Err(Failure::UnexpectedReply(_))
+            ));
+        }
     }
 }

@@ -1,10 +1,16 @@
-//! The environment of a call: one variable a line.
+//! The environment of a CNI call: one variable per line.
 #![no_main]
 
 use cni_spec::{Command, Environment, KubernetesArgs};
 use libfuzzer_sys::fuzz_target;
 
-const NAMES: [&str; 5] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH", "CNI_ARGS"];
+const NAMES: [&str; 5] = [
+    "CNI_CONTAINERID",
+    "CNI_NETNS",
+    "CNI_IFNAME",
+    "CNI_PATH",
+    "CNI_ARGS",
+];
 
 fuzz_target!(|text: &str| {
     let _ = Command::parse(text);
@@ -16,7 +22,12 @@ fuzz_target!(|text: &str| {
     let _ = Environment::for_del(variable);
     if let Ok(environment) = Environment::for_add(variable) {
         assert!(environment.netns.is_some_and(|n| n.is_absolute()));
-        assert!(environment.container_id.bytes().all(|b| b.is_ascii_graphic() && b != b'/'));
+        assert!(
+            environment
+                .container_id
+                .bytes()
+                .all(|b| b.is_ascii_graphic() && b != b'/')
+        );
         assert!(!environment.ifname.is_empty() && environment.ifname.len() <= 15);
     }
     let args = KubernetesArgs::parse(text);

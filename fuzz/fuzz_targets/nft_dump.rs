@@ -1,23 +1,31 @@
-//! Messages of a dump of nf_tables. Two bytes before each say what it is about and how long it is.
+//! Messages of an nf_tables dump. A kind byte and a length byte precede each message.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nft::{Dumped, Table};
+use nft::{ObjectKind, Table};
 
-const DUMPED: [Dumped; 4] = [Dumped::Chain, Dumped::Rule, Dumped::Set, Dumped::Elements];
+const KINDS: [ObjectKind; 5] = [
+    ObjectKind::Table,
+    ObjectKind::Chain,
+    ObjectKind::Rule,
+    ObjectKind::Set,
+    ObjectKind::Elements,
+];
 
 fuzz_target!(|bytes: &[u8]| {
-    let (mut table, mut other) = (Table::default(), Table::default());
+    let (mut table, mut other) = (Table::new("t"), Table::new("another"));
     let mut rest = bytes;
-    while let [what, length, tail @ ..] = rest {
-        let (message, tail) = tail.split_at_checked(usize::from(*length)).unwrap_or((tail, &[]));
+    while let [kind, length, tail @ ..] = rest {
+        let (message, tail) = tail
+            .split_at_checked(usize::from(*length))
+            .unwrap_or((tail, &[]));
         rest = tail;
-        let what = DUMPED[usize::from(*what) % DUMPED.len()];
-        // The name of the table, so that not all is left out.
+        let kind = KINDS[usize::from(*kind) % KINDS.len()];
+        // Prepend the table name, so that not every message is skipped.
         let named = [&[6, 0, 1, 0, b't', 0, 0, 0], message].concat();
-        table.take("t", what, &named);
-        other.take("another", what, &named);
+        table.add_message(kind, &named);
+        other.add_message(kind, &named);
     }
-    assert_eq!(other, Table::default());
+    assert!(other.is_empty());
     assert!(table.sets.iter().all(|s| s.elements.is_sorted()));
 });

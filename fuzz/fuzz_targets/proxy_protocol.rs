@@ -1,21 +1,24 @@
-//! The PROXY header that an application is told of a client with any identity: its lengths must be those of its bytes.
+//! The PROXY protocol header for any client identity: its length fields must match its contents.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
 use mesh::Identity;
-use mesh::admit::Header;
-
-#[allow(dead_code)]
-#[path = "../../proxy/src/data/proxy_protocol.rs"]
-mod proxy_protocol;
+use mesh::admit::ProxyHeader;
+use mesh::proxy_protocol;
 
 fuzz_target!(|input: (IpAddr, IpAddr, u16, &str, Option<&str>)| {
     let (client, destination, port, identity, service) = input;
-    let Ok(identity) = identity.parse::<Identity>() else { return };
-    let told = Header { destination: SocketAddr::new(destination, port), service: service.map(Into::into) };
-    let header = proxy_protocol::header(SocketAddr::new(client, port).into(), &identity, &told);
+    let Ok(identity) = identity.parse::<Identity>() else {
+        return;
+    };
+    let announced = ProxyHeader {
+        destination: SocketAddr::new(destination, port),
+        service: service.map(Into::into),
+    };
+    let header =
+        proxy_protocol::header(SocketAddr::new(client, port).into(), &identity, &announced);
     let body = usize::from(u16::from_be_bytes([header[14], header[15]]));
     assert_eq!(header.len(), 16 + body);
     let addresses = if header[13] == 0x11 { 12 } else { 36 };

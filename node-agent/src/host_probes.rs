@@ -1,129 +1,172 @@
-//! The node's rule for health probes follows the enrolled pods. It stays when the agent stops: the next one finds it, and
-//! no probe fails in between.
+//! Keeps the node's rule for health probes in sync with the enrolled pods. The rule stays when the
+//! agent stops, so that no probe fails until the next one starts.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_status::HostProbesStatus;
 use anyhow::Context;
 use error_code::agent as codes;
-use netns::NetNs;
 use netns::watch::{Author, Watch};
-use nft::Socket;
-use redirect::host::{self, Step};
+use netns::{NetNs, NetNsError};
+use nft::{NftError, Socket};
+use redirect::host::{self, TableChange};
 use tokio::time::sleep;
 
-use crate::agent::Agent;
-use crate::event::{HostProbesFailed, HostProbesRepaired};
 use crate::metrics::Metrics;
+use crate::pods_view::PodsView;
+use crate::reporter::{HostProbesFailed, HostProbesRepaired};
 
-/// Without anything having changed, it is looked at this often.
+/// Interval of checks without any change.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Much changes in the nf_tables of a busy node: it is not looked at more often than this.
+/// Delay of a check after a change, since the nf_tables of a busy node change often.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// Why the node's table could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+enum HostTableError {
+    /// The node's namespace cannot be entered. Likely cause: CAP_SYS_ADMIN is missing.
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    /// The kernel rejected the operation. Likely cause: a kernel without nf_tables.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
 
 /// The rule in the node's namespace.
 #[derive(Debug)]
 pub(crate) struct HostProbes {
-    netns: NetNs,
-    wanted: bool,
-    kept: RefCell<Kept>,
+    netns: Arc<NetNs>,
+    enabled: bool,
+    state: RefCell<RuleState>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
-    /// Kept open: closing one that has deleted something waits for the kernel.
+struct RuleState {
+    /// Kept open: closing a socket after a deletion waits for the kernel.
     socket: Option<Socket>,
-    /// The pods that it is in place for; none when that is not known.
+    /// The addresses in the rule's set; `None` if unknown.
     pods: Option<BTreeSet<IpAddr>>,
-    failed: Option<String>,
+    error: Option<String>,
 }
 
 impl HostProbes {
-    /// Looks at nothing yet. A rule that is not wanted and that an earlier agent left is removed.
-    pub(crate) fn open(netns: Option<&Path>, wanted: bool) -> anyhow::Result<Self> {
-        let probes = Self { netns: node_netns(netns)?, wanted, kept: RefCell::default() };
-        if !wanted {
-            // Where the kernel has no nf_tables there is nothing to remove.
+    /// Opens the node's namespace. If disabled, removes a rule that an earlier agent left;
+    /// otherwise installs nothing yet.
+    pub(crate) fn open(netns: Option<&Path>, enabled: bool) -> anyhow::Result<Self> {
+        let probes = Self {
+            netns: Arc::new(node_netns(netns)?),
+            enabled,
+            state: RefCell::default(),
+        };
+        if !enabled {
+            // A kernel without nf_tables has nothing to remove.
             let _ = remove(&probes.netns);
         }
         Ok(probes)
     }
 
-    /// The pods are these now.
-    pub(crate) fn follow(&self, pods: &BTreeSet<IpAddr>, metrics: &Metrics) {
-        if !self.wanted {
+    /// The node's namespace.
+    pub(crate) fn netns(&self) -> Arc<NetNs> {
+        self.netns.clone()
+    }
+
+    /// Sets the addresses of the enrolled pods.
+    pub(crate) fn set_pods(&self, pods: &BTreeSet<IpAddr>, metrics: &Metrics) {
+        if !self.enabled {
             return;
         }
-        let known = self.kept.borrow_mut().pods.take();
-        let done = match &known {
+        let known = self.state.borrow_mut().pods.take();
+        let updated = match &known {
             Some(known) => self.with_socket(|socket| host::update(socket, known, pods)),
             None => return self.reconcile(pods, &[], None, metrics),
         };
-        match done {
-            Ok(()) => self.kept.borrow_mut().pods = Some(pods.clone()),
-            Err(_) => self.reconcile(pods, &[], known, metrics), // somebody has changed it
+        match updated {
+            Ok(()) => self.state.borrow_mut().pods = Some(pods.clone()),
+            Err(_) => self.reconcile(pods, &[], known, metrics), // another process changed it
         }
     }
 
-    /// Looks at what is there and puts it right; tells so when it was known to be right before.
-    fn reconcile(&self, pods: &BTreeSet<IpAddr>, by: &[Author], known: Option<BTreeSet<IpAddr>>, metrics: &Metrics) {
-        let done = self.with_socket(|socket| host::reconcile(socket, pods));
-        let mut kept = self.kept.borrow_mut();
-        match done {
+    /// Whether there is nothing to install, or the rule was installed.
+    pub(crate) fn is_set(&self) -> bool {
+        let state = self.state.borrow();
+        !self.enabled || state.pods.is_some() || state.error.is_some()
+    }
+
+    /// Checks the rule and repairs it; reports a repair only if the rule's state was known before.
+    fn reconcile(
+        &self,
+        pods: &BTreeSet<IpAddr>,
+        by: &[Author],
+        known: Option<BTreeSet<IpAddr>>,
+        metrics: &Metrics,
+    ) {
+        let reconciled = self.with_socket(|socket| host::reconcile(socket, pods));
+        let mut state = self.state.borrow_mut();
+        match reconciled {
             Ok(step) => {
-                if step != Step::Nothing && known.is_some() {
-                    HostProbesRepaired { what: &step.to_string(), by }.tell(metrics);
+                if step != TableChange::Unchanged && known.is_some() {
+                    HostProbesRepaired { what: &step, by }.emit(metrics);
                 }
-                kept.pods = Some(pods.clone());
-                kept.failed = None;
+                state.pods = Some(pods.clone());
+                state.error = None;
             }
-            Err(why) => {
-                if kept.failed.as_ref() != Some(&why) {
-                    HostProbesFailed { why: &why }.tell();
+            Err(e) => {
+                let why = e.to_string();
+                if state.error.as_ref() != Some(&why) {
+                    HostProbesFailed { why: &why }.emit();
                 }
-                kept.pods = None;
-                kept.failed = Some(why);
+                state.pods = None;
+                state.error = Some(why);
             }
         }
     }
 
-    fn with_socket<T>(&self, work: impl FnOnce(&Socket) -> Result<T, nft::NftError>) -> Result<T, String> {
-        let mut kept = self.kept.borrow_mut();
-        let socket = match kept.socket.take() {
+    fn with_socket<T>(
+        &self,
+        work: impl FnOnce(&Socket) -> Result<T, NftError>,
+    ) -> Result<T, HostTableError> {
+        let mut state = self.state.borrow_mut();
+        let socket = match state.socket.take() {
             Some(socket) => socket,
-            None => self.netns.run(Socket::open).map_err(|e| e.to_string())?.map_err(|e| e.to_string())?,
+            None => self.netns.run(Socket::open)??,
         };
-        // After an error there may be answers left in it.
-        let done = work(&socket).map_err(|e| e.to_string())?;
-        kept.socket = Some(socket);
-        Ok(done)
+        // Not reused after an error: unread answers may be queued.
+        let result = work(&socket)?;
+        state.socket = Some(socket);
+        Ok(result)
     }
 
     pub(crate) fn status(&self) -> HostProbesStatus {
-        let kept = self.kept.borrow();
-        let state = match &kept.failed {
-            _ if !self.wanted => "off",
+        let rule = self.state.borrow();
+        let state = match &rule.error {
             Some(_) => "failed",
-            None => "in place",
+            None if self.enabled => "in place",
+            None => "off",
         };
-        let addresses = kept.pods.as_ref().map_or(0, BTreeSet::len);
-        HostProbesStatus { state: state.to_owned(), addresses, reason: kept.failed.clone() }
+        let addresses = rule.pods.as_ref().map_or(0, BTreeSet::len);
+        HostProbesStatus {
+            state: state.to_owned(),
+            addresses,
+            reason: rule.error.clone(),
+        }
     }
 }
 
-/// Puts right what somebody changes, for as long as the agent lives.
-pub(crate) async fn keep(agent: Rc<Agent>) {
-    let probes = &agent.host_probes;
-    if !probes.wanted {
+/// Repairs the rule after changes and at intervals, forever.
+pub(crate) async fn run(probes: Rc<HostProbes>, pods: PodsView, metrics: Rc<Metrics>) {
+    if !probes.enabled {
         return;
     }
-    let watch = Watch::nf_tables(&probes.netns)
-        .inspect_err(|e| tracing::warn!("changes of the node's nf_tables are not told: {e}"))
+    let watch = Watch::open_nf_tables(&probes.netns)
+        .inspect_err(|e| {
+            tracing::warn!("cannot watch the node's nf_tables; falling back to polling: {e}");
+        })
         .ok();
     loop {
         let changed = async {
@@ -136,20 +179,20 @@ pub(crate) async fn keep(agent: Rc<Agent>) {
             () = sleep(INTERVAL) => {}
             () = changed => sleep(SETTLE).await,
         }
-        let by = watch.as_ref().map(Watch::take).unwrap_or_default();
-        let known = probes.kept.borrow_mut().pods.take();
-        probes.reconcile(&agent.probed_addresses(), &by, known, &agent.metrics);
+        let by = watch.as_ref().map(Watch::drain).unwrap_or_default();
+        let known = probes.state.borrow_mut().pods.take();
+        let addresses = pods.read().probed_addresses();
+        probes.reconcile(&addresses, &by, known, &metrics);
     }
 }
 
-/// Removes it; returns whether it was there.
+/// Removes the rule; returns whether it existed.
 pub(crate) fn uninstall(netns: Option<&Path>) -> anyhow::Result<bool> {
-    remove(&node_netns(netns)?).map_err(|why| anyhow::anyhow!("{}: {why}", codes::HOST_PROBES))
+    remove(&node_netns(netns)?).map_err(|e| anyhow::anyhow!("{}: {e}", codes::HOST_PROBES))
 }
 
-fn remove(netns: &NetNs) -> Result<bool, String> {
-    let removed = netns.run(|| Socket::open().and_then(|socket| host::remove(&socket)));
-    removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+fn remove(netns: &NetNs) -> Result<bool, HostTableError> {
+    Ok(netns.run(|| Socket::open().and_then(|socket| host::remove(&socket)))??)
 }
 
 fn node_netns(path: Option<&Path>) -> anyhow::Result<NetNs> {

@@ -1,4 +1,4 @@
-//! The node agent: decides which pods belong to the mesh, and hands them to the proxies of its node.
+//! The node agent: decides which pods belong to the mesh and hands them to the node's proxies.
 
 #![forbid(unsafe_code)]
 
@@ -6,201 +6,294 @@ mod admin;
 mod agent;
 mod args;
 mod capture_choice;
-mod event;
-mod exceptions;
-mod facts;
-mod handover;
+mod decider;
+mod disk;
 mod host_probes;
+mod inbox;
 mod install;
-mod joining;
+mod kernel;
 mod kubernetes;
 mod listening;
-mod membership;
 mod metrics;
-mod pace;
 mod plan;
-mod pods;
+mod plugins;
+mod pod_source;
+mod pods_view;
 mod prober;
 mod proxies;
 mod readiness;
 mod refusal;
+mod reporter;
+mod retire;
+mod runtime_calls;
 mod sandbox_check;
-mod state;
-mod verification;
-mod verifier;
 
-use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use netns::seqpacket::AsyncSeqPacketListener;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
+use process::ListenError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use agent::Agent;
-use args::{Args, RunArgs, Verb};
-use facts::Facts;
+use admin::Admin;
+use agent::{Agent, Performers};
+use args::{Args, Command, RunArgs, SourceOption};
+use decider::Decider;
+use disk::Disk;
 use host_probes::HostProbes;
-use kubernetes::{Cluster, retirement};
+use inbox::{Inbox, Message};
+use install::Installation;
+use kernel::Kernel;
+use kubernetes::{Cluster, PodSearcher, retirement};
+use metrics::Metrics;
 use plan::PlanDefaults;
+use plugins::Plugins;
+use pod_source::PodSource;
+use pods_view::PodsView;
+use proxies::Proxies;
+use readiness::Readiness;
+use reporter::Reporter;
+use runtime_calls::RuntimeCalls;
+
+/// Time limit for kernel work to end when the agent exits.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Kernel work is frequent: its threads are never stopped.
+const KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// A task that has failed for a reason that nobody thought of would be missing, and nobody would see it. The next agent takes
-/// over what this one had, and pods go on meanwhile.
-fn end_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        tell(panic);
-        std::process::abort();
-    }));
-}
-
 fn main() -> anyhow::Result<()> {
-    end_on_panic();
+    // Otherwise the agent would run on without the task that panicked. Pods keep their
+    // connectivity, and the next agent takes over their state.
+    process::abort_on_panic(&error_code::agent::PANICKED);
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_writer(|| process::LineWriter(std::io::stderr()))
         .init();
-    match args.verb {
-        Some(Verb::Install { folders, agent_socket }) => {
-            let entry = install::Entry { agent_socket, ..Default::default() };
+    match args.command {
+        Some(Command::Install {
+            folders,
+            agent_socket,
+        }) => {
+            let entry = install::PluginEntry {
+                agent_socket,
+                ..Default::default()
+            };
             return install::install(&folders, &entry).map(|_| ());
         }
-        Some(Verb::Uninstall { folders, state_dir, host_netns }) => {
+        Some(Command::Uninstall {
+            folders,
+            state_dir,
+            host_netns,
+        }) => {
             return install::uninstall(&folders, &state_dir, host_netns.as_deref());
         }
-        Some(Verb::Retire { daemon_set, namespace, within, kubeconfig }) => {
+        Some(Command::Retire {
+            daemon_set,
+            namespace,
+            within,
+            kubeconfig,
+        }) => {
             return runtime()?.block_on(async {
                 let client = client(kubeconfig.as_deref()).await?;
-                retirement::order(client, &namespace, &daemon_set, Duration::from_secs(within)).await
+                let within = Duration::from_secs(within);
+                retirement::retire(client, &namespace, &daemon_set, within).await
             });
         }
         None => {}
     }
-    raise_descriptor_limit();
+    process::raise_descriptor_limit();
     let runtime = runtime()?;
-    let retires = tokio::task::LocalSet::new().block_on(&runtime, run(&args.run))?;
-    // No task of the agent is left that would put back what is taken away.
-    if let Some(cluster) = retires {
-        runtime.block_on(retirement::tell(&cluster));
-        leave_the_node(&args.run)?;
+    let retiring = tokio::task::LocalSet::new().block_on(&runtime, run(&args.run))?;
+    // All tasks have ended by now: none can reinstall what is removed.
+    let cleaned = retiring.as_ref().map(|_| retire::clean_up_node(&args.run));
+    if let Some(cluster) = &retiring {
+        runtime.block_on(retirement::withdraw_annotations(cluster));
     }
-    Ok(())
-}
-
-/// Nothing of Underpass is left on the node then.
-fn leave_the_node(args: &RunArgs) -> anyhow::Result<()> {
-    install::uninstall(&args.folders, &args.state_dir, args.host_netns.as_deref())?;
-    let plugin = args.folders.bin_dir.join(install::PLUGIN);
-    let kept = args.cluster.keep_plugin.then_some(&plugin);
-    let state = args.state_dir.join(state::FILE);
-    for file in [&plugin, &state, &args.agent_socket, &args.zds_socket].into_iter().filter(|f| Some(*f) != kept) {
-        match std::fs::remove_file(file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!("{} stays: {e}", file.display()),
-            _ => {}
-        }
-    }
-    Ok(())
+    // Work in a pod's namespace is not waited for.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    cleaned.unwrap_or(Ok(()))
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(kernel::THREADS)
+        .thread_keep_alive(KEEP_ALIVE)
+        .build()
 }
 
-/// Every pod takes three descriptors, and a runtime may start us with a soft limit of 1024.
-fn raise_descriptor_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::warn!("the limit of open files cannot be raised: {e}");
-    }
-}
-
-/// Runs until it is told to end. Returns the cluster when Underpass is being uninstalled from it.
+/// Runs the agent until SIGTERM or SIGINT. Returns the cluster if Underpass is being uninstalled
+/// from it.
 async fn run(args: &RunArgs) -> anyhow::Result<Option<Rc<Cluster>>> {
     let node = args.node.clone().context("--node is missing")?;
-    // Sockets first: whoever else runs here already is told at once, before anything is touched.
-    let plugins = AsyncSeqPacketListener::bind(args::made(&args.agent_socket)?)
-        .with_context(|| no_listener(&args.agent_socket.display()))?;
-    let proxies = AsyncSeqPacketListener::bind(args::made(&args.zds_socket)?)
-        .with_context(|| no_listener(&args.zds_socket.display()))?;
-    let admin = listen(args.admin_addr).await?;
+    // Bind first: if another agent runs on this node, fail before changing anything.
+    let plugin_socket = listen(&args.agent_socket)?;
+    let proxy_socket = listen(&args.zds_socket)?;
+    let admin_socket = process::listen(args.admin_addr, &error_code::agent::OWN_ADDRESS).await?;
 
     let (changed, mut changes) = tokio::sync::mpsc::unbounded_channel();
-    let facts = match (&args.mesh_file, args.kubernetes) {
-        (Some(mesh_file), false) => Facts::of_file(mesh_file::watch(mesh_file, move |loaded| {
-            let _ = changed.send(loaded); // nobody listens only when the process ends
-        })?),
-        (None, true) => Facts::Cluster(Rc::new(Cluster::new(
+    let pod_source = match args.source()? {
+        SourceOption::MeshFile(path) => {
+            PodSource::from_file(mesh_file::watch(path, move |loaded| {
+                let _ = changed.send(loaded); // fails only when the process exits
+            })?)
+        }
+        SourceOption::Kubernetes => PodSource::Cluster(Rc::new(Cluster::new(
             client(args.cluster.kubeconfig.as_deref()).await?,
             &node,
             &args.cluster,
         ))),
-        (Some(_), true) => anyhow::bail!("--mesh-file and --kubernetes exclude each other"),
-        (None, false) => anyhow::bail!("either --mesh-file or --kubernetes is needed"),
     };
     let capture = capture_choice::choose(args.capture).with_context(|| {
         let code = error_code::agent::CAPTURE;
         format!("{code}: {}", code.next_step)
     })?;
     tracing::info!(capture = %capture.kind, "{}", capture.why);
-    let plans = PlanDefaults { capture: capture.kind, dns: args.dns_capture, adopt_istio: args.adopt_istio };
-    let host_probes = HostProbes::open(args.host_netns.as_deref(), args.host_probes)?;
-    let agent = Rc::new(Agent::new(node.clone(), &args.state_dir, facts, capture, plans, host_probes)?);
-    agent.take_over();
+    let plans = PlanDefaults {
+        capture: capture.kind,
+        dns: args.dns_capture,
+        adopt_istio: args.adopt_istio,
+        allow_exclusions: args.allow_exclusions,
+        existing_connections: args.existing_connections.into(),
+        proxy_user: args.proxy_user,
+    };
+    let host_probes = Rc::new(HostProbes::open(
+        args.host_netns.as_deref(),
+        args.host_probes,
+    )?);
+    let source = Rc::new(pod_source);
+    let (inbox, messages) = Inbox::new();
+    let disk = Disk::open(&args.state_dir, inbox.clone())
+        .with_context(|| format!("{}: {}", error_code::agent::STATE, args.state_dir.display()))?;
+    let metrics = Rc::new(Metrics::new());
+    let recorder = source.cluster().map(|cluster| cluster.events.clone());
+    let reporter = Rc::new(Reporter::new(metrics.clone(), recorder));
+    let proxies = Rc::new(Proxies::new(inbox.clone(), metrics.clone()));
+    let pods = PodsView::default();
+    let decider = Decider {
+        node: node.clone(),
+        source: source.clone(),
+        plans,
+    };
+    let node_namespaces: Arc<[_]> = sandbox_check::node_namespaces()?.into();
+    let readiness = Readiness {
+        install: Installation::default(),
+        source: source.clone(),
+        proxies: proxies.clone(),
+        runtime_calls: Rc::new(RuntimeCalls::default()),
+    };
+    let plugins = Plugins {
+        decider: decider.clone(),
+        pods: pods.clone(),
+        proxies: proxies.clone(),
+        reporter: reporter.clone(),
+        inbox: inbox.clone(),
+        written: disk.completed(),
+        connections: Cell::default(),
+        node: host_probes.netns(),
+    };
+    let admin = Rc::new(Admin {
+        node: node.clone(),
+        pods: pods.clone(),
+        readiness: readiness.clone(),
+        metrics: metrics.clone(),
+        capture,
+        host_probes: host_probes.clone(),
+        inbox: inbox.clone(),
+    });
+    let kernel = Kernel {
+        inbox: inbox.clone(),
+        node_namespaces: node_namespaces.clone(),
+        searches: source.cluster().is_some(),
+        in_progress: Arc::default(),
+    };
+    kernel::start_threads();
+    let performers = Performers {
+        kernel,
+        proxies: proxies.clone(),
+        disk,
+        reporter: reporter.clone(),
+        host_probes: host_probes.clone(),
+        runtime_calls: readiness.runtime_calls.clone(),
+    };
+    let agent = Agent::new(pods.clone(), decider, performers, inbox.clone());
 
-    tokio::task::spawn_local(proxies::serve(agent.clone(), proxies));
-    tokio::task::spawn_local(handover::serve(agent.clone(), plugins));
-    tokio::task::spawn_local(exceptions::release(agent.clone()));
-    tokio::task::spawn_local(membership::keep(agent.clone()));
-    tokio::task::spawn_local(host_probes::keep(agent.clone()));
-    tokio::task::spawn_local(admin_http::serve(admin, {
-        let agent = agent.clone();
-        move |asked| admin::answer(&agent, &asked)
+    tokio::task::spawn_local(proxies::serve(proxies, proxy_socket));
+    tokio::task::spawn_local(plugins::serve(plugins, plugin_socket));
+    tokio::task::spawn_local(agent.run(messages));
+    tokio::task::spawn_local(host_probes::run(host_probes, pods.clone(), metrics));
+    let names = admin_http::HostNames::Local;
+    tokio::task::spawn_local(admin_http::serve(admin_socket, names, move |request| {
+        admin::answer(&admin, &request)
     }));
+    inbox.send(Message::Reconcile);
     if args.install_cni {
-        // Last: from now on the runtime may call.
-        let excluded = if args.kubernetes { args.cluster.exclude_namespaces.clone() } else { Vec::new() };
-        let entry = install::Entry { agent_socket: args.agent_socket.clone(), excluded, kubelet: args.kubernetes };
-        install::keep_installed(args.folders.clone(), entry, agent.install.clone())?;
+        // Last, because the runtime may run the plugin from now on.
+        let (folders, entry) = (args.folders.clone(), args.plugin_entry());
+        install::keep_installed(folders, entry, readiness.install.clone())?;
     }
-    // The taint goes when the agent is ready, which it is not before it has installed the plugin.
-    if let Some(cluster) = agent.facts.cluster() {
-        kubernetes::keep(&agent, cluster);
+    // After the installation: the node's taint is removed once the agent is ready.
+    if let Some(cluster) = source.cluster() {
+        let searcher = PodSearcher {
+            cluster: cluster.clone(),
+            pods: pods.clone(),
+            reporter,
+            node_namespaces,
+            install: readiness.install.clone(),
+            inbox: inbox.clone(),
+        };
+        let daemon_set = args.cluster.daemon_set.as_deref();
+        kubernetes::spawn_tasks(
+            cluster,
+            &pods,
+            readiness.clone(),
+            searcher,
+            &inbox,
+            daemon_set,
+        );
     }
-    tracing::info!(node, socket = %args.agent_socket.display(), "ready for pods");
+    tracing::info!(node, socket = %args.agent_socket.display(), "accepting plugin connections");
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
             Some(loaded) = changes.recv() => match loaded {
-                Ok(mesh) => agent.mesh_changed(mesh),
-                Err(e) => tracing::error!("the mesh that was read last stays in force: {e}"),
+                Ok(mesh) => {
+                    source.replace_mesh(mesh);
+                    inbox.send(Message::Reconcile);
+                }
+                Err(e) => {
+                    tracing::error!(event = "mesh_file_rejected", "keeping the previous mesh: {e}");
+                }
             },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    if let (Some(cluster), Some(daemon_set)) = (agent.facts.cluster(), &args.cluster.daemon_set)
-        && retirement::is_due(cluster, daemon_set).await
+    if let (Some(cluster), Some(daemon_set)) = (source.cluster(), &args.cluster.daemon_set)
+        && let Some(why) = retirement::is_due(cluster, daemon_set).await
     {
-        tracing::info!(daemon_set, "stopping for good; pods leave the mesh, and the plugin leaves this node");
-        agent.install.end();
+        tracing::info!(
+            daemon_set,
+            "retiring: removing the plugin and all rules from this node: {why}"
+        );
+        readiness.install.stop();
+        retire::leave_pods(args, &inbox).await;
         return Ok(Some(cluster.clone()));
     }
-    tracing::info!("stopping; pods stay enrolled and their traffic goes on");
+    tracing::info!("shutting down; pods stay enrolled and keep their connectivity");
     Ok(None)
 }
 
@@ -210,11 +303,9 @@ async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<::kubernetes::Clien
     connected.with_context(|| format!("{code}: {}", code.next_step))
 }
 
-fn no_listener(address: &dyn std::fmt::Display) -> String {
-    let code = error_code::agent::OWN_ADDRESS;
-    format!("{code}: cannot listen on {address}. Next step: {}", code.next_step)
-}
-
-async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| no_listener(&address))
+/// Listens on a Unix socket, creating its folder.
+fn listen(socket: &Path) -> anyhow::Result<AsyncSeqPacketListener> {
+    let bound = AsyncSeqPacketListener::bind(args::ensure_parent(socket)?);
+    let code = &error_code::agent::OWN_ADDRESS;
+    Ok(bound.map_err(|e| ListenError::new(code, socket.display(), e))?)
 }

@@ -1,4 +1,4 @@
-//! What the agent counts.
+//! The agent's metrics.
 
 use std::sync::atomic::AtomicU64;
 
@@ -9,98 +9,167 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// How an ADD ended: `enrolled`, `skipped`, or the code of the error.
+/// Labels of an enrolment: `enrolled`, `skipped`, or an error code.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Outcome {
+pub(crate) struct OutcomeLabels {
     pub(crate) outcome: String,
 }
 
-/// State of a pod.
+/// Labels of a pod's state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct State {
+pub(crate) struct StateLabels {
     pub(crate) state: &'static str,
 }
 
-/// All metrics of the agent.
-#[derive(Debug)]
-pub(crate) struct Metrics {
-    registry: Registry,
-    pub(crate) pods: Family<State, Gauge>,
-    pub(crate) proxies: Gauge,
-    pub(crate) enrolments: Family<Outcome, Counter>,
-    /// From the plugin's request to the answer Ready.
-    pub(crate) enrolment_seconds: Histogram,
-    /// Rules that somebody had changed and that were put right.
-    pub(crate) repairs: Counter,
-    pub(crate) probe_failures: Counter,
-    /// From finding a difference to having put it right.
-    pub(crate) drift_seconds: Histogram,
-    /// How long pods were drifted or unverified, each time that one is verified again.
-    pub(crate) not_verified_seconds: Family<State, Histogram>,
-    /// One look at one pod.
-    pub(crate) verification_seconds: Histogram,
-    /// Of the pod whose last good look is the longest ago; set when somebody asks.
-    pub(crate) verification_age: Gauge<f64, AtomicU64>,
-    /// Times that the node's rule for health probes was put right.
-    pub(crate) host_probe_repairs: Counter,
+/// Labels of a start outside the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CauseLabels {
+    pub(crate) cause: &'static str,
 }
 
-/// From the quickest thing that the agent does to its deadlines, in seconds.
+/// Declares [`Metrics`]: for each metric its field, type, initial value, name without prefix and
+/// unit, help text, and unit if it has one.
+macro_rules! metrics {
+    ($(
+        $field:ident: $type:ty = $value:expr, $name:literal, $help:literal $(, $unit:ident)?;
+    )*) => {
+        /// All metrics of the agent.
+        #[derive(Debug)]
+        pub(crate) struct Metrics {
+            registry: Registry,
+            $( #[doc = $help] pub(crate) $field: $type, )*
+        }
+
+        impl Metrics {
+            pub(crate) fn new() -> Self {
+                let mut registry = Registry::with_prefix("underpass");
+                $(
+                    let $field: $type = $value;
+                    metrics!(@register registry, $field, $name, $help $(, $unit)?);
+                )*
+                Self { registry, $( $field ),* }
+            }
+        }
+    };
+    (@register $registry:ident, $field:ident, $name:literal, $help:literal) => {
+        $registry.register($name, $help, $field.clone());
+    };
+    (@register $registry:ident, $field:ident, $name:literal, $help:literal, $unit:ident) => {
+        $registry.register_with_unit($name, $help, Unit::$unit, $field.clone());
+    };
+}
+
+metrics! {
+    pods: Family<StateLabels, Gauge> = Family::default(),
+        "pods", "Pods on this node by state";
+    proxies: Gauge = Gauge::default(),
+        "proxies", "Proxies connected to the agent";
+    enrolments: Family<OutcomeLabels, Counter> = Family::default(),
+        "enrolments", "Enrolment attempts by outcome";
+    enrolment_seconds: Histogram = quick(),
+        "enrolment", "Duration of successful ADDs", Seconds;
+    repairs: Counter = Counter::default(),
+        "repairs", "Repairs of pods' redirection rules";
+    probe_failures: Counter = Counter::default(),
+        "probe_failures", "Probes that the proxy did not answer";
+    drift_seconds: Histogram = long(),
+        "drift", "Time from the detection of changed redirection rules to their repair", Seconds;
+    not_verified_seconds: Family<StateLabels, Histogram> = Family::new_with_constructor(long),
+        "not_verified", "Time that pods were drifted or unverified before being verified", Seconds;
+    started_outside_seconds: Family<CauseLabels, Histogram> = Family::new_with_constructor(long),
+        "started_outside", "Time that mesh pods ran outside the mesh before they joined", Seconds;
+    verification_seconds: Histogram = quick(),
+        "verification", "Duration of the verification of a pod", Seconds;
+    verification_age: Gauge<f64, AtomicU64> = Gauge::default(), // computed at each scrape
+        "verification_age", "Longest time since a pod was last verified", Seconds;
+    exempted_connections: Gauge = Gauge::default(), // computed at each scrape
+        "exempted_connections", "Open connections of enrolled pods that are older than the mesh";
+    pods_with_exclusions: Gauge = Gauge::default(), // computed at each scrape
+        "pods_with_exclusions", "Enrolled pods with connections that bypass the proxy";
+    host_probe_repairs: Counter = Counter::default(),
+        "host_probe_repairs", "Repairs of the node's rule for health probes";
+}
+
+/// Buckets in seconds for operations with deadlines of a few seconds.
 fn quick() -> Histogram {
-    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0])
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    ])
 }
 
-/// What may last as long as an outage does, in seconds.
+/// Buckets in seconds for durations as long as an outage.
 fn long() -> Histogram {
-    Histogram::new([0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0])
+    Histogram::new([
+        0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0,
+    ])
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("underpass"),
-            pods: Family::default(),
-            proxies: Gauge::default(),
-            enrolments: Family::default(),
-            enrolment_seconds: quick(),
-            repairs: Counter::default(),
-            probe_failures: Counter::default(),
-            drift_seconds: long(),
-            not_verified_seconds: Family::new_with_constructor(long),
-            verification_seconds: quick(),
-            verification_age: Gauge::default(),
-            host_probe_repairs: Counter::default(),
-        };
-        let m = &mut metrics;
-        let seconds = || Unit::Seconds;
-        m.registry.register("pods", "Pods of this node by state", m.pods.clone());
-        m.registry.register("proxies", "Proxies connected to the agent", m.proxies.clone());
-        m.registry.register("enrolments", "CNI ADDs by how they ended", m.enrolments.clone());
-        let (name, help) = ("enrolment", "Duration of successful ADDs");
-        m.registry.register_with_unit(name, help, seconds(), m.enrolment_seconds.clone());
-        let (name, help) = ("repairs", "Times that changed redirection of a pod was put right");
-        m.registry.register(name, help, m.repairs.clone());
-        let (name, help) = ("probe_failures", "Probes of pods that the proxy did not answer");
-        m.registry.register(name, help, m.probe_failures.clone());
-        let (name, help) = ("drift", "How long redirection differed from the plan, from its discovery to its repair");
-        m.registry.register_with_unit(name, help, seconds(), m.drift_seconds.clone());
-        let (name, help) = ("not_verified", "How long pods were drifted or unverified until they were verified again");
-        m.registry.register_with_unit(name, help, seconds(), m.not_verified_seconds.clone());
-        let (name, help) = ("verification", "Duration of one look at one pod");
-        m.registry.register_with_unit(name, help, seconds(), m.verification_seconds.clone());
-        let (name, help) = ("verification_age", "Time since the pod that has waited the longest was last verified");
-        m.registry.register_with_unit(name, help, seconds(), m.verification_age.clone());
-        let (name, help) = ("host_probe_repairs", "Times that the node's rule for health probes was put right");
-        m.registry.register(name, help, m.host_probe_repairs.clone());
-        metrics
-    }
-
-    /// The text format.
+    /// Encodes all metrics in the Prometheus text format.
     pub(crate) fn encode(&self) -> String {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
-            text.clear(); // writing to a string does not fail
+            text.clear(); // unreachable: writing to a string does not fail
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_exposed_under_their_documented_names() {
+        let metrics = Metrics::new();
+        metrics.repairs.inc();
+        metrics.enrolment_seconds.observe(0.002);
+        metrics
+            .pods
+            .get_or_create(&StateLabels { state: "leaving" })
+            .set(3);
+        let text = metrics.encode();
+        for line in [
+            "# HELP underpass_repairs Repairs of pods' redirection rules.",
+            "underpass_repairs_total 1",
+            "# UNIT underpass_enrolment_seconds seconds",
+            "underpass_enrolment_seconds_bucket{le=\"0.0025\"} 1",
+            "underpass_pods{state=\"leaving\"} 3",
+            "# TYPE underpass_verification_age_seconds gauge",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+    }
+
+    /// Every series with its labels, without values and help texts. `UPDATE_GOLDEN=1` rewrites the
+    /// golden file; only lines may be added to it.
+    #[test]
+    fn metrics_and_labels_remain() {
+        let metrics = Metrics::new();
+        let state = StateLabels { state: "" };
+        let _ = metrics.pods.get_or_create(&state);
+        let _ = metrics.not_verified_seconds.get_or_create(&state);
+        let cause = CauseLabels { cause: "" };
+        let _ = metrics.started_outside_seconds.get_or_create(&cause);
+        let outcome = String::new();
+        let _ = metrics.enrolments.get_or_create(&OutcomeLabels { outcome });
+
+        let text = metrics.encode();
+        let series = text.lines().filter(|line| !line.starts_with("# HELP"));
+        let series = series.map(|line| match line.rsplit_once(' ') {
+            Some((series, _value)) if !line.starts_with('#') => series,
+            _ => line,
+        });
+        let mut series: Vec<_> = series.collect();
+        series.sort_unstable(); // the order of labels is random
+        let series = series.join("\n") + "\n";
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics.golden");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(golden, &series).unwrap();
+        }
+        assert_eq!(series, std::fs::read_to_string(golden).unwrap());
     }
 }

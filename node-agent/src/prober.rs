@@ -1,96 +1,258 @@
-//! Connects from within a pod, and sees whether the proxy answers.
+//! Probes the proxy by connecting from within a pod.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use agent_status::VerificationReason;
 use mesh::probe;
-use netns::NetNs;
-use redirect::{CaptureKind, Plan};
+use netns::{NetNs, NetNsError};
+use pod_life::{Answer, Finding, FromNode};
+use redirect::{CaptureKind, PROBE_PORT, Plan, PodInterface};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
-use crate::listening::planned;
+use crate::listening::proxy_ports;
 
 const DEADLINE: Duration = Duration::from_secs(1);
+/// Number of attempts to reach a pod from the node. On a bridge that was just created, the node's
+/// IPv6 address is tentative for a second or two; until then, the kernel chooses a source to which
+/// nothing can answer.
+const FROM_NODE_ATTEMPTS: usize = 3;
 
-/// Which listeners of the proxy are probed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Probed {
-    /// Every one.
-    All,
-    /// One that chance chooses: for a pod that was well, and of which nothing else is told.
-    One,
+/// Probes a pod, as an answer to its life.
+pub(crate) async fn answer(
+    netns: Option<Arc<NetNs>>,
+    node: &Arc<NetNs>,
+    plan: &Plan,
+    uid: &str,
+    all: bool,
+) -> Answer {
+    let Some(netns) = netns else {
+        return Answer::Probed(Err(Finding::netns_lost()));
+    };
+    let probed = probe(netns, node, plan, uid, all).await;
+    let failed =
+        |e: ProbeError| Finding::Unverified(VerificationReason::ProbeFailed, e.to_string());
+    Answer::Probed(probed.map_err(failed))
 }
 
-/// For each family of the pod a connection that has to be captured; and one to listeners of the proxy, by one family that
-/// chance chooses, for a listener takes both. The first that is not answered as the proxy of this pod would is the reason.
-pub(crate) async fn probe(netns: &NetNs, plan: &Plan, uid: &str, probed: Probed) -> Result<(), String> {
-    let of_family = |v6: bool| plan.addresses.iter().copied().find(|a| a.is_ipv6() == v6);
-    let families: Vec<IpAddr> = [false, true].into_iter().filter_map(of_family).collect();
-    let chosen = rand::random::<u32>() as usize % families.len().max(1);
-    let ports: Vec<u16> = match probed {
-        Probed::All => planned(plan).collect(),
-        Probed::One => planned(plan).nth(rand::random_range(0..planned(plan).count())).into_iter().collect(),
-    };
-    for (index, own) in families.into_iter().enumerate() {
-        match ask(netns, None, probe::destination(own), uid).await {
-            // NAT takes what is about to leave. From a pod without a default route the probe does not get that far, nor would
-            // anything else that goes there.
-            Err(Failure::Unreachable(_)) if plan.capture != CaptureKind::Routed => {}
-            asked => asked.map_err(Failure::into_reason)?,
+/// Probes a pod from within and from the node. Returns the first failure.
+pub(crate) async fn probe(
+    netns: Arc<NetNs>,
+    node: &Arc<NetNs>,
+    plan: &Plan,
+    uid: &str,
+    all: bool,
+) -> Result<FromNode, ProbeError> {
+    probe_within(&netns, plan, uid, all).await?;
+    probe_from_node(netns, node, plan, uid).await
+}
+
+/// Probes the pod's first address of each family from the node, as another pod would connect, where
+/// the node's packets go through the pod's own interface.
+async fn probe_from_node(
+    netns: Arc<NetNs>,
+    node: &Arc<NetNs>,
+    plan: &Plan,
+    uid: &str,
+) -> Result<FromNode, ProbeError> {
+    let excluded = &plan.exclude;
+    let has_excluded =
+        !excluded.inbound_cidrs.is_empty() || excluded.inbound_ports.contains(&PROBE_PORT);
+    if plan.bypass_inbound || has_excluded {
+        return Ok(FromNode::NotProbed);
+    }
+    let mut probed = FromNode::Probed;
+    for own in first_addresses(plan) {
+        let (netns, of_node) = (netns.clone(), node.clone());
+        let is_reachable = move || -> Option<bool> {
+            let interface = netns.run(|| PodInterface::with_address(own)).ok()?.ok()??;
+            of_node.run(|| interface.is_route_to(own)).ok()?.ok()
+        };
+        let reachable = tokio::task::spawn_blocking(is_reachable).await;
+        if reachable.ok().flatten() != Some(true) {
+            probed = FromNode::NotProbed;
+            continue;
         }
-        for &port in ports.iter().filter(|_| index == chosen) {
-            // Another source port each time: of sockets that share a port, now one is met, now another.
-            ask(netns, Some(probe::source(own)), SocketAddr::new(own, port), uid)
-                .await
-                .map_err(Failure::into_reason)?;
+        let mut answered = Ok(());
+        for _ in 0..FROM_NODE_ATTEMPTS {
+            answered = connect(node, None, probe::inbound_destination(own), uid).await;
+            if answered.is_ok() {
+                break;
+            }
+        }
+        answered.map_err(|e| ProbeError::FromNode(Box::new(e)))?;
+    }
+    Ok(probed)
+}
+
+/// The pod's first address of each family.
+fn first_addresses(plan: &Plan) -> Vec<IpAddr> {
+    let of_family = |v6: bool| plan.addresses.iter().copied().find(|a| a.is_ipv6() == v6);
+    [false, true].into_iter().filter_map(of_family).collect()
+}
+
+/// Probes capture with one connection for each of the pod's address families, and listeners with
+/// one connection each, of a random family, since a listener accepts both; one listener at random
+/// unless `all`. Returns the first failure.
+async fn probe_within(netns: &NetNs, plan: &Plan, uid: &str, all: bool) -> Result<(), ProbeError> {
+    // The plan's addresses come first; those of other interfaces follow.
+    let found = netns.run(|| plan.in_this_namespace());
+    let plan = &match found {
+        Ok(Ok(plan)) => plan,
+        Ok(Err(_)) | Err(_) => plan.clone(), // the probe fails with the reason
+    };
+    let families = first_addresses(plan);
+    let chosen = rand::random::<u32>() as usize % families.len().max(1);
+    let mut ports: Vec<u16> = proxy_ports(plan).collect();
+    if !all {
+        ports = vec![ports.swap_remove(rand::random_range(0..ports.len()))];
+    }
+    for (index, own) in families.into_iter().enumerate() {
+        match connect(netns, None, probe::destination(own), uid).await {
+            Err(e) if e.is_beyond_capture(plan.capture) => {}
+            answered => answered?,
+        }
+        if index != chosen {
+            continue;
+        }
+        for &port in &ports {
+            // The source port differs each time, so that over time all sockets that share the port
+            // are probed.
+            let to = SocketAddr::new(own, port);
+            connect(netns, Some(probe::source(own)), to, uid).await?;
         }
     }
     Ok(())
 }
 
-/// Why a probe failed.
-enum Failure {
-    /// There is no route to its destination.
-    Unreachable(String),
-    Other(String),
+/// Why a probe to an address failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProbeError {
+    /// The pod's namespace cannot be entered. Likely cause: the agent lacks CAP_SYS_ADMIN.
+    #[error("probe to {0} could not be sent: {1}")]
+    NetNs(SocketAddr, #[source] NetNsError),
+    /// No socket can be created in the namespace.
+    #[error("probe to {0} could not be sent: {1}")]
+    Socket(SocketAddr, #[source] io::Error),
+    /// The connection failed. Likely cause: the proxy does not listen, or its rules are missing.
+    #[error("probe to {0} failed: {1}")]
+    Failed(SocketAddr, #[source] io::Error),
+    /// The answer is not that of the pod's proxy. Likely cause: the connection was not captured.
+    #[error("probe to {0} was answered by a process other than this pod's proxy")]
+    OtherProcess(SocketAddr),
+    /// A connection from the node did not reach the pod's proxy. Likely cause: the pod's packets do
+    /// not pass its network stack, or a program on the node handles them.
+    #[error("from the node: {0}")]
+    FromNode(#[source] Box<ProbeError>),
+    /// Likely cause: the proxy hangs or is overloaded.
+    #[error("probe to {0} was not answered within {seconds} s", seconds = DEADLINE.as_secs())]
+    Timeout(SocketAddr),
 }
 
-impl Failure {
-    fn into_reason(self) -> String {
-        match self {
-            Self::Unreachable(why) | Self::Other(why) => why,
-        }
+impl ProbeError {
+    /// Whether the probe failed only because there is no route, in which case NAT, which captures
+    /// packets after routing, never sees it. Neither does other traffic to such destinations get
+    /// that far.
+    fn is_beyond_capture(&self, capture: CaptureKind) -> bool {
+        let is_unreachable =
+            matches!(self, Self::Failed(_, e) if e.kind() == ErrorKind::NetworkUnreachable);
+        is_unreachable && capture != CaptureKind::Routed
     }
 }
 
-async fn ask(netns: &NetNs, from: Option<IpAddr>, to: SocketAddr, uid: &str) -> Result<(), Failure> {
+/// Sends one probe, and checks that the proxy of this pod answers.
+async fn connect(
+    netns: &NetNs,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    uid: &str,
+) -> Result<(), ProbeError> {
     let token = format!("{:016x}", rand::random::<u64>());
-    let failed = |what: &str| Failure::Other(format!("a probe to {to} {what}"));
     let socket = netns.run(|| {
-        let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = if to.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
         from.map_or(Ok(()), |from| socket.bind(SocketAddr::new(from, 0)))?;
-        // Or the proxy's end would stay in TIME_WAIT, and with it the proxy's port in the pod.
+        // Otherwise the proxy's end would stay in TIME_WAIT and occupy the proxy's port in the pod.
         netns::sockopt::reset_on_close(&socket)?;
-        Ok::<_, std::io::Error>(socket)
+        Ok::<_, io::Error>(socket)
     });
-    let socket = socket.map_err(|e| failed(&e.to_string()))?.map_err(|e| failed(&format!("cannot be sent: {e}")))?;
+    let socket = socket
+        .map_err(|e| ProbeError::NetNs(to, e))?
+        .map_err(|e| ProbeError::Socket(to, e))?;
     let exchange = async {
         let mut stream = socket.connect(to).await?;
         stream.write_all(format!("{token}\n").as_bytes()).await?;
         let mut answer = String::new();
         stream.take(1024).read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
+        Ok::<_, io::Error>(answer)
     };
     match timeout(DEADLINE, exchange).await {
         Ok(Ok(answer)) if answer == probe::answer(&token, uid) => Ok(()),
-        Ok(Ok(_)) => Err(failed("was answered by something that is not the proxy of this pod")),
-        Ok(Err(e)) if e.kind() == ErrorKind::NetworkUnreachable => {
-            Err(Failure::Unreachable(format!("a probe to {to} failed: {e}")))
+        Ok(Ok(_)) => Err(ProbeError::OtherProcess(to)),
+        Ok(Err(e)) => Err(ProbeError::Failed(to, e)),
+        Err(_) => Err(ProbeError::Timeout(to)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_route_under_nat_is_beyond_capture() {
+        let to = SocketAddr::from(([192, 0, 2, 1], 9));
+        let failed = |kind: ErrorKind| ProbeError::Failed(to, kind.into());
+        for (error, capture, beyond) in [
+            (
+                failed(ErrorKind::NetworkUnreachable),
+                CaptureKind::Nat,
+                true,
+            ),
+            (
+                failed(ErrorKind::NetworkUnreachable),
+                CaptureKind::NatIptablesNft,
+                true,
+            ),
+            (
+                failed(ErrorKind::NetworkUnreachable),
+                CaptureKind::Routed,
+                false,
+            ),
+            (
+                failed(ErrorKind::ConnectionRefused),
+                CaptureKind::Nat,
+                false,
+            ),
+            (ProbeError::Timeout(to), CaptureKind::Nat, false),
+            (ProbeError::OtherProcess(to), CaptureKind::Nat, false),
+        ] {
+            assert_eq!(
+                error.is_beyond_capture(capture),
+                beyond,
+                "{error} under {capture}"
+            );
         }
-        Ok(Err(e)) => Err(failed(&format!("failed: {e}"))),
-        Err(_) => Err(failed("was not answered")),
+    }
+
+    #[test]
+    fn the_rules_know_the_destinations_of_probes() {
+        for ip in redirect::PROBE_DESTINATIONS {
+            let expected = SocketAddr::new(ip, redirect::PROBE_PORT);
+            assert_eq!(probe::destination(ip), expected);
+        }
+    }
+
+    #[test]
+    fn the_reason_names_the_address_and_the_time_limit() {
+        let to = SocketAddr::from(([10, 0, 0, 1], 15008));
+        let expected = "probe to 10.0.0.1:15008 was not answered within 1 s";
+        assert_eq!(ProbeError::Timeout(to).to_string(), expected);
     }
 }

@@ -1,109 +1,83 @@
-//! Why a pod is not enrolled, as the plugin and the runtime are told.
+//! Errors of work in a pod's namespace, and how they are reported.
 
-use std::net::IpAddr;
+use error_code::agent as codes;
+use netns::NetNsError;
+use pod_life::Refusal;
+use redirect::{AnnotationError, Difference, ForeignRedirection, RedirectError};
 
-use error_code::{ErrorCode, agent as codes};
-use handoff::FromAgent;
-use redirect::{AnnotationError, RedirectError};
+use crate::sandbox_check::SandboxError;
 
-/// Why a pod is not enrolled.
+/// Why work in a pod's namespace failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum WorkError {
+    /// The namespace cannot be entered. Likely cause: CAP_SYS_ADMIN is missing.
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    /// The namespace is not the pod's.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The plugin installed something else. Likely cause: another version.
     #[error("{0}")]
-    Protocol(String),
-    #[error("{0}")]
-    NetNs(String),
-    #[error("{0}")]
-    UnknownPod(String),
-    #[error("the pod has {pod:?}, and the mesh knows it by {mesh:?}")]
-    Address { pod: Vec<IpAddr>, mesh: Vec<IpAddr> },
-    #[error("{0}")]
-    NotAsPlanned(String),
-    #[error("the rules cannot be read back: {code}: {0}", code = .0.code())]
-    ReadBack(#[from] RedirectError),
+    NotAsPlanned(Difference),
+    /// The kernel does not list the rules.
+    #[error("cannot read back the rules: {code}: {0}", code = .0.code())]
+    ReadBack(#[source] RedirectError),
+    /// The kernel rejected the rules.
     #[error("{code}: {0}", code = .0.code())]
-    Redirect(RedirectError),
-    #[error("no proxy connected within {0} ms")]
-    ProxyAbsent(u128),
-    #[error("no proxy answered within {0} ms")]
-    ProxySilent(u128),
-    #[error("the proxy refused: {0}")]
-    ProxyRefused(String),
-    #[error("the agent's state cannot be written: {0}")]
-    State(#[source] std::io::Error),
+    Redirect(#[from] RedirectError),
+    /// The pod has redirection of istio-cni that must stay.
     #[error("{0}")]
-    Foreign(String),
+    Foreign(ForeignRedirection),
+    /// An annotation of the pod is invalid.
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
-    #[error("{0}")]
-    Names(String),
-    #[error("no proxy is connected")]
-    NoProxy,
-    #[error("another ADD of this pod, container or namespace is under way")]
-    Busy,
-    #[error("{0}")]
-    NotEnrolled(String),
-    #[error("{0}")]
-    ApiAway(String),
-    #[error("{0}")]
-    PodGone(String),
-    #[error("no process of the pod was found in {0}")]
-    NotFound(String),
-    /// The plugin has gone; nobody is there to be told.
-    #[error("the plugin gave up before the pod was ready")]
-    PluginGone,
 }
 
-impl Refusal {
-    pub(crate) fn code(&self) -> &'static ErrorCode {
-        match self {
-            Self::Protocol(_) | Self::PluginGone => &codes::PROTOCOL,
-            Self::NetNs(_) => &codes::NETNS,
-            Self::UnknownPod(_) => &codes::UNKNOWN_POD,
-            Self::Address { .. } => &codes::ADDRESS,
-            Self::NotAsPlanned(_) | Self::ReadBack(_) | Self::Redirect(_) => &codes::NOT_AS_PLANNED,
-            Self::ProxyAbsent(_) | Self::NoProxy => &codes::PROXY_ABSENT,
-            Self::NotEnrolled(_) => &codes::NOT_VERIFIED,
-            Self::ProxySilent(_) => &codes::PROXY_SILENT,
-            Self::ProxyRefused(_) => &codes::PROXY_REFUSED,
-            Self::State(_) => &codes::STATE,
-            Self::Foreign(_) => &codes::FOREIGN,
-            Self::Annotation(_) => &codes::ANNOTATION,
-            Self::Names(_) => &codes::NAMES,
-            Self::Busy => &codes::BUSY,
-            Self::ApiAway(_) => &codes::API_AWAY,
-            Self::PodGone(_) => &codes::POD_GONE,
-            Self::NotFound(_) => &codes::NOT_FOUND,
+impl From<WorkError> for Refusal {
+    fn from(error: WorkError) -> Self {
+        let code = match &error {
+            WorkError::Sandbox(SandboxError::List(e))
+            | WorkError::ReadBack(e)
+            | WorkError::Redirect(e)
+                if e.is_too_many() =>
+            {
+                e.code()
+            }
+            WorkError::NetNs(_) | WorkError::Sandbox(_) => &codes::NETNS,
+            WorkError::NotAsPlanned(_) | WorkError::ReadBack(_) | WorkError::Redirect(_) => {
+                &codes::RULES_DIFFER
+            }
+            WorkError::Foreign(_) => &codes::FOREIGN_RULES,
+            WorkError::Annotation(_) => &codes::ANNOTATION,
+        };
+        Self::new(code, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_work_keep_their_codes_and_only_some_can_be_retried() {
+        for (error, code, retry) in [
+            (WorkError::from(SandboxError::Gone), &codes::NETNS, false),
+            (
+                WorkError::ReadBack(RedirectError::NoAddress),
+                &codes::RULES_DIFFER,
+                true,
+            ),
+            (
+                WorkError::Foreign(ForeignRedirection::Table("istio-ambient-nat".to_owned())),
+                &codes::FOREIGN_RULES,
+                true,
+            ),
+        ] {
+            let (why, refusal) = (error.to_string(), Refusal::from(error));
+            assert_eq!(
+                (refusal.code, &refusal.why, refusal.retry),
+                (code, &why, retry)
+            );
         }
-    }
-
-    /// Whether trying again later can help without anybody correcting something.
-    fn retry(&self) -> bool {
-        !matches!(
-            self,
-            Self::Protocol(_) | Self::NetNs(_) | Self::Address { .. } | Self::Annotation(_) | Self::Names(_)
-        )
-    }
-
-    /// The answer to the plugin.
-    pub(crate) fn message(&self) -> FromAgent {
-        let code = self.code();
-        FromAgent::Failed {
-            code: code.code.to_owned(),
-            why: self.to_string(),
-            next_step: code.next_step.to_owned(),
-            retry: self.retry(),
-        }
-    }
-
-    /// As a line of the log and of the status.
-    pub(crate) fn explained(&self) -> String {
-        let code = self.code();
-        format!("{code}: {self}. Next step: {}", code.next_step)
-    }
-
-    /// What metrics count it under.
-    pub(crate) fn outcome(&self) -> &'static str {
-        self.code().code
     }
 }

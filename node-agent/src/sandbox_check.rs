@@ -1,38 +1,128 @@
-//! Whether what the plugin handed over is the pod's own network namespace.
+//! Checks that a namespace received from the plugin is the pod's own network namespace.
 
 use std::net::IpAddr;
+use std::path::Path;
 
-use netns::{NetNs, NetNsId};
+use netns::{NetNs, NetNsError, NetNsId};
+use redirect::RedirectError;
 
-use crate::refusal::Refusal;
+/// Why a namespace is not accepted as a pod's.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SandboxError {
+    /// The plugin did not send exactly one descriptor. Likely cause: another version.
+    #[error("expected one file descriptor, received {0}")]
+    Descriptors(usize),
+    /// The sandbox was removed, or its path now leads to another one.
+    #[error("the pod's network namespace no longer exists")]
+    Gone,
+    /// Rules in the node's namespace would redirect the node's own traffic.
+    #[error("the descriptor is the node's own network namespace")]
+    NodeNamespace,
+    /// There is nothing to compare with. Likely cause: the previous plugin assigned no address.
+    #[error("prevResult has no addresses")]
+    NoAddresses,
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    /// The kernel does not list the addresses in the namespace.
+    #[error("{code}: {0}", code = .0.code())]
+    List(#[from] RedirectError),
+    /// The namespace belongs to another pod, or its interface is not configured yet.
+    #[error("no interface in the namespace has address {0}")]
+    MissingAddress(IpAddr),
+    /// Work in the namespace was cancelled because the agent is stopping.
+    #[error(transparent)]
+    Cancelled(#[from] tokio::task::JoinError),
+}
 
-/// Checks that `netns` is not the node's and holds every one of `addresses`.
-pub(crate) fn check(netns: &NetNs, node: &[NetNsId], addresses: &[IpAddr]) -> Result<(), Refusal> {
-    if node.contains(&netns.id()) {
-        return Err(Refusal::NetNs("the descriptor is the node's own network namespace".to_owned()));
+/// Checks that `netns` is not the node's and has all `addresses`.
+pub(crate) fn check(
+    netns: &NetNs,
+    node: &[NetNsId],
+    addresses: &[IpAddr],
+) -> Result<(), SandboxError> {
+    check_with(netns.id(), node, addresses, || {
+        Ok(netns.run(|| redirect::missing_addresses(addresses))??)
+    })
+}
+
+/// Like [`check`]; `missing` returns the addresses that are not in the namespace.
+fn check_with(
+    netns: NetNsId,
+    node: &[NetNsId],
+    addresses: &[IpAddr],
+    missing: impl FnOnce() -> Result<Vec<IpAddr>, SandboxError>,
+) -> Result<(), SandboxError> {
+    if node.contains(&netns) {
+        return Err(SandboxError::NodeNamespace);
     }
     if addresses.is_empty() {
-        return Err(Refusal::NetNs("prevResult has no address".to_owned()));
+        return Err(SandboxError::NoAddresses);
     }
-    let present = netns.run(addresses_here).map_err(|e| Refusal::NetNs(e.to_string()))?;
-    let present = present.map_err(|e| Refusal::NetNs(format!("the pod's addresses cannot be listed: {e}")))?;
-    match addresses.iter().find(|a| !present.contains(a)) {
-        Some(missing) => Err(Refusal::NetNs(format!("no interface in the namespace has the address {missing}"))),
+    match missing()?.first() {
+        Some(missing) => Err(SandboxError::MissingAddress(*missing)),
         None => Ok(()),
     }
 }
 
-/// The namespaces that are never a pod's: our own, and that of the first process.
-pub(crate) fn node_namespaces() -> Result<Vec<NetNsId>, netns::NetNsError> {
+/// Opens a network namespace by path, if it still has the given inode.
+pub(crate) fn open_netns(path: Option<&Path>, inode: u64) -> Option<NetNs> {
+    let netns = NetNs::open(path?).ok()?;
+    (netns.id().ino == inode).then_some(netns)
+}
+
+/// The namespaces that are never a pod's: the agent's own, and that of process 1.
+pub(crate) fn node_namespaces() -> Result<Vec<NetNsId>, NetNsError> {
     let mut ids = vec![NetNs::current()?.id()];
     ids.extend(NetNs::open("/proc/1/ns/net").ok().map(|n| n.id()));
     Ok(ids)
 }
 
-fn addresses_here() -> nix::Result<Vec<IpAddr>> {
-    let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|i| i.address).filter_map(|a| {
-        let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-    });
-    Ok(addresses.collect())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NetNsId = NetNsId { dev: 4, ino: 1 };
+    const POD: NetNsId = NetNsId { dev: 4, ino: 2 };
+
+    fn ips(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|ip| ip.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_namespace_must_have_every_address_of_the_pod() {
+        for (addresses, missing, error) in [
+            (&["10.0.0.1"][..], &[][..], None),
+            (&["10.0.0.1", "fd00::1"], &[], None),
+            (
+                &["10.0.0.1", "fd00::1"],
+                &["fd00::1"],
+                Some("no interface in the namespace has address fd00::1"),
+            ),
+            (&[], &[], Some("prevResult has no addresses")),
+        ] {
+            let checked = check_with(POD, &[NODE], &ips(addresses), || Ok(ips(missing)));
+            assert_eq!(checked.err().map(|e| e.to_string()).as_deref(), error);
+        }
+    }
+
+    #[test]
+    fn the_nodes_namespace_is_rejected_without_being_entered() {
+        let checked = check_with(NODE, &[POD, NODE], &ips(&["10.0.0.1"]), || {
+            panic!("the node's namespace was entered")
+        });
+        assert!(matches!(checked, Err(SandboxError::NodeNamespace)));
+        let own = NetNs::current().unwrap();
+        let checked = check(&own, &node_namespaces().unwrap(), &ips(&["127.0.0.1"]));
+        assert!(matches!(checked, Err(SandboxError::NodeNamespace)));
+    }
+
+    #[test]
+    fn a_namespace_whose_addresses_are_unknown_is_rejected() {
+        let addresses = ips(&["10.0.0.1"]);
+        let checked = check_with(POD, &[NODE], &addresses, || {
+            Err(RedirectError::NoAddress.into())
+        });
+        assert!(matches!(checked, Err(SandboxError::List(_))));
+    }
 }

@@ -1,82 +1,115 @@
-//! Where the mesh comes from: a file, or a control plane.
+//! The source of the mesh: a file or a control plane.
 
 use std::sync::Arc;
 
 use anyhow::Context;
-use mesh::Mesh;
+use discovery::{Demand, Discovery, DiscoverySinks, DiscoveryStatus, MeshUpdate, Settings};
+use mesh::{Mesh, MeshSettings, Text};
+use telemetry::Metrics;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
 use crate::args::Args;
-use crate::control::{self, Demand, Discovery, Newest, Outlets, Settings, Status};
-use crate::telemetry::Metrics;
 
-/// The namespace whose services go before others.
-type Preferred = Option<String>;
-
-/// Changes of the mesh, as they come.
-pub(crate) enum Changes {
-    /// Of the file: the new mesh, or why it is not taken.
-    File(UnboundedReceiver<Result<Mesh, mesh_file::LoadError>>, Preferred),
-    /// Of a control plane: the newest, for there may have been more than anybody could look at.
-    ControlPlane(watch::Receiver<Newest>),
+/// A stream of mesh updates.
+pub(crate) enum MeshChanges {
+    /// Changes of the mesh file: the new mesh, or why it was rejected.
+    File(
+        UnboundedReceiver<Result<Mesh, mesh_file::LoadError>>,
+        MeshSettings,
+    ),
+    /// The latest mesh from a control plane. Updates that come faster than they are applied are
+    /// skipped.
+    ControlPlane(watch::Receiver<MeshUpdate>),
 }
 
-impl Changes {
-    /// The next mesh; `None` when there is none yet, but a reason that has been told.
-    pub(crate) async fn next(&mut self) -> Option<Newest> {
+impl MeshChanges {
+    /// Waits for the next update; `None` if the mesh was rejected, which has been logged.
+    pub(crate) async fn next(&mut self) -> Option<MeshUpdate> {
         match self {
-            Self::File(changes, preferred) => match changes.recv().await {
-                Some(Ok(mesh)) => Some(of_file(mesh, preferred)),
+            Self::File(changes, settings) => match changes.recv().await {
+                Some(Ok(mesh)) => Some(update_from_file(mesh, settings)),
                 Some(Err(e)) => {
-                    tracing::error!("the mesh that was read last stays in force: {e}");
+                    tracing::error!(
+                        event = "mesh_file_rejected",
+                        "rejected the changed mesh file, keeping the previous mesh: {e}"
+                    );
                     None
                 }
-                None => std::future::pending().await, // the thread has said why
+                None => std::future::pending().await, // the watching thread has logged why it ended
             },
-            Self::ControlPlane(newest) => match newest.changed().await {
-                Ok(()) => Some(newest.borrow_and_update().clone()),
-                Err(_) => std::future::pending().await, // it ends with the process
+            Self::ControlPlane(updates) => match updates.changed().await {
+                Ok(()) => Some(updates.borrow_and_update().clone()),
+                Err(_) => std::future::pending().await, // discovery lives as long as the process
             },
         }
     }
 }
 
-/// A control plane, as the rest of the proxy knows it.
-pub(crate) struct Plane {
-    pub(crate) status: Arc<Status>,
-    /// Where addresses are asked for one by one.
+/// The handle of the rest of the proxy to its control plane.
+pub(crate) struct ControlPlane {
+    pub(crate) status: Arc<DiscoveryStatus>,
+    /// On-demand lookup of mesh addresses, if enabled.
     pub(crate) demand: Option<Arc<Demand>>,
 }
 
-/// Begins to follow the mesh: as it is now, its changes, and how the proxy stands with the control plane, if there is one.
-pub(crate) fn begin(
+/// Starts following the mesh. Returns the initial mesh, its changes, and the control plane, if
+/// there is one.
+pub(crate) fn follow(
     args: &Args,
     settings: Settings,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<(Newest, Changes, Option<Plane>)> {
-    let preferred = args.preferred_service_namespace.clone().filter(|n| !n.is_empty());
+) -> anyhow::Result<(MeshUpdate, MeshChanges, Option<ControlPlane>)> {
+    let preferred = args.preferred_service_namespace.as_deref();
+    let mesh_settings = MeshSettings {
+        preferred_namespace: preferred.filter(|n| !n.is_empty()).map(Text::from),
+        trust_domains: args.control.trust_domains(),
+    };
     if let Some(path) = &args.mesh_file {
         let (changed, changes) = unbounded_channel();
         let mesh = mesh_file::watch(path, move |loaded| {
-            let _ = changed.send(loaded); // nobody listens only when the process ends
+            let _ = changed.send(loaded); // the receiver lives as long as the process
         })?;
-        return Ok((of_file(mesh, &preferred), Changes::File(changes, preferred), None));
+        let initial = update_from_file(mesh, &mesh_settings);
+        return Ok((initial, MeshChanges::File(changes, mesh_settings), None));
     }
-    let server = settings.xds.context("without a mesh file there is a control plane")?;
-    let status = Arc::new(Status::new(server.address.to_string(), args.control.max_state_age));
-    let (newest, changes) = watch::channel(Newest::default());
+    let server = settings
+        .xds
+        .context("settings without a mesh file must have a control plane")?;
+    let status = Arc::new(DiscoveryStatus::new(
+        server.address.to_string(),
+        args.control.max_state_age,
+    ));
+    let (sender, changes) = watch::channel(MeshUpdate::default());
     let (ask, demands) = unbounded_channel();
     let on_demand = args.control.xds_on_demand;
     let demand = on_demand.then(|| Arc::new(Demand::new(ask)));
-    let discovery = Discovery { server, node: settings.node, on_demand, preferred_namespace: preferred };
-    let outlets = Outlets { newest, status: status.clone(), demand: demand.clone(), metrics: metrics.clone() };
-    control::follow(discovery, demands, outlets)?;
-    let plane = Plane { status, demand };
-    Ok((Newest::default(), Changes::ControlPlane(changes), Some(plane)))
+    let discovery = Discovery {
+        server,
+        node: settings.node,
+        on_demand,
+        mesh: mesh_settings,
+    };
+    let sinks = DiscoverySinks {
+        mesh: sender,
+        status: status.clone(),
+        demand: demand.clone(),
+        metrics: metrics.clone(),
+    };
+    discovery::follow(discovery, demands, sinks)?;
+    let control_plane = ControlPlane { status, demand };
+    Ok((
+        MeshUpdate::default(),
+        MeshChanges::ControlPlane(changes),
+        Some(control_plane),
+    ))
 }
 
-fn of_file(mut mesh: Mesh, preferred: &Preferred) -> Newest {
-    mesh.prefer(preferred.as_deref());
-    Newest { mesh: Arc::new(mesh), complete: true, push: 0 }
+fn update_from_file(mut mesh: Mesh, settings: &MeshSettings) -> MeshUpdate {
+    mesh.set(settings.clone());
+    MeshUpdate {
+        mesh: Arc::new(mesh),
+        complete: true,
+        push: 0,
+    }
 }

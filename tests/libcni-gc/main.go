@@ -1,6 +1,6 @@
-// libcni-gc asks for CNI's GC as a runtime does that names the attachments it still has, which cnitool does not.
+// libcni-gc runs CNI's GC with a list of valid attachments, like a runtime; cnitool cannot do that.
 //
-//	libcni-gc NETWORK [CONTAINERID IFNAME]…     with NETCONFPATH and CNI_PATH as cnitool takes them
+//	libcni-gc NETWORK [CONTAINERID IFNAME]…     uses NETCONFPATH and CNI_PATH like cnitool
 package main
 
 import (

@@ -1,44 +1,55 @@
-//! Control groups of containers. No process owns them, so they are removed by name: by the test, or by the next one
-//! when it is killed.
+//! Control groups of containers. No process owns them, so they are removed by name: by the test, or
+//! by the next test run if the test was killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::sandbox::happens;
+use crate::sandbox::eventually;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The control group, in every hierarchy, for the containers of one test.
+/// The control group of one test's containers, in every hierarchy.
 #[derive(Debug)]
 pub struct Cgroup(String);
 
 impl Cgroup {
-    /// It has the name of the test's folder.
+    /// The control group named after the test's folder.
     pub fn of(folder: &Path) -> Self {
-        Self(folder.components().next_back().unwrap().as_os_str().to_str().unwrap().to_owned())
+        Self(
+            folder
+                .components()
+                .next_back()
+                .unwrap()
+                .as_os_str()
+                .to_str()
+                .unwrap()
+                .to_owned(),
+        )
     }
 
-    /// Makes it, for programs that want their parent to be there. A version 1 cpuset is empty until somebody fills it.
+    /// Creates it, for programs that expect their parent group to exist. A version 1 cpuset is
+    /// empty until it is filled.
     pub fn create(&self) {
         for root in hierarchies() {
             let group = root.join(&self.0);
             if fs::create_dir_all(&group).is_ok() {
                 for file in ["cpuset.cpus", "cpuset.mems"] {
-                    // Other hierarchies have none.
-                    let _ = fs::read(root.join(file)).and_then(|all| fs::write(group.join(file), all));
+                    // Other hierarchies do not have these files.
+                    let _ =
+                        fs::read(root.join(file)).and_then(|all| fs::write(group.join(file), all));
                 }
             }
         }
     }
 
-    /// Removes it, when nothing runs in it any more.
+    /// Removes it, once no process is left in it.
     pub fn remove(&self) {
-        if happens(|| remove_all(|name| name == self.0).then_some(())).is_none() {
-            eprintln!("the control groups {} stay", self.0);
+        if eventually(|| remove_all(|name| name == self.0).then_some(())).is_none() {
+            eprintln!("cannot remove the control groups {}", self.0);
         }
     }
 
-    /// As runtimes take it.
+    /// The path that runtimes expect.
     pub fn path(&self) -> String {
         format!("/{}", self.0)
     }
@@ -50,34 +61,48 @@ impl Drop for Cgroup {
     }
 }
 
-/// Removes the control groups that have such a name; whether none is left.
-pub fn remove_all(named: impl Fn(&str) -> bool) -> bool {
-    // A runtime makes them in the hierarchy of version 2, too, that stands beside those of version 1.
+/// Removes the control groups whose name matches; returns whether none is left.
+pub fn remove_all(matches: impl Fn(&str) -> bool) -> bool {
+    // On a hybrid host, runtimes also use the version 2 hierarchy beside those of version 1.
     let others = [PathBuf::from(ROOT), Path::new(ROOT).join("unified")];
-    let groups = hierarchies().into_iter().chain(others).flat_map(|root| below(&root)).filter(|g| g.is_dir());
-    let named: Vec<_> = groups.filter(|g| g.file_name().and_then(|n| n.to_str()).is_some_and(&named)).collect();
-    named.iter().for_each(|group| remove(group));
-    named.is_empty()
+    let groups = hierarchies()
+        .into_iter()
+        .chain(others)
+        .flat_map(|root| below(&root))
+        .filter(|g| g.is_dir());
+    let found: Vec<_> = groups
+        .filter(|g| g.file_name().and_then(|n| n.to_str()).is_some_and(&matches))
+        .collect();
+    found.iter().for_each(|group| remove(group));
+    found.is_empty()
 }
 
-/// The roots: every version 1 hierarchy is one of its own; with version 2 alone there is one.
+/// The roots of the hierarchies: one for each version 1 controller, or the single version 2 root.
 fn hierarchies() -> Vec<PathBuf> {
     if Path::new(ROOT).join("cgroup.controllers").exists() {
         return vec![PathBuf::from(ROOT)];
     }
-    below(Path::new(ROOT)).into_iter().filter(|r| r.is_dir() && !r.ends_with("unified")).collect()
+    below(Path::new(ROOT))
+        .into_iter()
+        .filter(|r| r.is_dir() && !r.ends_with("unified"))
+        .collect()
 }
 
 fn below(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect()
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path())
+        .collect()
 }
 
-/// Removes a control group and those in it, as far as no process is there any more.
+/// Removes a control group and its children, except those that still have processes.
 fn remove(group: &Path) {
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             remove(&entry.path());
         }
     }
-    let _ = fs::remove_dir(group); // the next look shows whether it is gone
+    let _ = fs::remove_dir(group); // the next scan shows whether it is gone
 }

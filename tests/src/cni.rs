@@ -1,13 +1,14 @@
-//! Running the plugin as a container runtime does, and an agent that says what the test wants.
+//! Runs the plugin as a container runtime does, and provides a fake agent whose replies the test
+//! chooses.
 
-#![allow(clippy::disallowed_types)] // a container runtime starts plugins
+#![allow(clippy::disallowed_types)] // starts plugins, like a container runtime
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use handoff::{FromAgent, FromPlugin};
 use netns::NetNs;
@@ -16,6 +17,10 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::binaries::{self, binary};
+use crate::sandbox::PATIENCE;
+
+/// Far longer than a call takes on an overloaded machine.
+const DEADLINE_MS: u32 = 60_000;
 
 /// One call of the plugin.
 #[derive(Debug, Clone)]
@@ -27,9 +32,10 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call as containerd makes it for pod `default/client`.
+    /// A call for pod `default/client`, with containerd's variables.
     pub fn new(command: &str, netns: &str, config: &Value) -> Self {
-        let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=client;K8S_POD_UID=uid-1";
+        let args =
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=client;K8S_POD_UID=uid-1";
         let env = vec![
             ("CNI_COMMAND", command.to_owned()),
             ("CNI_CONTAINERID", "c0ffee".repeat(10) + "c0fe"),
@@ -38,10 +44,13 @@ impl Call {
             ("CNI_PATH", "/nowhere".to_owned()),
             ("CNI_ARGS", args.to_owned()),
         ];
-        Self { env, stdin: config.to_string().into_bytes() }
+        Self {
+            env,
+            stdin: config.to_string().into_bytes(),
+        }
     }
 
-    /// The same call with one variable changed, or taken away.
+    /// The same call with one variable changed, or removed.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: Option<&str>) -> Self {
         self.env.retain(|(n, _)| *n != name);
@@ -49,97 +58,134 @@ impl Call {
         self
     }
 
-    /// Starts the plugin and gives it its input.
+    /// The same call with another deadline, for a test in which it passes.
+    #[must_use]
+    pub fn with_deadline(mut self, milliseconds: u64) -> Self {
+        let mut config: Value = serde_json::from_slice(&self.stdin).unwrap();
+        config["deadlineMs"] = json!(milliseconds);
+        self.stdin = config.to_string().into_bytes();
+        self
+    }
+
+    /// Starts the plugin and writes its input.
     pub fn start(&self) -> Child {
         let mut child = self.start_without_input();
         let _ = child.stdin.take().unwrap().write_all(&self.stdin);
         child
     }
 
-    /// Starts the plugin, which reads its input before it does anything else.
+    /// Starts the plugin without input, for which it waits first.
     pub fn start_without_input(&self) -> Child {
-        self.prepare().spawn().unwrap()
+        self.command().spawn().unwrap()
     }
 
-    /// Starts the plugin in a namespace that is the node's own.
+    /// Runs the plugin inside the node's namespace.
     pub fn run_in(&self, node: &NetNs) -> Output {
-        let mut command = self.prepare();
-        let mut child = netns::process::in_netns(&mut command, node).unwrap().spawn().unwrap();
+        let mut command = self.command();
+        let mut child = netns::process::in_netns(&mut command, node)
+            .unwrap()
+            .spawn()
+            .unwrap();
         let _ = child.stdin.take().unwrap().write_all(&self.stdin);
         child.wait_with_output().unwrap()
     }
 
-    /// Runs the plugin as another user, from a copy that this user can reach.
+    /// Runs the plugin as another user, from a copy that this user can execute.
     pub fn run_as(&self, uid: u32, copy: &Path) -> Output {
         binaries::copy(&binary("underpass-cni"), copy);
-        let mut child = self.prepared(Command::new(copy)).uid(uid).spawn().unwrap();
+        let mut child = self
+            .command_of(Command::new(copy))
+            .uid(uid)
+            .spawn()
+            .unwrap();
         let _ = child.stdin.take().unwrap().write_all(&self.stdin);
         child.wait_with_output().unwrap()
     }
 
-    /// Runs the plugin under strace, which writes every start of a program to `log`.
+    /// Runs the plugin under strace, which logs every execve to `log`.
     pub fn run_traced(&self, log: &Path) -> Output {
-        let mut child = self.prepared(crate::node::traced(log, "underpass-cni")).spawn().unwrap();
+        let mut child = self
+            .command_of(crate::node::traced(log, "underpass-cni"))
+            .spawn()
+            .unwrap();
         let _ = child.stdin.take().unwrap().write_all(&self.stdin);
         child.wait_with_output().unwrap()
     }
 
-    fn prepare(&self) -> Command {
-        self.prepared(Command::new(binary("underpass-cni")))
+    fn command(&self) -> Command {
+        self.command_of(Command::new(binary("underpass-cni")))
     }
 
-    fn prepared(&self, mut command: Command) -> Command {
-        command.env_clear().envs(self.env.iter().map(|(n, v)| (*n, v)));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    fn command_of(&self, mut command: Command) -> Command {
+        command
+            .env_clear()
+            .envs(self.env.iter().map(|(n, v)| (*n, v)));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         netns::process::die_with_parent(&mut command);
         command
     }
 
-    /// Runs the plugin to its end.
+    /// Runs the plugin until it exits.
     pub fn run(&self) -> Output {
         self.start().wait_with_output().unwrap()
     }
 }
 
-/// The path by which another process reaches a namespace that this one holds.
+/// A path through which other processes can open a namespace that this process holds.
 pub fn path_of(netns: &NetNs) -> String {
     use std::os::fd::AsFd;
-    format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
+    format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        netns.as_fd().as_raw_fd()
+    )
 }
 
-/// The plugin's configuration, with a previous result that has these addresses.
+/// A plugin configuration whose previous result has these addresses, and whose deadline only
+/// detects a hang.
 pub fn config(socket: &Path, addresses: &[&str]) -> Value {
     let ips: Vec<Value> = addresses.iter().map(|a| json!({ "address": a })).collect();
     json!({
-        "cniVersion": "1.0.0", "name": "test", "type": "underpass-cni", "agentSocket": socket, "deadlineMs": 1500,
+        "cniVersion": "1.0.0",
+        "name": "test",
+        "type": "underpass-cni",
+        "agentSocket": socket,
+        "deadlineMs": DEADLINE_MS,
         "prevResult": { "cniVersion": "1.0.0", "ips": ips, "unknown": [1, 2] },
     })
 }
 
-/// An agent's socket in a folder of its own, which goes away with it.
+/// A fake agent, with its socket in a folder that is removed on drop.
 #[derive(Debug)]
 pub struct FakeAgent {
     listener: SeqPacketListener,
-    /// The socket.
+    /// Path of the socket.
     pub socket: PathBuf,
     folder: PathBuf,
 }
 
 impl FakeAgent {
-    /// Listens.
+    /// Listens on a new socket.
     pub fn new(name: &str) -> Self {
         let folder = crate::folder::folder(name);
         let socket = folder.join("agent.sock");
-        Self { listener: SeqPacketListener::bind(&socket).unwrap(), socket, folder }
+        Self {
+            listener: SeqPacketListener::bind(&socket).unwrap(),
+            socket,
+            folder,
+        }
     }
 
-    /// The plugin's connection; panics when none comes within five seconds.
+    /// Accepts the plugin's connection; panics after [`PATIENCE`] without one.
     pub fn accept(&self) -> Plugin {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match self.listener.accept() {
                 Ok(connection) => {
-                    connection.set_timeout(Duration::from_secs(5)).unwrap();
+                    connection.set_timeout(PATIENCE).unwrap();
                     return Plugin(connection);
                 }
                 Err(_) => assert!(Instant::now() < deadline, "the plugin does not connect"),
@@ -155,39 +201,40 @@ impl Drop for FakeAgent {
     }
 }
 
-/// A plugin, as its agent sees it.
+/// A connected plugin, as seen by the agent.
 #[derive(Debug)]
 pub struct Plugin(SeqPacket);
 
 impl Plugin {
-    /// Its process.
+    /// The plugin's process id.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.0.peer().unwrap().pid)
     }
 
-    /// The next message as it is; `None` when the plugin has gone.
+    /// Receives the next packet; `None` when the plugin has closed the connection.
     pub fn packet(&self) -> Option<Packet> {
         self.0.recv().unwrap()
     }
 
-    /// The next message, and the namespace that came with it; `None` when the plugin has gone.
+    /// Receives the next message, and the namespace that came with it; `None` when the plugin has
+    /// closed the connection.
     pub fn receive(&self) -> Option<(FromPlugin, Option<NetNs>)> {
         let mut packet = self.packet()?;
         let netns = packet.fds.pop().map(|fd| NetNs::from_fd(fd).unwrap());
         Some((serde_json::from_slice(&packet.data).unwrap(), netns))
     }
 
-    /// Answers.
+    /// Sends a reply.
     pub fn send(&self, message: &FromAgent) {
         self.send_bytes(&serde_json::to_vec(message).unwrap());
     }
 
-    /// Answers with bytes.
+    /// Sends raw bytes.
     pub fn send_bytes(&self, bytes: &[u8]) {
         self.0.send(bytes, None).unwrap();
     }
 
-    /// Sends bytes that are no message.
+    /// Sends bytes that are not a message.
     pub fn send_garbage(&self) {
         self.send_bytes(b"\xff{");
     }

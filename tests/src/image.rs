@@ -1,5 +1,5 @@
-//! The image of the tests' containers: busybox and a page for its web server, in the shape that `docker save` gives.
-//! It needs no registry.
+//! The image of the tests' containers: busybox and a page for its web server, in the format of
+//! `docker save`, so that no registry is needed.
 
 #![allow(clippy::disallowed_types)] // tar and sha256sum
 
@@ -11,24 +11,33 @@ use serde_json::{Value, json};
 
 use crate::binaries::runtimes;
 
-/// Its name. It serves as the sandbox's own container, too: without a command it waits.
+/// The image's name. It is also the sandbox (pause) image: without a command it sleeps.
 pub const IMAGE: &str = "localhost/underpass-test:1";
 
-/// What the web server answers at `/`.
+/// The page that the web server returns for `/`.
 pub const PAGE: &str = "hello from a container\n";
 
-/// Writes the archive into a folder; returns its path.
+/// Writes the image's archive into a folder; returns its path.
 pub fn archive(folder: &Path) -> PathBuf {
     let folder = folder.join("image");
     for part in ["root/bin", "root/www", "root/tmp"] {
         fs::create_dir_all(folder.join(part)).unwrap();
     }
-    fs::copy(runtimes().join("bin/busybox"), folder.join("root/bin/busybox")).unwrap();
+    fs::copy(
+        runtimes().join("bin/busybox"),
+        folder.join("root/bin/busybox"),
+    )
+    .unwrap();
     fs::write(folder.join("root/www/index.html"), PAGE).unwrap();
-    pack(&folder, IMAGE, &json!({ "Entrypoint": ["/bin/busybox", "sleep", "2147483647"] }))
+    pack(
+        &folder,
+        IMAGE,
+        &json!({ "Entrypoint": ["/bin/busybox", "sleep", "2147483647"] }),
+    )
 }
 
-/// Writes the archive of an image: `root` in the folder is its one layer, `settings` tells what it runs, and as whom.
+/// Writes the archive of an image whose single layer is `root` in the folder. `settings` is the
+/// `config` section of the image configuration.
 pub fn pack(folder: &Path, name: &str, settings: &Value) -> PathBuf {
     fs::create_dir_all(folder.join("archive")).unwrap();
     tar(&folder.join("root"), &folder.join("archive/layer.tar"));
@@ -36,9 +45,13 @@ pub fn pack(folder: &Path, name: &str, settings: &Value) -> PathBuf {
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": settings,
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&folder.join("archive/layer.tar")))] },
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": [format!("sha256:{}", sha256(&folder.join("archive/layer.tar")))],
+        },
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    let manifest =
+        json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     fs::write(folder.join("archive/config.json"), config.to_string()).unwrap();
     fs::write(folder.join("archive/manifest.json"), manifest.to_string()).unwrap();
     tar(&folder.join("archive"), &folder.join("image.tar"));
@@ -46,11 +59,23 @@ pub fn pack(folder: &Path, name: &str, settings: &Value) -> PathBuf {
 }
 
 fn tar(folder: &Path, to: &Path) {
-    let status = Command::new("tar").arg("-C").arg(folder).arg("-cf").arg(to).arg(".").status().unwrap();
+    let status = Command::new("tar")
+        .arg("-C")
+        .arg(folder)
+        .arg("-cf")
+        .arg(to)
+        .arg(".")
+        .status()
+        .unwrap();
     assert!(status.success(), "tar ended with {status}");
 }
 
 fn sha256(file: &Path) -> String {
     let output = Command::new("sha256sum").arg(file).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned()
 }

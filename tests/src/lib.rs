@@ -1,38 +1,45 @@
-//! What the black-box tests share. Every test acts in network namespaces of its own, which vanish with the process.
+//! The harness of the black-box tests. Every test runs in its own network namespaces, which end
+//! with its process.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used)] // a harness that cannot go on stops the test
+#![allow(clippy::unwrap_used)] // a failure in the harness fails the test
 
 pub mod agent_bench;
+pub mod arrivals;
+pub mod authority_bench;
 pub mod binaries;
+pub mod campaign;
+pub mod capture_setup;
 pub mod certificates;
 pub mod cgroup;
 pub mod churn_bench;
 pub mod cluster;
 pub mod cni;
+pub mod cni_network;
+pub mod cni_recorder;
 pub mod containerd;
 pub mod control_plane;
+pub mod crowd;
+pub mod fake_waypoint;
+pub mod fakes;
 pub mod folder;
-pub mod foreign_agent;
-pub mod frames;
+pub mod http2_frames;
 pub mod image;
 pub mod iptables;
+pub mod istio_agent;
 pub mod kube;
 pub mod listener;
 pub mod machine;
 pub mod measure;
 pub mod name_server;
-pub mod network;
 pub mod node;
-pub mod peer;
-pub mod places;
-pub mod played_proxy;
-pub mod players;
-pub mod recorder;
+pub mod raw_tunnel;
 pub mod sandbox;
-pub mod scene;
 pub mod skip;
 pub mod sniffer;
 pub mod state_bench;
+pub mod strain_bench;
+pub mod tls_client;
 pub mod traffic;
+pub mod watch_bench;
 pub mod wire;

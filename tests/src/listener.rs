@@ -1,4 +1,4 @@
-//! Listeners and clients as small as can be: they say where a connection arrived, and as whom.
+//! Minimal listeners and clients, which show where a connection arrives and from which address.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -8,66 +8,95 @@ use std::time::Duration;
 use netns::NetNs;
 use socket2::{Domain, Socket, Type};
 
-const PATIENCE: Duration = Duration::from_secs(3);
+use crate::sandbox::{PATIENCE, until};
 
-/// A listener as the proxy makes one inside a pod: both families, transparent, marked.
+/// A listener like the proxy's inside a pod: dual-stack, transparent, marked.
 pub fn transparent(netns: &NetNs, port: u16) -> TcpListener {
-    let listener = netns.run(|| {
+    bound(netns, || {
         let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
         socket.set_only_v6(false)?;
         socket.set_reuse_address(true)?;
-        socket.set_mark(redirect::PROXY_MARK.value)?;
+        socket.set_mark(istio::mark::PROXY)?;
         netns::sockopt::set_transparent(&socket, true)?;
         socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())?;
         socket.listen(16)?;
-        io::Result::Ok(TcpListener::from(socket))
-    });
-    listener.unwrap().unwrap()
+        Ok(TcpListener::from(socket))
+    })
 }
 
-/// A listener that shares its port with whoever has it and lets others do the same (SO_REUSEPORT; only of the same user).
+/// A listener that shares its port with other sockets of the same user (SO_REUSEPORT).
 pub fn sharing(netns: &NetNs, port: u16, like_the_proxy: bool) -> TcpListener {
-    let listener = netns.run(|| {
+    bound(netns, || {
         let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
         socket.set_only_v6(false)?;
         socket.set_reuse_port(true)?;
         if like_the_proxy {
-            socket.set_mark(redirect::PROXY_MARK.value)?;
+            socket.set_mark(istio::mark::PROXY)?;
             netns::sockopt::set_transparent(&socket, true)?;
         }
         socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())?;
         socket.listen(16)?;
-        io::Result::Ok(TcpListener::from(socket))
-    });
-    listener.unwrap().unwrap()
+        Ok(TcpListener::from(socket))
+    })
 }
 
-/// A listener as an application makes one.
+/// A listener like an application's.
 pub fn plain(netns: &NetNs, address: SocketAddr) -> TcpListener {
-    netns.run(|| TcpListener::bind(address)).unwrap().unwrap()
+    bound(netns, || TcpListener::bind(address))
+}
+
+/// Binds in a namespace, and waits for the port: another thread's child process holds a copy of a
+/// listener that was just closed, until it runs its program.
+fn bound(netns: &NetNs, bind: impl Fn() -> io::Result<TcpListener>) -> TcpListener {
+    until("the port is free", || match netns.run(&bind).unwrap() {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => None,
+        bound => Some(bound.unwrap()),
+    })
 }
 
 /// The ports on which something listens in a namespace.
 pub fn listening_ports(netns: &NetNs) -> BTreeSet<u16> {
-    netns.run(redirect::listeners).unwrap().unwrap().into_iter().map(|l| l.address.port()).collect()
+    netns
+        .run(redirect::listeners)
+        .unwrap()
+        .unwrap()
+        .into_iter()
+        .map(|l| l.address.port())
+        .collect()
 }
 
-/// Connects from inside a namespace; the error says at once when it is refused.
+/// Connects from inside a namespace; fails at once when the connection is refused.
 ///
 /// # Errors
-/// Those of connect(2); `TimedOut` after three seconds.
+/// Those of connect(2); `TimedOut` after [`PATIENCE`].
 pub fn connect(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream> {
-    netns.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
+    netns
+        .run(|| TcpStream::connect_timeout(&to, PATIENCE))
+        .unwrap()
 }
 
-/// Connects with the proxy's mark, from an address that need not be the namespace's own.
+/// Connects with a short timeout, for a connection that is expected to be refused or lost.
+///
+/// # Errors
+/// Those of connect(2); `TimedOut` after 300 ms.
+pub fn connect_briefly(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream> {
+    netns
+        .run(|| TcpStream::connect_timeout(&to, Duration::from_millis(300)))
+        .unwrap()
+}
+
+/// Connects with the proxy's mark, from an address that the namespace need not have.
 ///
 /// # Errors
 /// Those of the socket calls.
-pub fn connect_marked(netns: &NetNs, from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+pub fn connect_marked(
+    netns: &NetNs,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+) -> io::Result<TcpStream> {
     let connected = netns.run(|| {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-        socket.set_mark(redirect::PROXY_MARK.value)?;
+        socket.set_mark(istio::mark::PROXY)?;
         if let Some(from) = from {
             netns::sockopt::set_transparent(&socket, to.is_ipv6())?;
             socket.bind(&SocketAddr::new(from, 0).into())?;
@@ -78,7 +107,7 @@ pub fn connect_marked(netns: &NetNs, from: Option<IpAddr>, to: SocketAddr) -> io
     connected.unwrap()
 }
 
-/// The next connection, or an error after three seconds.
+/// Accepts the next connection; fails after [`PATIENCE`].
 ///
 /// # Errors
 /// `TimedOut`, and those of accept(2).
@@ -91,25 +120,28 @@ pub fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     }
     let (stream, peer) = listener.accept()?;
     stream.set_nonblocking(false)?;
-    Ok((stream, SocketAddr::new(peer.ip().to_canonical(), peer.port())))
+    Ok((
+        stream,
+        SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+    ))
 }
 
-/// The address that the accepted socket has: for a captured connection, where the client wanted to go.
+/// The local address of an accepted socket: for a captured connection, its original destination.
 pub fn own_address(stream: &TcpStream) -> SocketAddr {
     let address = stream.local_addr().unwrap();
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Sends a word one way and the other; proves that both directions work.
+/// Sends one message in each direction; proves that both directions work.
 pub fn talk(a: &mut TcpStream, b: &mut TcpStream) {
-    send_word(a, b);
-    send_word(b, a);
+    send_message(a, b);
+    send_message(b, a);
 }
 
-fn send_word(from: &mut TcpStream, to: &mut TcpStream) {
-    let mut word = [0u8; 4];
+fn send_message(from: &mut TcpStream, to: &mut TcpStream) {
+    let mut message = [0u8; 4];
     from.write_all(b"ping").unwrap();
     to.set_read_timeout(Some(PATIENCE)).unwrap();
-    to.read_exact(&mut word).unwrap();
-    assert_eq!(&word, b"ping");
+    to.read_exact(&mut message).unwrap();
+    assert_eq!(&message, b"ping");
 }

@@ -1,7 +1,8 @@
-//! A name server as small as can be, which notes who asked it what; and a client.
+//! A minimal name server that records its queries, and a client.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,32 +13,47 @@ use netns::NetNs;
 
 use crate::sandbox::PATIENCE;
 
-/// What it answers to every question for an address.
+/// The address in its answers, unless the name says otherwise.
 pub const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
-/// A name that it never answers.
+/// A name for which it never replies.
 pub const SILENT: &str = "silent.example.";
-/// Names that begin with their address, such as `10-77-1-4.ip.example`.
+/// Suffix of names that contain their address, such as `10-77-1-4.ip.example`.
 pub const BY_ADDRESS: &str = ".ip.example.";
-/// A name with more addresses than UDP carries.
+/// Suffix of names like those of [`BY_ADDRESS`], with a TTL of one second.
+pub const BRIEF: &str = ".brief.example.";
+/// A name with answers that end within a record.
+pub const DAMAGED: &str = "damaged.example.";
+/// A name with more addresses than fit into a UDP message.
 pub const LARGE: &str = "large.example.";
-/// A name that it does not know.
+/// A name that does not exist.
 pub const UNKNOWN: &str = "unknown.example.";
 /// A zone that is transferred in three messages.
 pub const ZONE: &str = "zone.example.";
 
-/// A query that arrived: from whom, and its bytes.
-pub type Seen = (IpAddr, Vec<u8>);
+/// A received query: the sender's address and the message.
+pub type ReceivedQuery = (IpAddr, Vec<u8>);
 
-/// A name server on port 53 of these addresses, over UDP and TCP. It answers until the process ends.
+/// A name server on port 53 of some addresses, over UDP and TCP. It runs until the process exits.
 #[derive(Debug, Clone)]
-pub struct NameServer(Arc<Mutex<Vec<Seen>>>);
+pub struct NameServer {
+    seen: Arc<Mutex<Vec<ReceivedQuery>>>,
+    is_failing: Arc<AtomicBool>,
+}
 
 impl NameServer {
-    /// Listens and answers, in threads of its own.
+    /// Listens and answers in background threads.
     pub fn start(netns: &NetNs, addresses: &[IpAddr]) -> Self {
-        let server = Self(Arc::default());
+        let server = Self {
+            seen: Arc::default(),
+            is_failing: Arc::default(),
+        };
         for ip in addresses {
-            let bind = || (UdpSocket::bind((*ip, 53)).unwrap(), TcpListener::bind((*ip, 53)).unwrap());
+            let bind = || {
+                (
+                    UdpSocket::bind((*ip, 53)).unwrap(),
+                    TcpListener::bind((*ip, 53)).unwrap(),
+                )
+            };
             let (udp, tcp) = netns.run(bind).unwrap();
             let this = server.clone();
             std::thread::spawn(move || this.serve_udp(&udp));
@@ -52,23 +68,34 @@ impl NameServer {
         server
     }
 
-    /// What has arrived since this was last asked.
-    pub fn seen(&self) -> Vec<Seen> {
-        std::mem::take(&mut self.0.lock().unwrap())
+    /// The queries received since the last call.
+    pub fn seen(&self) -> Vec<ReceivedQuery> {
+        std::mem::take(&mut self.seen.lock().unwrap())
     }
 
-    fn note(&self, from: SocketAddr, bytes: &[u8]) -> Option<Message> {
-        self.0.lock().unwrap().push((from.ip(), bytes.to_vec()));
+    /// Makes it answer every query with SERVFAIL, or as usual again.
+    pub fn set_failing(&self, failing: bool) {
+        self.is_failing.store(failing, Ordering::Relaxed);
+    }
+
+    fn record(&self, from: SocketAddr, bytes: &[u8]) -> Option<Message> {
+        self.seen.lock().unwrap().push((from.ip(), bytes.to_vec()));
         Message::from_vec(bytes).ok()
     }
 
     fn serve_udp(&self, socket: &UdpSocket) {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let Some(query) = self.note(from, &buffer[..length]) else { continue };
-            for answer in answers(&query) {
-                let answer = if answer.answers.len() > 100 { answer.truncate() } else { answer };
-                socket.send_to(&answer.to_vec().unwrap(), from).unwrap();
+            let Some(query) = self.record(from, &buffer[..length]) else {
+                continue;
+            };
+            for answer in self.answers(&query) {
+                let answer = if answer.answers.len() > 100 {
+                    answer.truncate()
+                } else {
+                    answer
+                };
+                socket.send_to(&encoded(&query, &answer), from).unwrap();
             }
         }
     }
@@ -76,29 +103,64 @@ impl NameServer {
     fn serve_tcp(&self, mut stream: TcpStream) -> io::Result<()> {
         let from = stream.peer_addr()?;
         loop {
-            let Some(query) = self.note(from, &read_message(&mut stream)?) else { return Ok(()) };
-            for answer in answers(&query) {
-                write_message(&mut stream, &answer.to_vec().unwrap())?;
+            let Some(query) = self.record(from, &read_message(&mut stream)?) else {
+                return Ok(());
+            };
+            for answer in self.answers(&query) {
+                write_message(&mut stream, &encoded(&query, &answer))?;
             }
         }
     }
+
+    fn answers(&self, query: &Message) -> Vec<Message> {
+        let mut all = answers(query);
+        if self.is_failing.load(Ordering::Relaxed) {
+            for answer in &mut all {
+                answer.answers.clear();
+                answer.metadata.response_code = ResponseCode::ServFail;
+            }
+        }
+        all
+    }
+}
+
+fn encoded(query: &Message, answer: &Message) -> Vec<u8> {
+    let mut bytes = answer.to_vec().unwrap();
+    if query.queries[0].name().to_ascii() == DAMAGED {
+        bytes.pop();
+    }
+    bytes
 }
 
 fn answers(query: &Message) -> Vec<Message> {
-    let Some(asked) = query.queries.first() else { return vec![] };
+    let Some(question) = query.queries.first() else {
+        return vec![];
+    };
     let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
     answer.metadata = Metadata::response_from_request(&query.metadata);
-    answer.add_query(asked.clone());
-    let record = |ip: Ipv4Addr| Record::from_rdata(asked.name().clone(), 60, RData::A(A(ip)));
-    let written = |name: &str| name.strip_suffix(BY_ADDRESS)?.replace('-', ".").parse().ok();
-    match asked.name().to_ascii().as_str() {
-        name if name.ends_with(BY_ADDRESS) && asked.query_type() == RecordType::A => {
-            answer.add_answers(written(name).map(record));
+    answer.add_query(question.clone());
+    let name = question.name().to_ascii();
+    let ttl = if name.ends_with(BRIEF) { 1 } else { 60 };
+    let record = |ip: Ipv4Addr| Record::from_rdata(question.name().clone(), ttl, RData::A(A(ip)));
+    let by_address = |name: &str| name.ends_with(BY_ADDRESS) || name.ends_with(BRIEF);
+    let address_in = |name: &str| {
+        name.strip_suffix(BY_ADDRESS)
+            .or(name.strip_suffix(BRIEF))?
+            .replace('-', ".")
+            .parse()
+            .ok()
+    };
+    match name.as_str() {
+        name if by_address(name) && question.query_type() == RecordType::A => {
+            answer.add_answers(address_in(name).map(record));
         }
-        name if name.ends_with(BY_ADDRESS) => {}
+        name if by_address(name) => {}
         SILENT => return vec![],
+        name if name.ends_with(".other.") => answer.metadata.response_code = ResponseCode::NXDomain,
         UNKNOWN => answer.metadata.response_code = ResponseCode::NXDomain,
-        _ if asked.query_type() == RecordType::HTTPS => answer.metadata.response_code = ResponseCode::NXDomain,
+        _ if question.query_type() == RecordType::HTTPS => {
+            answer.metadata.response_code = ResponseCode::NXDomain
+        }
         LARGE => {
             answer.add_answers((0..200).map(|i| record(Ipv4Addr::new(198, 51, 100, i))));
         }
@@ -113,7 +175,7 @@ fn answers(query: &Message) -> Vec<Message> {
     vec![answer]
 }
 
-/// A query.
+/// Creates a query.
 pub fn query(name: &str, kind: RecordType) -> Message {
     static IDS: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(1);
     let id = IDS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -123,9 +185,13 @@ pub fn query(name: &str, kind: RecordType) -> Message {
     message
 }
 
-/// A socket of an application that takes only what comes from this name server.
+/// An application's socket, connected to this name server.
 pub fn udp_client(netns: &NetNs, server: SocketAddr) -> UdpSocket {
-    let any = if server.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+    let any = if server.is_ipv6() {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
     let connect = || {
         let socket = UdpSocket::bind(any)?;
         socket.connect(server)?;
@@ -136,10 +202,10 @@ pub fn udp_client(netns: &NetNs, server: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// Asks over UDP.
+/// Sends a query over UDP and receives the answer.
 ///
 /// # Errors
-/// Those of the socket; `WouldBlock` when nothing comes in time.
+/// Those of the socket; `WouldBlock` after [`PATIENCE`] without an answer.
 pub fn ask_udp(netns: &NetNs, server: SocketAddr, query: &Message) -> io::Result<Message> {
     let socket = udp_client(netns, server);
     socket.send(&query.to_vec().unwrap())?;
@@ -148,7 +214,7 @@ pub fn ask_udp(netns: &NetNs, server: SocketAddr, query: &Message) -> io::Result
     Ok(Message::from_vec(&buffer[..length]).unwrap())
 }
 
-/// Asks over TCP.
+/// Sends a query over TCP and receives the answer.
 ///
 /// # Errors
 /// Those of the connection.
@@ -158,7 +224,7 @@ pub fn ask_tcp(netns: &NetNs, server: SocketAddr, query: &Message) -> io::Result
     Ok(Message::from_vec(&read_message(&mut stream)?).unwrap())
 }
 
-/// Writes one message to a connection, with its length before it.
+/// Writes one length-prefixed message to a connection.
 ///
 /// # Errors
 /// Those of write(2).
@@ -167,10 +233,10 @@ pub fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
     stream.write_all(&[&length, message].concat())
 }
 
-/// Reads one.
+/// Reads one length-prefixed message.
 ///
 /// # Errors
-/// Those of read(2), and when the connection ends before a whole message.
+/// Those of read(2), and `UnexpectedEof` when the connection is closed within the message.
 pub fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
@@ -179,10 +245,10 @@ pub fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// The addresses of an answer, as text.
+/// The records of an answer, as text.
 pub fn addresses(answer: &Message) -> Vec<String> {
     answer.answers.iter().map(|r| r.data.to_string()).collect()
 }
 
-/// Long enough for a wrong answer to come.
-pub const A_WHILE: Duration = Duration::from_millis(300);
+/// How long to wait before concluding that no answer arrives.
+pub const NO_ANSWER_WAIT: Duration = Duration::from_millis(300);

@@ -1,6 +1,6 @@
-//! What the proxy's state costs: loading, updating, asking, and memory, at several sizes.
+//! The cost of the proxy's mesh state at several sizes: load, update, lookup, and memory.
 
-#![allow(clippy::disallowed_types)] // each size is measured in a process of its own, which is this program again
+#![allow(clippy::disallowed_types)] // measures each size in a child process of this program
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,61 +10,148 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use api::protobuf::Any;
+use api::workload as wire;
 use mesh::authorize::{Connection, check};
 use mesh::policy::{Action, Match, PolicyScope, StringMatch};
-use mesh::route::route;
+use mesh::route::{route, route_unexplained};
 use mesh::service::{LoadBalancer, LoadBalancerMode, Scope};
 use mesh::workload::{HealthStatus, Locality, Protocol, WorkloadType};
 use mesh::{Mesh, OrigDst, Policy, Resource, Service, Store, Text, Workload};
+use prost::Message;
 
-/// The argument with which this program measures one size.
+/// The argument that makes this program measure one size.
 pub const ONE_SIZE: &str = "state-of-size";
 
-const SIZES: [u32; 3] = [1_000, 10_000, 100_000];
+const SIZES: [u32; 4] = [1_000, 10_000, 100_000, 200_000];
 const WORKLOADS_PER_SERVICE: u32 = 10;
 const UPDATES: u32 = 20_000;
-const ASKED: u32 = 200_000;
+const LOOKUPS: u32 = 200_000;
 const CHURN_PER_SECOND: u32 = 1_000;
 const CHURN: Duration = Duration::from_secs(3);
 
-/// All sizes.
+/// Measures all sizes.
 pub fn run() {
     for size in SIZES {
-        let status = Command::new(std::env::current_exe().unwrap()).args([ONE_SIZE, &size.to_string()]).status();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args([ONE_SIZE, &size.to_string()])
+            .status();
         assert!(status.unwrap().success());
     }
 }
 
-/// One size.
+/// Measures one size.
 pub fn one_size(workloads: u32) {
+    decoding(workloads);
     let services = workloads / WORKLOADS_PER_SERVICE;
     let before = resident();
     let all: Vec<Resource> = policies()
         .chain((0..services).map(|n| Resource::Service(service(n))))
         .chain((0..workloads).map(|n| Resource::Workload(workload(n, services))))
         .collect();
-    let given = resident();
+    let with_resources = resident();
     let mut store = Store::default();
     let begun = Instant::now();
     store.apply(all, []);
     let snapshot = store.snapshot();
     let load = begun.elapsed();
-    // What was given has become part of the store: nothing of it is left beside.
+    // The resources have been moved into the store, so they are not counted twice.
     let memory = resident().saturating_sub(before);
     println!(
-        "state   {workloads} workloads, {services} services: loaded in {:.1} ms, {:.1} MiB, {} bytes a workload ({:.1} MiB of these as given)",
+        "state   {workloads} workloads, {services} services: loaded in {:.1} ms, {:.1} MiB, {} \
+         bytes a workload ({:.1} MiB before being stored)",
         load.as_secs_f64() * 1e3,
         memory as f64 / f64::from(1 << 20),
         memory / workloads as usize,
-        given.saturating_sub(before) as f64 / f64::from(1 << 20),
+        with_resources.saturating_sub(before) as f64 / f64::from(1 << 20),
     );
     drop(snapshot);
     updates(&mut store, workloads, services);
-    asked(&store.snapshot(), workloads, services);
+    lookups(&store.snapshot(), workloads, services);
     churn(store, workloads, services);
 }
 
-/// One update after another, each with a snapshot, while the one before is still in use.
+/// The cost of converting what the control plane sends, and of looking for fields that are not
+/// known.
+fn decoding(workloads: u32) {
+    let services = workloads / WORKLOADS_PER_SERVICE;
+    let encoded = (0..workloads).map(|n| encoded(&workload(n, services)));
+    let all: Vec<(String, Any)> = encoded.collect();
+    let measure = |work: &dyn Fn(&str, &Any)| {
+        let begun = Instant::now();
+        all.iter().for_each(|(name, any)| work(name, any));
+        begun.elapsed()
+    };
+    let whole = measure(&|name, any| {
+        black_box(api::to_mesh::address(name, Some(any)).unwrap());
+    });
+    // Conversion has just read the message, so the first of two searches is not counted.
+    let searches = |count: u32| {
+        measure(&|_, any| {
+            for _ in 0..count {
+                black_box(api::to_mesh::count_unknown_fields(black_box(&any.value)));
+            }
+        })
+    };
+    let walk = searches(2).saturating_sub(searches(1));
+    println!(
+        "state   {workloads} workloads: converted in {:.0} ms, of which {:.1} % look for unknown \
+         fields",
+        whole.as_secs_f64() * 1e3,
+        100.0 * walk.as_secs_f64() / whole.as_secs_f64()
+    );
+}
+
+/// A workload as the control plane sends it, with its resource name.
+fn encoded(workload: &Workload) -> (String, Any) {
+    let port = wire::Port {
+        service_port: 80,
+        target_port: 8080,
+    };
+    let keys = workload.services.keys();
+    let ip = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec().into(),
+        IpAddr::V6(ip) => ip.octets().to_vec().into(),
+    };
+    let message = wire::Workload {
+        name: workload.name.to_string(),
+        namespace: workload.namespace.to_string(),
+        addresses: workload.workload_ips.iter().map(ip).collect(),
+        network: workload.network.to_string(),
+        tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
+        service_account: workload.service_account.to_string(),
+        node: workload.node.to_string(),
+        canonical_name: workload.canonical_name.to_string(),
+        canonical_revision: workload.canonical_revision.to_string(),
+        workload_name: workload.workload_name.to_string(),
+        authorization_policies: workload
+            .authorization_policies
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        cluster_id: "Kubernetes".to_owned(),
+        uid: workload.uid.to_string(),
+        services: keys
+            .map(|key| (key.to_string(), wire::PortList { ports: vec![port] }))
+            .collect(),
+        locality: Some(wire::Locality {
+            region: workload.locality.region.to_string(),
+            zone: workload.locality.zone.to_string(),
+            subzone: String::new(),
+        }),
+        ..wire::Workload::default()
+    };
+    let address = wire::Address {
+        r#type: Some(wire::Type::Workload(message)),
+    };
+    let any = Any {
+        type_url: api::ADDRESS.to_owned(),
+        value: address.encode_to_vec().into(),
+    };
+    (workload.uid.to_string(), any)
+}
+
+/// Sequential updates, each with a snapshot, while the previous snapshot is still in use.
 fn updates(store: &mut Store, workloads: u32, services: u32) {
     let mut times = Vec::with_capacity(UPDATES as usize);
     let mut in_use = store.snapshot();
@@ -77,40 +164,64 @@ fn updates(store: &mut Store, workloads: u32, services: u32) {
         in_use = next;
     }
     black_box(in_use);
-    println!("state   {workloads} workloads: an update and a snapshot take {}", told(&mut times));
+    println!(
+        "state   {workloads} workloads: update and snapshot: {}",
+        summary(&mut times)
+    );
 }
 
-fn asked(mesh: &Mesh, workloads: u32, services: u32) {
+fn lookups(mesh: &Mesh, workloads: u32, services: u32) {
     let sources: Vec<Arc<Workload>> = mesh.workloads().step_by(97).cloned().collect();
     let source = |n: u32| &sources[n as usize % sources.len()];
-    let each = |what: &str, ask: &dyn Fn(u32)| {
+    let measure = |what: &str, lookup: &dyn Fn(u32)| {
         let begun = Instant::now();
-        (0..ASKED).for_each(ask);
-        let each = begun.elapsed() / ASKED;
-        println!("state   {workloads} workloads: {what} {} ns", each.as_nanos());
+        (0..LOOKUPS).for_each(lookup);
+        let each = begun.elapsed() / LOOKUPS;
+        println!(
+            "state   {workloads} workloads: {what} {} ns",
+            each.as_nanos()
+        );
     };
     let spread = |n: u32, of: u32| n.wrapping_mul(7919) % of;
-    each("finding a workload by its address", &|n| {
+    measure("find a workload by address:", &|n| {
         black_box(mesh.workload_by_ip("net", address(10, spread(n, workloads))));
     });
-    each("routing to a service, endpoint chosen", &|n| {
+    measure("route to a service, with endpoint selection:", &|n| {
         let vip = OrigDst(SocketAddr::new(address(11, spread(n, services)), 80));
         black_box(route(mesh, source(n), vip, u64::from(n) << 7, &[]));
     });
-    each("routing to a workload", &|n| {
+    measure("the same, without reasons:", &|n| {
+        let vip = OrigDst(SocketAddr::new(address(11, spread(n, services)), 80));
+        black_box(route_unexplained(
+            mesh,
+            source(n),
+            vip,
+            u64::from(n) << 7,
+            &[],
+        ));
+    });
+    measure("route to a workload:", &|n| {
         let to = OrigDst(SocketAddr::new(address(10, spread(n, workloads)), 8080));
         black_box(route(mesh, source(n), to, u64::from(n), &[]));
     });
-    each("authorizing by 20 policies", &|n| {
+    measure("the same, without reasons:", &|n| {
+        let to = OrigDst(SocketAddr::new(address(10, spread(n, workloads)), 8080));
+        black_box(route_unexplained(mesh, source(n), to, u64::from(n), &[]));
+    });
+    measure("authorize with 20 policies:", &|n| {
         let client = SocketAddr::new(address(10, spread(n, workloads)), 40_000);
         let destination = SocketAddr::new(source(n).workload_ips[0], 8080);
         let identity = Some(source(n + 1).identity());
-        let connection = Connection { client: client.into(), identity, destination: destination.into() };
+        let connection = Connection {
+            client: client.into(),
+            identity,
+            destination: destination.into(),
+        };
         black_box(check(mesh, source(n), &connection));
     });
 }
 
-/// What a worker sees of it when a thousand workloads a second change.
+/// A worker's routing latency while a thousand workloads change per second.
 fn churn(mut store: Store, workloads: u32, services: u32) {
     let current = Arc::new(Mutex::new(store.snapshot()));
     let over = Arc::new(AtomicBool::new(false));
@@ -118,17 +229,30 @@ fn churn(mut store: Store, workloads: u32, services: u32) {
         let (current, over) = (current.clone(), over.clone());
         move || {
             let mut times = Vec::new();
-            let source = current.lock().unwrap_or_else(PoisonError::into_inner).workloads().next().unwrap().clone();
+            let source = current
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .workloads()
+                .next()
+                .unwrap()
+                .clone();
             for n in 0u32.. {
                 if over.load(Ordering::Relaxed) {
                     break;
                 }
-                let mesh = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let vip = OrigDst(SocketAddr::new(address(11, n.wrapping_mul(7919) % services), 80));
+                let mesh = current
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone();
+                let vip = OrigDst(SocketAddr::new(
+                    address(11, n.wrapping_mul(7919) % services),
+                    80,
+                ));
                 let begun = Instant::now();
                 black_box(route(&mesh, &source, vip, u64::from(n), &[]));
                 times.push(begun.elapsed());
-                // As busy as a worker with many new connections, and not as a loop that fights for memory.
+                // The load of a worker with many new connections, rather than a loop bound by
+                // memory.
                 std::thread::sleep(Duration::from_micros(50));
             }
             times
@@ -152,15 +276,21 @@ fn churn(mut store: Store, workloads: u32, services: u32) {
     let mut times = worker.join().unwrap();
     let share = 100.0 * busy.as_secs_f64() / begun.elapsed().as_secs_f64();
     println!(
-        "state   {workloads} workloads, {CHURN_PER_SECOND} updates a second: {share:.1} % of a core; routing meanwhile {}",
-        told(&mut times)
+        "state   {workloads} workloads, {CHURN_PER_SECOND} updates a second: {share:.1} % of a \
+         core; routing meanwhile {}",
+        summary(&mut times)
     );
 }
 
-fn told(times: &mut [Duration]) -> String {
+fn summary(times: &mut [Duration]) -> String {
     times.sort();
     let at = |share: usize| times[times.len() * share / 1000].as_secs_f64() * 1e6;
-    format!("median {:.1} us, p99 {:.1} us, p99.9 {:.1} us", at(500), at(990), at(999))
+    format!(
+        "median {:.1} us, p99 {:.1} us, p99.9 {:.1} us",
+        at(500),
+        at(990),
+        at(999)
+    )
 }
 
 /// Resident bytes of this process.
@@ -174,7 +304,8 @@ fn address(first: u8, n: u32) -> IpAddr {
     Ipv4Addr::new(first, b, c, d).into()
 }
 
-/// As istiod says them: a name and uid of its own, all else in common with many.
+/// A workload as sent by istiod: its name and uid are unique, all other fields are shared with
+/// many.
 fn workload(n: u32, services: u32) -> Workload {
     let service = n % services;
     let namespace: Text = format!("namespace-{}", service % 50).into();
@@ -190,10 +321,17 @@ fn workload(n: u32, services: u32) -> Workload {
         workload_type: WorkloadType::Deployment,
         canonical_name: format!("service-{service}").into(),
         canonical_revision: "v1".into(),
-        locality: Locality { region: "r1".into(), zone: format!("z{}", n % 3).into(), subzone: Text::default() },
-        services: [(format!("{namespace}/{}", hostname(service)).into(), [(80, 8080)].into_iter().collect())]
-            .into_iter()
-            .collect(),
+        locality: Locality {
+            region: "r1".into(),
+            zone: format!("z{}", n % 3).into(),
+            subzone: Text::default(),
+        },
+        services: [(
+            format!("{namespace}/{}", hostname(service)).into(),
+            [(80, 8080)].into_iter().collect(),
+        )]
+        .into_iter()
+        .collect(),
         authorization_policies: vec!["istio-system/istio_converted_static_strict".into()],
         name,
         namespace,
@@ -201,7 +339,7 @@ fn workload(n: u32, services: u32) -> Workload {
     }
 }
 
-/// A workload as it is after some of its life: well or not, or with another address.
+/// A changed workload: unhealthy, with another address, or back to its original state.
 fn changed(n: u32, services: u32, turn: u32) -> Resource {
     let mut workload = workload(n, services);
     match turn % 3 {
@@ -213,13 +351,20 @@ fn changed(n: u32, services: u32, turn: u32) -> Resource {
 }
 
 fn hostname(service: u32) -> String {
-    format!("service-{service}.namespace-{}.svc.cluster.local", service % 50)
+    format!(
+        "service-{service}.namespace-{}.svc.cluster.local",
+        service % 50
+    )
 }
 
-/// Half of them prefer their own zone.
+/// A service; every other one prefers endpoints of the client's zone.
 fn service(n: u32) -> Service {
     let failover = n.is_multiple_of(2);
-    let preferences = if failover { vec![Scope::Region, Scope::Zone] } else { Vec::new() };
+    let preferences = if failover {
+        vec![Scope::Region, Scope::Zone]
+    } else {
+        Vec::new()
+    };
     Service {
         name: format!("service-{n}").into(),
         namespace: format!("namespace-{}", n % 50).into(),
@@ -227,7 +372,11 @@ fn service(n: u32) -> Service {
         vips: vec![mesh::gateway::Vip::single("net", address(11, n))],
         ports: [(80, 8080)].into_iter().collect(),
         load_balancer: LoadBalancer {
-            mode: if failover { LoadBalancerMode::Failover } else { LoadBalancerMode::Standard },
+            mode: if failover {
+                LoadBalancerMode::Failover
+            } else {
+                LoadBalancerMode::Standard
+            },
             routing_preferences: preferences,
             ..LoadBalancer::default()
         },
@@ -236,7 +385,10 @@ fn service(n: u32) -> Service {
 }
 
 fn policies() -> impl Iterator<Item = Resource> {
-    let strict = Match { not_principals: vec![StringMatch::Presence], ..Match::default() };
+    let strict = Match {
+        not_principals: vec![StringMatch::Presence],
+        ..Match::default()
+    };
     let strict = Policy {
         name: "istio_converted_static_strict".into(),
         namespace: "istio-system".into(),
@@ -257,5 +409,7 @@ fn policies() -> impl Iterator<Item = Resource> {
         }]]],
         dry_run: false,
     };
-    std::iter::once(strict).chain((0..19).map(deny)).map(Resource::Policy)
+    std::iter::once(strict)
+        .chain((0..19).map(deny))
+        .map(Resource::Policy)
 }

@@ -1,4 +1,5 @@
-//! Traffic that never pauses, so that whatever is refused, cut or lost while the rules of a pod change is noticed.
+//! Continuous traffic, which detects connections that are refused, cut or stalled while a pod's
+//! rules change.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,14 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use netns::NetNs;
+use socket2::{Domain, Socket, Type};
 
 use crate::listener::{connect, plain};
+use crate::sandbox::PATIENCE;
 
-/// Longer than a lost segment or SYN takes to be sent again, several times over.
-const PATIENCE: Duration = Duration::from_secs(8);
 const MESSAGE: [u8; 4096] = [7; 4096];
 
-/// What several threads send and receive. It ends when it is dropped.
+/// Connections driven by background threads, which stop on drop.
 #[derive(Debug, Default)]
 pub struct Traffic {
     shared: Arc<Shared>,
@@ -30,22 +31,26 @@ struct Shared {
 }
 
 impl Traffic {
-    /// Whoever connects to this address is answered.
+    /// Echoes all connections to this address.
     pub fn serve(&self, server: &NetNs, at: SocketAddr) {
         let listener = plain(server, at);
         std::thread::spawn(move || echo_all(&listener));
     }
 
-    /// A client talks on one connection.
+    /// Adds a client that exchanges messages on one connection.
     pub fn talk(&mut self, client: &NetNs, to: SocketAddr) {
         let stream = connect(client, to).unwrap();
-        self.run(format!("the connection to {to}"), move |shared| keep_talking(shared, stream));
+        self.run(format!("the connection to {to}"), move |shared| {
+            keep_talking(shared, stream)
+        });
     }
 
-    /// A client makes one connection after the other.
+    /// Adds a client that opens one connection after another.
     pub fn connect(&mut self, client: &NetNs, to: SocketAddr) {
         let client = client.try_clone().unwrap();
-        self.run(format!("a new connection to {to}"), move |shared| keep_connecting(shared, &client, to));
+        self.run(format!("a new connection to {to}"), move |shared| {
+            keep_connecting(shared, &client, to)
+        });
     }
 
     fn run(&mut self, what: String, work: impl FnOnce(&Shared) -> io::Result<()> + Send + 'static) {
@@ -57,8 +62,8 @@ impl Traffic {
         }));
     }
 
-    /// Waits for some more exchanges; what has failed until now.
-    pub fn goes_on(&self) -> Vec<String> {
+    /// Waits for more exchanges; returns all failures so far.
+    pub fn failures(&self) -> Vec<String> {
         self.shared.await_exchanges(200);
         self.shared.failures.lock().unwrap().clone()
     }
@@ -67,12 +72,14 @@ impl Traffic {
 impl Shared {
     fn await_exchanges(&self, more: usize) {
         let until = self.exchanges.load(Ordering::Relaxed) + more;
-        while self.exchanges.load(Ordering::Relaxed) < until && self.failures.lock().unwrap().is_empty() {
+        while self.exchanges.load(Ordering::Relaxed) < until
+            && self.failures.lock().unwrap().is_empty()
+        {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn goes_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         !self.has_ended.load(Ordering::Relaxed)
     }
 
@@ -86,26 +93,40 @@ impl Shared {
 }
 
 fn keep_talking(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
-    while shared.goes_on() {
+    while shared.is_running() {
         shared.exchange(&mut stream)?;
     }
     Ok(())
 }
 
 fn keep_connecting(shared: &Shared, from: &NetNs, to: SocketAddr) -> io::Result<()> {
-    while shared.goes_on() {
-        let mut stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()?;
-        shared.exchange(&mut stream)?;
+    while shared.is_running() {
+        let socket = from
+            .run(|| Socket::new(Domain::for_address(to), Type::STREAM, None))
+            .unwrap()?;
+        let connected = socket.connect_timeout(&to.into(), PATIENCE);
+        let of = |e: io::Error| {
+            let local = socket.local_addr().ok().and_then(|a| a.as_socket());
+            let port = local.map_or(0, |a| a.port());
+            io::Error::new(e.kind(), format!("from port {port}: {e}"))
+        };
+        connected.map_err(of)?;
+        let mut stream = TcpStream::from(socket.try_clone()?);
+        shared.exchange(&mut stream).map_err(of)?;
     }
     Ok(())
 }
 
-/// Answers whoever connects with what it says, for as long as the process lives.
+/// Echoes the messages of all clients until the process exits.
 fn echo_all(listener: &TcpListener) {
     for mut stream in listener.incoming().flatten() {
         std::thread::spawn(move || {
             let mut message = MESSAGE;
-            while stream.read_exact(&mut message).and_then(|()| stream.write_all(&message)).is_ok() {}
+            while stream
+                .read_exact(&mut message)
+                .and_then(|()| stream.write_all(&message))
+                .is_ok()
+            {}
         });
     }
 }

@@ -1,20 +1,29 @@
-//! The proxy's admin interface, beside what other tests ask of it.
-#![allow(clippy::unwrap_used, clippy::disallowed_types)] // `go tool pprof` is the oracle here
+//! The proxy's admin interface: profiles and rejected requests.
+#![allow(clippy::unwrap_used, clippy::disallowed_types)] // runs `go tool pprof` as the reference
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
-use underpass_tests::node::{MESH, Node};
+use underpass_tests::node::{MESH, TestNode};
 use underpass_tests::sandbox::{Sandbox, connect, read_line, serve_echo};
 use underpass_tests::skip::skip;
 
 const ADMIN: &str = "127.0.0.1:15000";
 
-/// Status and body of a request in a node's namespace; the body may be no text.
-fn ask(netns: &netns::NetNs, method: &str, path: &str) -> (u16, Vec<u8>) {
+/// Sends a request in a node's namespace; returns the status and the body, which may be binary.
+fn request(netns: &netns::NetNs, method: &str, path: &str) -> (u16, Vec<u8>) {
+    request_with(netns, &format!("{method} {path}"), "Host: x")
+}
+
+/// Sends a request with these headers.
+fn request_with(netns: &netns::NetNs, line: &str, headers: &str) -> (u16, Vec<u8>) {
     let mut stream = netns.run(|| TcpStream::connect(ADMIN)).unwrap().unwrap();
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "{line} HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let head = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
@@ -23,84 +32,206 @@ fn ask(netns: &netns::NetNs, method: &str, path: &str) -> (u16, Vec<u8>) {
 }
 
 #[test]
-fn a_profile_tells_where_processor_time_goes() {
+fn cpu_profile_shows_where_time_is_spent() {
     let sandbox = Sandbox::up("profile");
     serve_echo(&sandbox.pod("server"), 8080);
     let node = netns::NetNs::open(sandbox.node("node-1")["netns"].as_str().unwrap()).unwrap();
     let to = SocketAddr::new(sandbox.ips("server")[0], 8080);
     let profile = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| ask(&node, "GET", "/debug/pprof/profile?seconds=2&frequency=500"));
+        let profiling = scope.spawn(|| {
+            loop {
+                let path = "/debug/pprof/profile?seconds=2&frequency=500";
+                match request(&node, "GET", path) {
+                    (409, _) => {} // the second one was earlier
+                    profile => return profile,
+                }
+            }
+        });
         let mut stream = connect(&sandbox.pod("client"), to).unwrap();
         read_line(&mut stream).unwrap();
-        let mut second = None;
-        while !looking.is_finished() {
+        let mut second = 0;
+        while !profiling.is_finished() {
             stream.write_all(&[b'x'; 4096]).unwrap();
             stream.read_exact(&mut [0; 4096]).unwrap();
-            // Another one meanwhile is refused.
-            second.get_or_insert_with(|| {
-                std::thread::sleep(std::time::Duration::from_millis(300));
-                ask(&node, "GET", "/debug/pprof/profile?seconds=1").0
-            });
+            // A second profile at the same time is rejected.
+            if second != 409 {
+                second = request(&node, "GET", "/debug/pprof/profile?seconds=1").0;
+            }
         }
-        assert_eq!(second, Some(409));
-        looking.join().unwrap()
+        assert_eq!(second, 409);
+        profiling.join().unwrap()
     });
     assert_eq!(profile.0, 200);
     let text = String::from_utf8_lossy(&profile.1);
-    assert!(text.contains("nanoseconds") && text.contains("worker-"), "its units and threads are named");
+    assert!(
+        text.contains("nanoseconds") && text.contains("worker-"),
+        "the profile names its units and threads"
+    );
     let file = sandbox.folder().join("profile.pb");
     std::fs::write(&file, &profile.1).unwrap();
     let mut go = Command::new("go");
-    go.args(["tool", "pprof", "-top", "-sample_index=cpu"]).arg(&file).env("HOME", sandbox.folder());
-    let Ok(output) = go.output() else { return skip("a_profile_tells_where_processor_time_goes", "there is no go") };
+    go.args(["tool", "pprof", "-top", "-sample_index=cpu"])
+        .arg(&file)
+        .env("HOME", sandbox.folder());
+    let Ok(output) = go.output() else {
+        return skip("the go program is not installed");
+    };
     let top = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && top.contains("Type: cpu") && top.contains("flat%"), "{output:?}");
+    assert!(
+        output.status.success() && top.contains("Type: cpu") && top.contains("flat%"),
+        "{output:?}"
+    );
 }
 
 #[test]
-fn allocations_are_noted_when_asked_for() {
-    let mut node = Node::new("heap", MESH);
+fn heap_profile_requires_active_profiling() {
+    let mut node = TestNode::new("heap", MESH);
     node.start_agent();
     let proxy = node.start_ready_proxy();
-    let get = |node: &Node, method: &str, path: &str| {
-        let (status, body) = ask(&node.netns, method, path);
+    let get = |node: &TestNode, method: &str, path: &str| {
+        let (status, body) = request(&node.netns, method, path);
         (status, String::from_utf8_lossy(&body).into_owned())
     };
-    let (status, why) = get(&node, "GET", "/debug/pprof/heap");
-    assert!(status == 501 && why.contains("Next step: start the proxy with _RJEM_MALLOC_CONF="), "{why}");
+    let (status, text) = get(&node, "GET", "/debug/pprof/heap");
+    assert_eq!(status, 501);
+    assert!(
+        text.contains("Next step: ") && text.contains("_RJEM_MALLOC_CONF="),
+        "{text}"
+    );
     node.kill(proxy);
 
-    let conf = ("_RJEM_MALLOC_CONF", "prof:true,prof_active:false,lg_prof_sample:12");
+    let conf = (
+        "_RJEM_MALLOC_CONF",
+        "prof:true,prof_active:false,lg_prof_sample:12",
+    );
     node.start_ready_proxy_with(&[conf]);
-    let (status, why) = get(&node, "GET", "/debug/pprof/heap");
-    assert!(status == 409 && why.contains("Next step: POST"), "{why}");
+    let (status, text) = get(&node, "GET", "/debug/pprof/heap");
+    assert_eq!(status, 409);
+    assert!(
+        text.contains("Next step: ") && text.contains("POST /debug/pprof/heap/profiling"),
+        "{text}"
+    );
     assert_eq!(get(&node, "GET", "/debug/pprof/heap/profiling").0, 405);
-    assert_eq!(get(&node, "POST", "/debug/pprof/heap/profiling?activate=true").0, 200);
+    assert_eq!(
+        get(&node, "POST", "/debug/pprof/heap/profiling?activate=true").0,
+        200
+    );
     (0..50).for_each(|_| drop(get(&node, "GET", "/config_dump")));
-    let (status, profile) = ask(&node.netns, "GET", "/debug/pprof/heap");
+    let (status, profile) = request(&node.netns, "GET", "/debug/pprof/heap");
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&profile));
-    assert!(profile.starts_with(&[0x1f, 0x8b]) && profile.len() > 200, "a compressed profile");
-    assert_eq!(get(&node, "POST", "/debug/pprof/heap/profiling?activate=false").0, 200);
+    assert!(
+        profile.starts_with(&[0x1f, 0x8b]) && profile.len() > 200,
+        "the profile is compressed"
+    );
+    assert_eq!(
+        get(&node, "POST", "/debug/pprof/heap/profiling?activate=false").0,
+        200
+    );
     assert_eq!(get(&node, "GET", "/debug/pprof/heap").0, 409);
 }
 
 #[test]
-fn what_cannot_be_asked_is_refused_with_the_reason() {
-    let mut node = Node::new("admin-wrong", MESH);
+fn invalid_admin_requests_are_rejected_with_a_reason() {
+    let mut node = TestNode::new("admin-wrong", MESH);
     node.start_agent();
     node.start_ready_proxy();
-    for (method, path, status, why) in [
-        ("GET", "/debug/pprof/profile?seconds=0", 400, "seconds is a number from 1 to 300"),
-        ("GET", "/debug/pprof/profile?seconds=x", 400, "seconds is a number"),
-        ("GET", "/debug/pprof/profile?frequency=9999", 400, "frequency is a number from 1 to 1000"),
-        ("POST", "/debug/pprof/profile", 405, "it takes a GET"),
-        ("POST", "/debug/pprof/heap", 405, "it takes a GET"),
-        ("POST", "/debug/pprof/heap/profiling?activate=perhaps", 400, "activate is true or false"),
+    for (method, path, status, text) in [
+        ("GET", "/debug/pprof/profile?seconds=0", 400, "seconds"),
+        ("GET", "/debug/pprof/profile?seconds=x", 400, "seconds"),
+        (
+            "GET",
+            "/debug/pprof/profile?frequency=9999",
+            400,
+            "frequency",
+        ),
+        ("POST", "/debug/pprof/profile", 405, "GET"),
+        ("POST", "/debug/pprof/heap", 405, "GET"),
+        (
+            "POST",
+            "/debug/pprof/heap/profiling?activate=perhaps",
+            400,
+            "activate",
+        ),
         ("GET", "/nothing", 404, "/config_dump"),
         ("GET", "/", 200, "/debug/pprof/profile"),
     ] {
-        let (found, body) = ask(&node.netns, method, path);
+        let (found, body) = request(&node.netns, method, path);
         let body = String::from_utf8_lossy(&body);
-        assert!(found == status && body.contains(why), "{method} {path}: {found} {body}");
+        assert!(
+            found == status && body.contains(text),
+            "{method} {path}: {found} {body}"
+        );
+    }
+}
+
+#[test]
+fn web_pages_cannot_read_or_stop_the_proxy() {
+    let mut node = TestNode::new("admin-web", MESH);
+    node.start_agent();
+    node.start_ready_proxy();
+    for headers in [
+        "Host: attacker.example:15000",
+        "Host: 127.0.0.1:15000\r\nOrigin: https://attacker.example",
+        "Host: 127.0.0.1:15000\r\nOrigin: null",
+        "Host: localhost\r\nSec-Fetch-Site: cross-site",
+    ] {
+        for line in [
+            "POST /quitquitquit",
+            "POST /logging?level=off",
+            "GET /config_dump",
+        ] {
+            let (status, body) = request_with(&node.netns, line, headers);
+            assert_eq!(
+                status,
+                403,
+                "{line} {headers}: {}",
+                String::from_utf8_lossy(&body)
+            );
+        }
+    }
+    assert_eq!(
+        request_with(&node.netns, "GET /status", "Host: localhost:15000").0,
+        200
+    );
+}
+
+#[test]
+fn open_connections_of_one_client_exclude_no_other() {
+    let mut node = TestNode::new("admin-flood", MESH);
+    node.start_agent();
+    node.start_ready_proxy();
+    for (port, path) in [
+        (15020, "/metrics"),
+        (15021, "/healthz/ready"),
+        (15000, "/status"),
+    ] {
+        let from: std::net::SocketAddr = ([127, 0, 0, 9], 0).into();
+        let open = || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&from.into())?;
+            socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
+            let mut stream = TcpStream::from(socket);
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        let silent: Vec<_> = (0..200).map(|_| node.netns.run(open).unwrap()).collect();
+        let (status, _) = node.get(&format!("127.0.0.1:{port}"), path).unwrap();
+        assert_eq!(status, 200, "{path}");
+        // The others were closed, whether or not they have read their response.
+        let is_open = |mut stream: TcpStream| {
+            stream
+                .set_read_timeout(Some(std::time::Duration::from_millis(1)))
+                .unwrap();
+            let mut buffer = [0; 65_536];
+            loop {
+                match stream.read(&mut buffer) {
+                    Ok(0) => return false,
+                    Ok(_) => {}
+                    Err(e) => return e.kind() == std::io::ErrorKind::WouldBlock,
+                }
+            }
+        };
+        let open = silent.into_iter().flatten().map(is_open);
+        assert!(open.filter(|open| *open).count() <= 32, "{path}");
     }
 }

@@ -1,4 +1,5 @@
-//! The CNI project's own client, in the version that defines the verbs: what libcni does with our answers.
+//! The plugin under cnitool, the CNI project's reference client: how libcni handles its results and
+//! errors.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
 use std::process::Output;
@@ -6,251 +7,398 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netns::NetNs;
-use redirect::Plan;
+use redirect::{ObservedState, Plan};
 use serde_json::{Value, json};
 use underpass_tests::binaries::runtime_files;
+use underpass_tests::cni_network::{CniNetwork, NAME};
 use underpass_tests::machine::{Machine, path};
-use underpass_tests::network::{NAME, Network};
-use underpass_tests::node::Node;
-use underpass_tests::sandbox::{happens, until};
+use underpass_tests::node::TestNode;
+use underpass_tests::sandbox::{eventually, until};
 use underpass_tests::skip::skip;
 
 const MESH: &str = r#"
 namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }]
 workloads:
-  - { name: client, namespace: default, serviceAccount: client, node: node, workloadIps: [10.88.0.2, "fd88::2"] }
+  - { name: client, namespace: default, serviceAccount: client, node: node,
+      workloadIps: [10.88.0.2, "fd88::2"] }
 "#;
 
 const POD: &str = "/run/netns/pod";
 
-/// A node on which cnitool is the runtime, and a namespace that is to become a pod.
-struct Scene {
-    machine: Machine, // first, for it ends before the node does
-    node: Node,
-    network: Network,
+/// A node with cnitool as its runtime, and a namespace for a pod.
+struct CnitoolNode {
+    machine: Machine, // dropped before the node
+    node: TestNode,
+    network: CniNetwork,
     agent: u32,
 }
 
-impl Scene {
-    /// `None` when cnitool is not there. The proxy is not started yet.
-    fn new(test: &str, folder: &str) -> Option<Self> {
+impl CnitoolNode {
+    /// Starts the agent, but no proxy; `None` without cnitool.
+    fn new(folder: &str) -> Option<Self> {
         let tools = runtime_files(["bin/cnitool", "cni-1.1.0/bridge", "cni-1.1.0/host-local"]);
-        let [_, plugins @ ..] = tools.inspect_err(|why| skip(test, why)).ok()?;
-        let mut node = Node::new(folder, MESH);
-        let network = Network::new(&node.file("cni"), "1.1.0", &plugins, 1);
-        let machine = Machine::start(&node.netns, &node.file(""), &["sleep".as_ref(), "infinity".as_ref()]);
+        let [_, plugins @ ..] = tools.inspect_err(|why| skip(why)).ok()?;
+        let mut node = TestNode::new(folder, MESH);
+        let network = CniNetwork::new(&node.file("cni"), "1.1.0", &plugins, 1);
+        let machine = Machine::start(
+            &node.netns,
+            &node.file(""),
+            &["sleep".as_ref(), "infinity".as_ref()],
+        );
         node.run_agent_in(&machine);
         let agent = node.start_agent_with(&network.install_arguments());
         assert_eq!(network.read()["plugins"][2]["type"], "underpass-cni");
-        let scene = Self { machine, node, network, agent };
-        scene.netns("add");
-        Some(scene)
+        let this = Self {
+            machine,
+            node,
+            network,
+            agent,
+        };
+        this.netns("add");
+        Some(this)
     }
 
     /// `ip netns add` or `del`.
     fn netns(&self, verb: &str) {
-        assert!(self.machine.command("ip").args(["netns", verb, "pod"]).status().unwrap().success());
+        assert!(
+            self.machine
+                .command("ip")
+                .args(["netns", verb, "pod"])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     fn pod(&self) -> NetNs {
         NetNs::open(self.machine.path(POD)).unwrap()
     }
 
-    fn cnitool(&self, verb: &str) -> Output {
+    fn call(&self, verb: &str) -> Output {
         let [conf, bin] = self.network.folders();
         let mut command = self.machine.command("cnitool");
         command.args([verb, NAME, POD]);
-        command.env_clear().env("PATH", path()).env("NETCONFPATH", conf).env("CNI_PATH", bin);
-        command.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=client;K8S_POD_UID=uid-1");
+        command
+            .env_clear()
+            .env("PATH", path())
+            .env("NETCONFPATH", conf)
+            .env("CNI_PATH", bin);
+        command.env(
+            "CNI_ARGS",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=client;K8S_POD_UID=uid-1",
+        );
         command.output().unwrap()
     }
 
-    /// GC by libcni, with a list.
-    fn gc_but(&self, containers: &[&str]) {
+    /// GC through libcni, with a list of valid containers.
+    fn gc_except(&self, containers: &[&str]) {
         let [conf, bin] = self.network.folders();
         let mut command = self.machine.command("libcni-gc");
-        command.arg(NAME).args(containers.iter().flat_map(|c| [*c, "eth0"]));
-        let output =
-            command.env_clear().env("PATH", path()).env("NETCONFPATH", conf).env("CNI_PATH", bin).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        command
+            .arg(NAME)
+            .args(containers.iter().flat_map(|c| [*c, "eth0"]));
+        let output = command
+            .env_clear()
+            .env("PATH", path())
+            .env("NETCONFPATH", conf)
+            .env("CNI_PATH", bin)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
-    fn fine(&self, verb: &str) -> String {
-        let output = self.cnitool(verb);
-        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+    /// Runs a verb that must succeed; returns its output.
+    fn run(&self, verb: &str) -> String {
+        let output = self.call(verb);
+        assert!(
+            output.status.success(),
+            "{verb}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What cnitool says of an error: the plugin's `msg`, and after it the details.
-    fn fails(&self, verb: &str) -> String {
-        let output = self.cnitool(verb);
+    /// Runs a verb that must fail; returns the error: the plugin's `msg` followed by its details.
+    fn run_failing(&self, verb: &str) -> String {
+        let output = self.call(verb);
         assert!(!output.status.success(), "{verb} succeeded");
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// How many pods the agent knows.
+    /// The number of pods that the agent knows.
     fn pods(&self) -> usize {
-        let status: Value = serde_json::from_str(&self.node.get("127.0.0.1:15014", "/status").unwrap().1).unwrap();
-        status["pods"].as_array().unwrap().len()
+        self.node.pods().len()
     }
 
     fn differences(&self) -> Vec<String> {
-        let plan = Plan::for_pod(["10.88.0.2".parse().unwrap(), "fd88::2".parse().unwrap()]);
-        let observed = self.pod().run(redirect::read_back).unwrap().unwrap();
-        redirect::diff(&plan, &observed).iter().map(ToString::to_string).collect()
+        differences(&self.pod().run(redirect::read_back).unwrap().unwrap())
     }
 
     fn has_left(&self) -> bool {
         let listening = underpass_tests::listener::listening_ports(&self.pod());
         let rules = self.pod().run(redirect::read_back).unwrap().unwrap();
-        self.pods() == 0 && rules.is_empty() && listening.is_empty() && self.network.taken_addresses().is_empty()
+        self.pods() == 0
+            && rules.is_empty()
+            && listening.is_empty()
+            && self.network.allocated_addresses().is_empty()
+    }
+}
+
+/// Differences between rules and the pod's plan.
+fn differences(observed: &ObservedState) -> Vec<String> {
+    let plan = Plan::for_pod(["10.88.0.2".parse().unwrap(), "fd88::2".parse().unwrap()]);
+    redirect::diff(&plan, observed)
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// The addresses of a result, in the shape of its version.
+fn addresses(result: &Value) -> Vec<&Value> {
+    match result["ips"].as_array() {
+        Some(ips) => ips.iter().map(|ip| &ip["address"]).collect(),
+        None => vec![&result["ip4"]["ip"], &result["ip6"]["ip"]],
     }
 }
 
 #[test]
 fn cnitool_adds_checks_and_deletes_a_pod_in_every_version() {
-    let Some(mut scene) = Scene::new("cnitool_adds_checks_and_deletes_a_pod_in_every_version", "tool-versions") else {
+    let Some(mut cnitool) = CnitoolNode::new("tool-versions") else {
         return;
     };
-    scene.node.start_ready_proxy();
-    let mut conflist = scene.network.read();
-    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+    cnitool.node.start_ready_proxy();
+    let mut conflist = cnitool.network.read();
+    for version in [
+        "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
+    ] {
         conflist["cniVersion"] = json!(version);
-        scene.network.write(&conflist);
-        scene.network.recorder.clear();
-        let result: Value = serde_json::from_str(&scene.fine("add")).unwrap();
+        cnitool.network.write(&conflist);
+        cnitool.network.recorder.clear();
+        let result: Value = serde_json::from_str(&cnitool.run("add")).unwrap();
         assert_eq!(result["cniVersion"], version);
-        let addresses: Vec<&Value> = result["ips"].as_array().unwrap().iter().map(|ip| &ip["address"]).collect();
-        assert_eq!(addresses, ["10.88.0.2/24", "fd88::2/64"]);
-        let interfaces = result["interfaces"].as_array().unwrap();
-        assert!(interfaces.iter().any(|i| i["name"] == "eth0" && i["sandbox"] == POD), "{result}");
-        assert_eq!(scene.differences(), [""; 0]);
-        if version == "0.3.1" {
-            assert!(scene.fails("check").contains("does not support"), "that version has no CHECK");
-        } else {
-            scene.fine("check");
+        assert_eq!(addresses(&result), ["10.88.0.2/24", "fd88::2/64"]);
+        // Results have interfaces since 0.3.0.
+        if let Some(interfaces) = result["interfaces"].as_array() {
+            assert!(
+                interfaces
+                    .iter()
+                    .any(|i| i["name"] == "eth0" && i["sandbox"] == POD),
+                "{result}"
+            );
         }
-        assert_eq!(scene.fine("del"), "");
-        until("the pod has left", || scene.has_left().then_some(()));
-        assert_eq!(scene.fine("del"), "", "and once more");
-        let story = scene.network.recorder.story();
-        // libcni keeps the result for CHECK, and for DEL from 0.4.0 on.
-        let expected: &[&str] = match version {
-            "0.3.1" => &["ADD netns prevResult", "DEL netns", "DEL netns"],
-            _ => &["ADD netns prevResult", "CHECK netns prevResult", "DEL netns prevResult", "DEL netns"],
+        assert_eq!(cnitool.differences(), [""; 0]);
+        let has_check = ["0.4.0", "1.0.0", "1.1.0"].contains(&version);
+        if !has_check {
+            assert!(
+                cnitool.run_failing("check").contains("does not support"),
+                "CNI {version} has no CHECK"
+            );
+        } else {
+            cnitool.run("check");
+        }
+        assert_eq!(cnitool.run("del"), "");
+        until("the pod has left", || cnitool.has_left().then_some(()));
+        assert_eq!(cnitool.run("del"), "", "DEL is idempotent");
+        let calls = cnitool.network.recorder.summaries();
+        // libcni caches the result for CHECK, and since 0.4.0 for DEL.
+        let expected: &[&str] = match has_check {
+            false => &["ADD netns prevResult", "DEL netns", "DEL netns"],
+            true => &[
+                "ADD netns prevResult",
+                "CHECK netns prevResult",
+                "DEL netns prevResult",
+                "DEL netns",
+            ],
         };
-        assert_eq!(story, expected, "{version}");
+        assert_eq!(calls, expected, "{version}");
     }
-    let call = &scene.network.recorder.calls()[0];
-    let variables = ["CNI_ARGS", "CNI_COMMAND", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_PATH"];
-    assert!(variables.iter().all(|v| call.env.contains_key(*v)), "{:?}", call.env);
+    let call = &cnitool.network.recorder.calls()[0];
+    let variables = [
+        "CNI_ARGS",
+        "CNI_COMMAND",
+        "CNI_CONTAINERID",
+        "CNI_IFNAME",
+        "CNI_NETNS",
+        "CNI_PATH",
+    ];
+    assert!(
+        variables.iter().all(|v| call.env.contains_key(*v)),
+        "{:?}",
+        call.env
+    );
 }
 
 #[test]
-fn cnitool_passes_our_errors_on_and_what_it_undoes_leaves_nothing() {
-    let Some(mut scene) = Scene::new("cnitool_passes_our_errors_on_and_what_it_undoes_leaves_nothing", "tool-errors")
-    else {
+fn cnitool_shows_the_plugins_errors_and_its_del_leaves_nothing() {
+    let Some(mut cnitool) = CnitoolNode::new("tool-errors") else {
         return;
     };
-    scene.node.kill(scene.agent);
-    let said = scene.fails("add");
-    assert!(said.contains("UP-CNI-007") && said.contains("Next step"), "without an agent: {said}");
-    scene.fine("del"); // cnitool leaves that to whoever calls it
-    assert!(scene.network.taken_addresses().is_empty());
-    scene.node.start_agent_with(&scene.network.install_arguments());
-    scene.node.start_ready_proxy();
-    scene.fine("add");
-    // The namespace goes before the DEL comes, as after a node's restart.
-    scene.netns("del");
-    scene.fine("del");
-    assert_eq!((scene.pods(), scene.network.taken_addresses().len()), (0, 0));
-    let said = scene.fails("add");
-    assert!(said.contains("/run/netns/pod"), "nobody can join what is not there: {said}");
+    cnitool.node.kill(cnitool.agent);
+    let error = cnitool.run_failing("add");
+    assert!(
+        error.contains("UP-CNI-007") && error.contains("Next step"),
+        "without an agent: {error}"
+    );
+    cnitool.run("del"); // cnitool leaves the DEL after a failed ADD to its caller
+    assert!(cnitool.network.allocated_addresses().is_empty());
+    cnitool
+        .node
+        .start_agent_with(&cnitool.network.install_arguments());
+    cnitool.node.start_ready_proxy();
+    cnitool.run("add");
+    // The namespace is deleted before the DEL, as by a restart of the node.
+    cnitool.netns("del");
+    cnitool.run("del");
+    assert_eq!(
+        (cnitool.pods(), cnitool.network.allocated_addresses().len()),
+        (0, 0)
+    );
+    let error = cnitool.run_failing("add");
+    assert!(
+        error.contains("/run/netns/pod"),
+        "without the namespace: {error}"
+    );
 }
 
 #[test]
-fn cnitool_check_tells_what_has_drifted() {
-    let Some(mut scene) = Scene::new("cnitool_check_tells_what_has_drifted", "tool-check") else { return };
-    let proxy = scene.node.start_ready_proxy();
-    scene.fine("add");
-    scene.fine("check");
-    // Somebody removes the rules again and again, faster than the agent puts them right.
-    let pod = scene.pod();
+fn cnitool_check_reports_drift() {
+    let Some(mut cnitool) = CnitoolNode::new("tool-check") else {
+        return;
+    };
+    let proxy = cnitool.node.start_ready_proxy();
+    cnitool.run("add");
+    cnitool.run("check");
+    // Remove the rules in a loop, faster than the agent repairs them.
+    let pod = cnitool.pod();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
-    let vandal = std::thread::spawn(move || {
+    let remover = std::thread::spawn(move || {
         while !stopped.load(Ordering::Relaxed) {
-            let _ = pod.run(redirect::remove).unwrap(); // the agent may be at it at the same time
+            // The agent may repair them at the same time.
+            let _ = pod.run(redirect::remove).unwrap();
         }
     });
-    let said = happens(|| {
-        let said = String::from_utf8(scene.cnitool("check").stderr).unwrap();
-        (said.contains("UP-AGENT-011") && said.contains("is missing")).then_some(said)
+    let without_rules = differences(&ObservedState::default());
+    let error = eventually(|| {
+        let error = String::from_utf8(cnitool.call("check").stderr).unwrap();
+        let names_a_rule = without_rules
+            .iter()
+            .any(|difference| error.contains(difference));
+        (error.contains("UP-AGENT-011") && names_a_rule).then_some(error)
     });
     stop.store(true, Ordering::Relaxed);
-    vandal.join().unwrap();
-    assert!(said.is_some_and(|s| s.contains("UP-CNI-013")), "CHECK finds no rules missing");
-    until("the pod is as it should be", || scene.differences().is_empty().then_some(()));
-    scene.fine("check");
-    scene.node.kill(proxy);
-    let said = scene.fails("check");
-    assert!(said.contains("UP-AGENT-011") && said.contains("15001"), "without a proxy: {said}");
-    scene.node.kill(scene.agent);
-    let said = scene.fails("check");
-    assert!(said.contains("UP-CNI-007"), "without an agent: {said}");
-    scene.fine("del");
+    remover.join().unwrap();
+    assert!(
+        error.is_some_and(|s| s.contains("UP-CNI-013")),
+        "CHECK finds no rules missing"
+    );
+    until("the rules are repaired", || {
+        cnitool.differences().is_empty().then_some(())
+    });
+    cnitool.run("check");
+    cnitool.node.kill(proxy);
+    let error = cnitool.run_failing("check");
+    assert!(
+        error.contains("UP-AGENT-011") && error.contains("15001"),
+        "without a proxy: {error}"
+    );
+    cnitool.node.kill(cnitool.agent);
+    let error = cnitool.run_failing("check");
+    assert!(error.contains("UP-CNI-007"), "without an agent: {error}");
+    cnitool.run("del");
 }
 
 #[test]
-fn cnitool_status_tells_whether_a_pod_could_join() {
-    let Some(mut scene) = Scene::new("cnitool_status_tells_whether_a_pod_could_join", "tool-status") else { return };
-    let said = scene.fails("status");
-    assert!(said.contains("UP-CNI-014") && said.contains("UP-AGENT-006"), "without a proxy: {said}");
-    scene.node.start_ready_proxy();
-    assert_eq!(scene.fine("status"), "");
-    scene.node.kill(scene.agent);
-    let said = scene.fails("status");
-    assert!(said.contains("UP-CNI-007"), "without an agent: {said}");
-    assert_eq!(scene.network.recorder.story(), ["STATUS", "STATUS", "STATUS"]);
+fn cnitool_status_reports_whether_a_pod_could_join() {
+    let Some(mut cnitool) = CnitoolNode::new("tool-status") else {
+        return;
+    };
+    let error = cnitool.run_failing("status");
+    assert!(
+        error.contains("UP-CNI-014") && error.contains("UP-AGENT-006"),
+        "without a proxy: {error}"
+    );
+    cnitool.node.start_ready_proxy();
+    assert_eq!(cnitool.run("status"), "");
+    cnitool.node.kill(cnitool.agent);
+    let error = cnitool.run_failing("status");
+    assert!(error.contains("UP-CNI-007"), "without an agent: {error}");
+    assert_eq!(
+        cnitool.network.recorder.summaries(),
+        ["STATUS", "STATUS", "STATUS"]
+    );
 }
 
 #[test]
-fn cnitool_gc_takes_every_pod_out() {
-    let Some(mut scene) = Scene::new("cnitool_gc_takes_every_pod_out", "tool-gc") else { return };
-    scene.node.start_ready_proxy();
-    scene.fine("add");
-    scene.network.recorder.clear();
-    scene.fine("gc");
-    let story = ["DEL netns prevResult", "GC"];
-    assert_eq!(scene.network.recorder.story(), story, "libcni deletes what it remembers, then it asks for GC");
-    assert!(scene.network.recorder.calls()[1].input["cni.dev/valid-attachments"].is_null(), "without a list");
-    until("the pod has left", || scene.has_left().then_some(()));
-    // Without its memory libcni asks for GC alone, without a list: that names no pod, so none is touched.
-    scene.fine("add");
-    std::fs::remove_dir_all(scene.machine.path("/var/lib/cni/results")).unwrap();
-    scene.fine("gc");
-    assert_eq!((scene.pods(), scene.differences()), (1, vec![]));
-    scene.fine("del");
+fn cnitool_gc_removes_every_pod() {
+    let Some(mut cnitool) = CnitoolNode::new("tool-gc") else {
+        return;
+    };
+    cnitool.node.start_ready_proxy();
+    cnitool.run("add");
+    cnitool.network.recorder.clear();
+    cnitool.run("gc");
+    let calls = ["DEL netns prevResult", "GC"];
+    assert_eq!(
+        cnitool.network.recorder.summaries(),
+        calls,
+        "libcni deletes the pods of its cache, then calls GC"
+    );
+    assert!(
+        cnitool.network.recorder.calls()[1].input["cni.dev/valid-attachments"].is_null(),
+        "without a list"
+    );
+    until("the pod has left", || cnitool.has_left().then_some(()));
+    // Without its cache libcni only calls GC, without a list: no pod is removed.
+    cnitool.run("add");
+    std::fs::remove_dir_all(cnitool.machine.path("/var/lib/cni/results")).unwrap();
+    cnitool.run("gc");
+    assert_eq!((cnitool.pods(), cnitool.differences()), (1, vec![]));
+    cnitool.run("del");
 }
 
 #[test]
-fn libcni_gc_with_a_list_takes_out_the_pods_that_are_not_in_it() {
-    let test = "libcni_gc_with_a_list_takes_out_the_pods_that_are_not_in_it";
+fn libcni_gc_removes_pods_that_are_not_listed() {
     if let Err(why) = runtime_files(["bin/libcni-gc"]) {
-        return skip(test, &why);
+        return skip(&why);
     }
-    let Some(mut scene) = Scene::new(test, "libcni-gc") else { return };
-    scene.node.start_ready_proxy();
-    scene.fine("add");
-    let add = scene.network.recorder.calls().into_iter().find(|c| c.verb() == "ADD").unwrap();
+    let Some(mut cnitool) = CnitoolNode::new("libcni-gc") else {
+        return;
+    };
+    cnitool.node.start_ready_proxy();
+    cnitool.run("add");
+    let add = cnitool
+        .network
+        .recorder
+        .calls()
+        .into_iter()
+        .find(|c| c.verb() == "ADD")
+        .unwrap();
     let container = add.env["CNI_CONTAINERID"].clone();
-    // Libcni deletes by itself what it remembers and what is not in the list. Without its memory it is up to the plugin.
-    std::fs::remove_dir_all(scene.machine.path("/var/lib/cni/results")).unwrap();
-    scene.network.recorder.clear();
-    scene.gc_but(&["another", &container]);
-    assert_eq!((scene.pods(), scene.differences()), (1, vec![]), "it is in the list");
-    scene.gc_but(&["another"]);
-    assert_eq!(scene.network.recorder.story(), ["GC", "GC"]);
-    until("the pod has left", || (scene.pods() == 0).then_some(()));
-    assert!(scene.pod().run(redirect::read_back).unwrap().unwrap().is_empty(), "its rules went, too");
+    // libcni itself deletes cached pods that are not in the list. Without its cache, the plugin has
+    // to.
+    std::fs::remove_dir_all(cnitool.machine.path("/var/lib/cni/results")).unwrap();
+    cnitool.network.recorder.clear();
+    cnitool.gc_except(&["another", &container]);
+    assert_eq!(
+        (cnitool.pods(), cnitool.differences()),
+        (1, vec![]),
+        "the pod is in the list"
+    );
+    cnitool.gc_except(&["another"]);
+    assert_eq!(cnitool.network.recorder.summaries(), ["GC", "GC"]);
+    until("the pod has left", || (cnitool.pods() == 0).then_some(()));
+    assert!(
+        cnitool
+            .pod()
+            .run(redirect::read_back)
+            .unwrap()
+            .unwrap()
+            .is_empty(),
+        "the rules are removed as well"
+    );
 }

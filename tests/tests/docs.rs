@@ -1,20 +1,30 @@
-//! The documentation that is written from code is up to date.
+//! Generated documentation is up to date, and lists are complete.
+
+#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
 /// `docs/errors.md` lists every error code with what happened, the likely cause and the next step.
-///
-/// `UPDATE_DOCS=1` writes the file.
+/// `UPDATE_DOCS=1` regenerates the file.
 #[test]
 fn error_codes_are_documented() {
     let mut text = String::from(
-        "# Error codes\n\nWritten from `crates/error-code`; a code never changes its meaning and is never used again.\n",
+        "# Error codes\n\nGenerated from `crates/error-code`. A code never changes its meaning \
+         and is never reused.\n",
     );
     for (area, codes) in error_code::AREAS {
-        let _ = write!(text, "\n## {area}\n\n| code | what happened | likely cause | next step |\n|---|---|---|---|\n");
+        let _ = write!(
+            text,
+            "\n## {area}\n\n| code | what happened | likely cause | next step \
+             |\n|---|---|---|---|\n"
+        );
         for c in *codes {
-            let _ = writeln!(text, "| {} | {} | {} | {} |", c.code, c.what, c.cause, c.next_step);
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} |",
+                c.code, c.what, c.cause, c.next_step
+            );
         }
     }
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/errors.md");
@@ -24,24 +34,34 @@ fn error_codes_are_documented() {
     let on_disk = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         on_disk == text,
-        "docs/errors.md is out of date; run UPDATE_DOCS=1 cargo test -p underpass-tests --test docs"
+        "docs/errors.md is out of date; run UPDATE_DOCS=1 cargo test --workspace --test \
+         docs"
     );
 }
 
-/// `docs/check.md` explains every check; all of it below the mark is written from `crates/error-code`.
+/// `docs/check.md` explains every check; the part below the marker is generated from
+/// `crates/error-code`.
 #[test]
 fn checks_are_documented() {
     const MARK: &str = "<!-- From here on written from crates/error-code/src/check.rs. -->\n";
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/check.md");
     let on_disk = std::fs::read_to_string(&path).unwrap_or_default();
-    let (by_hand, _) = on_disk.split_once(MARK).expect("docs/check.md has its mark");
+    let (by_hand, _) = on_disk
+        .split_once(MARK)
+        .expect("docs/check.md has its marker");
     let mut text = format!("{by_hand}{MARK}");
     for (category, checks) in error_code::check::CATEGORIES {
         let _ = writeln!(text, "\n## {category}");
         for check in *checks {
-            let mut holds = check.holds.to_owned();
+            let mut holds = check.description.to_owned();
             holds[..1].make_ascii_uppercase();
-            let _ = write!(text, "\n### {}\n\n{holds}.\n\nWhere not: {}\n", check.id, check.next_step);
+            let _ = write!(
+                text,
+                "\n### {}\n\n{}\n\n{}\n",
+                check.id,
+                wrapped(&format!("{holds}.")),
+                wrapped(&format!("If it fails: {}", check.next_step)),
+            );
         }
     }
     if std::env::var_os("UPDATE_DOCS").is_some() {
@@ -49,6 +69,47 @@ fn checks_are_documented() {
     }
     assert!(
         on_disk == text,
-        "docs/check.md is out of date; run UPDATE_DOCS=1 cargo test -p underpass-tests --test docs"
+        "docs/check.md is out of date; run UPDATE_DOCS=1 cargo test --workspace --test docs"
     );
+}
+
+/// `tests/README.md` has a row for every suite and every module of the harness, and for no others.
+#[test]
+fn suites_and_modules_are_documented() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let names = |subfolder: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(folder.join(subfolder)).unwrap();
+        entries
+            .map(|e| e.unwrap().path().file_stem().unwrap().display().to_string())
+            .filter(|name| !["lib", "bin"].contains(&name.as_str()))
+            .collect()
+    };
+    let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    let mut rows: Vec<&str> = readme
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(name, _)| name)
+        .filter(|name| !name.starts_with("scripts/"))
+        .collect();
+    let mut expected = [names("tests"), names("src")].concat();
+    rows.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(rows, expected);
+}
+
+/// Breaks a paragraph into lines of at most 100 columns.
+fn wrapped(paragraph: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in paragraph.split_whitespace() {
+        let line = lines.last_mut().expect("there is always a line");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= 100 {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.join("\n")
 }

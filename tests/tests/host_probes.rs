@@ -1,4 +1,5 @@
-//! Health probes of the node reach enrolled pods directly, with a source of their own, and nothing else does.
+//! The node's health probes reach enrolled pods directly, from the probe source addresses; all
+//! other traffic is captured.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
 use std::collections::BTreeSet;
@@ -7,96 +8,134 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use agent_status::HostProbesStatus;
 use netns::NetNs;
-use redirect::host;
-use serde_json::Value;
+use redirect::host as host_rules;
 use underpass_tests::binaries::binary;
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::listener;
-use underpass_tests::node::Node;
-use underpass_tests::sandbox::{read_line, serve_echo, until};
+use underpass_tests::node::TestNode;
+use underpass_tests::sandbox::{PATIENCE, read_line, serve_echo, until};
 use underpass_tests::wire::{POD4, POD6, Wire, join};
 
 const MESH: &str = r#"
 namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }]
 workloads:
-  - { name: client, namespace: default, serviceAccount: client, node: node, workloadIps: [10.78.0.1, "fd78::1"] }
-  - { name: other, namespace: default, serviceAccount: other, node: node, workloadIps: [10.79.0.2, "fd79::2"] }
+  - { name: client, namespace: default, serviceAccount: client, node: node,
+      workloadIps: [10.78.0.1, "fd78::1"] }
+  - { name: other, namespace: default, serviceAccount: other, node: node,
+      workloadIps: [10.79.0.2, "fd79::2"] }
 "#;
 const PROBE_SOURCES: [&str; 2] = ["169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"];
-const ELSEWHERE: [&str; 2] = ["10.79.0.2", "fd79::2"];
+const REMOTE: [&str; 2] = ["10.79.0.2", "fd79::2"];
 const APPLICATION: u16 = 8080;
 
-/// A node that forwards between its pod and somewhere else.
-struct Scene {
-    node: Node,
+/// A node that forwards between its pod and a remote namespace.
+struct ForwardingNode {
+    node: TestNode,
     wire: Wire,
-    elsewhere: NetNs,
+    remote: NetNs,
 }
 
-impl Scene {
+impl ForwardingNode {
     fn new(name: &str) -> Self {
-        let (wire, elsewhere) = (Wire::new(), NetNs::create().unwrap());
+        let (wire, remote) = (Wire::new(), NetNs::create().unwrap());
         let netns = wire.peer.try_clone().unwrap();
-        join(&netns, "far", &elsewhere, "eth0");
+        join(&netns, "far", &remote, "eth0");
         let set = |netns: &NetNs, name: &str, value: &str| {
-            netns.run(|| std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap()).unwrap();
+            netns
+                .run(|| std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap())
+                .unwrap();
         };
-        for (netns, link) in [(&netns, "far"), (&elsewhere, "eth0")] {
+        for (netns, link) in [(&netns, "far"), (&remote, "eth0")] {
             set(netns, &format!("ipv6/conf/{link}/accept_dad"), "0");
         }
         set(&netns, "ipv4/ip_forward", "1");
         set(&netns, "ipv6/conf/all/forwarding", "1");
-        for args in ["link set far up", "addr add 10.79.0.1/24 dev far", "addr add fd79::1/64 dev far"] {
+        for args in [
+            "link set far up",
+            "addr add 10.79.0.1/24 dev far",
+            "addr add fd79::1/64 dev far",
+        ] {
             ip(&netns, args);
         }
-        for args in
-            ["link set lo up", "link set eth0 up", "addr add 10.79.0.2/24 dev eth0", "addr add fd79::2/64 dev eth0"]
-        {
-            ip(&elsewhere, args);
+        for args in [
+            "link set lo up",
+            "link set eth0 up",
+            "addr add 10.79.0.2/24 dev eth0",
+            "addr add fd79::2/64 dev eth0",
+        ] {
+            ip(&remote, args);
         }
-        for (netns, via) in [(&wire.pod, ["10.78.0.2", "fd78::2"]), (&elsewhere, ["10.79.0.1", "fd79::1"])] {
-            via.into_iter().for_each(|via| ip(netns, &format!("route add default via {via}")));
+        for (netns, via) in [
+            (&wire.pod, ["10.78.0.2", "fd78::2"]),
+            (&remote, ["10.79.0.1", "fd79::1"]),
+        ] {
+            via.into_iter()
+                .for_each(|via| ip(netns, &format!("route add default via {via}")));
         }
-        Self { node: Node::within(name, MESH, netns), wire, elsewhere }
+        Self {
+            node: TestNode::within(name, MESH, netns),
+            wire,
+            remote,
+        }
     }
 
     fn call(&self, verb: &str, netns: &NetNs, name: &str, addresses: &[&str]) -> Call {
         let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={name}");
         let config = config(&self.node.agent_socket(), addresses);
-        Call::new(verb, &path_of(netns), &config).with("CNI_ARGS", Some(&args)).with("CNI_CONTAINERID", Some(name))
+        Call::new(verb, &path_of(netns), &config)
+            .with("CNI_ARGS", Some(&args))
+            .with("CNI_CONTAINERID", Some(name))
     }
 
     fn add_client(&self) {
-        succeeds(&self.call("ADD", &self.wire.pod, "client", &["10.78.0.1/24", "fd78::1/64"]));
+        assert_success(&self.call(
+            "ADD",
+            &self.wire.pod,
+            "client",
+            &["10.78.0.1/24", "fd78::1/64"],
+        ));
     }
 
     fn add_other(&self) {
-        succeeds(&self.call("ADD", &self.elsewhere, "other", &["10.79.0.2/24", "fd79::2/64"]));
+        assert_success(&self.call(
+            "ADD",
+            &self.remote,
+            "other",
+            &["10.79.0.2/24", "fd79::2/64"],
+        ));
     }
 
     fn enrolled(name: &str) -> Self {
-        let mut scene = Self::new(name);
-        scene.node.start_agent();
-        scene.node.start_ready_proxy();
-        scene.add_client();
-        scene
+        let mut host = Self::new(name);
+        host.node.start_agent();
+        host.node.start_ready_proxy();
+        host.add_client();
+        host
     }
 
-    fn in_place(&self) -> Option<BTreeSet<IpAddr>> {
+    fn installed(&self) -> Option<BTreeSet<IpAddr>> {
         addresses(&self.node.netns)
     }
 }
 
-fn succeeds(call: &Call) {
+fn assert_success(call: &Call) {
     let output = call.run();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }
 
 fn run(netns: &NetNs, program: &str, args: &[&str]) {
     let mut command = Command::new(program);
     netns::process::in_netns(&mut command, netns).unwrap();
-    assert!(command.args(args).status().unwrap().success(), "{program} {args:?}");
+    assert!(
+        command.args(args).status().unwrap().success(),
+        "{program} {args:?}"
+    );
 }
 
 fn ip(netns: &NetNs, args: &str) {
@@ -107,158 +146,257 @@ fn nft(netns: &NetNs, args: &str) {
     run(netns, "nft", &[args]);
 }
 
-/// The addresses that the rule is for; none when there is no table.
+/// The addresses in the sets of the table; `None` without the table.
 fn addresses(netns: &NetNs) -> Option<BTreeSet<IpAddr>> {
-    let table = netns.run(|| nft::dump_table(&nft::Socket::open().unwrap(), host::TABLE_NAME).unwrap()).unwrap()?;
-    Some(table.sets.into_iter().flat_map(|s| s.elements).collect())
+    let table = netns
+        .run(|| nft::dump_table(&nft::Socket::open().unwrap(), host_rules::TABLE_NAME).unwrap())
+        .unwrap()?;
+    let elements = table.sets.iter().flat_map(|s| &s.elements);
+    Some(elements.filter_map(nft::Element::address).collect())
 }
 
-fn of(addresses: &[&str]) -> Option<BTreeSet<IpAddr>> {
+fn set_of(addresses: &[&str]) -> Option<BTreeSet<IpAddr>> {
     Some(addresses.iter().map(|a| a.parse().unwrap()).collect())
 }
 
-/// Connects to the application in the pod; whom it sees.
-fn seen_from(netns: &NetNs, pod: IpAddr) -> io::Result<String> {
+/// Connects to the application in the pod; returns the client address that it sees.
+fn source_seen_from(netns: &NetNs, pod: IpAddr) -> io::Result<String> {
     let mut stream: TcpStream = listener::connect(netns, SocketAddr::new(pod, APPLICATION))?;
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(3)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     read_line(&mut stream)
 }
 
 #[test]
-fn a_probe_of_the_node_reaches_the_application_with_a_source_of_its_own() {
-    let mut scene = Scene::new("host-probe");
-    scene.node.start_agent();
-    scene.node.start_ready_proxy();
-    // A CNI plugin masquerades what the node sends to pods, at the usual priority, and so before what was there.
+fn node_probe_reaches_the_application_from_the_probe_source() {
+    let mut host = ForwardingNode::new("host-probe");
+    host.node.start_agent();
+    host.node.start_ready_proxy();
+    // A CNI plugin masquerades traffic from the node to pods, at the usual priority, from a chain
+    // that is older than Underpass's.
     for family in ["ip", "ip6"] {
         let chain = "type nat hook postrouting priority srcnat; masquerade\n";
-        nft(&scene.node.netns, &format!("table {family} somebody {{ chain post {{ {chain} }}\n}}"));
+        nft(
+            &host.node.netns,
+            &format!("table {family} unrelated {{ chain post {{ {chain} }}\n}}"),
+        );
     }
-    serve_echo(&scene.wire.pod, APPLICATION);
+    serve_echo(&host.wire.pod, APPLICATION);
     for pod in [POD4, POD6] {
-        assert!(!PROBE_SOURCES.contains(&seen_from(&scene.node.netns, pod).unwrap().as_str()), "not enrolled");
+        assert!(
+            !PROBE_SOURCES.contains(&source_seen_from(&host.node.netns, pod).unwrap().as_str()),
+            "the pod is not enrolled"
+        );
     }
-    scene.add_client();
+    host.add_client();
     for (pod, source) in [POD4, POD6].into_iter().zip(PROBE_SOURCES) {
-        assert_eq!(seen_from(&scene.node.netns, pod).unwrap(), source);
+        assert_eq!(source_seen_from(&host.node.netns, pod).unwrap(), source);
     }
-    // Without a proxy nothing else gets in.
-    scene.node.kill_all();
+    // Without a proxy, only probes reach the pod.
+    host.node.kill_all();
     for (pod, source) in [POD4, POD6].into_iter().zip(PROBE_SOURCES) {
-        assert_eq!(seen_from(&scene.node.netns, pod).unwrap(), source, "directly");
-        assert!(seen_from(&scene.elsewhere, pod).is_err(), "what the node forwards is captured");
+        assert_eq!(
+            source_seen_from(&host.node.netns, pod).unwrap(),
+            source,
+            "probes bypass the proxy"
+        );
+        assert!(
+            listener::connect_briefly(&host.remote, SocketAddr::new(pod, APPLICATION)).is_err(),
+            "forwarded traffic is captured"
+        );
     }
 }
 
 #[test]
-fn what_the_node_forwards_keeps_its_source_and_is_captured() {
-    let scene = Scene::enrolled("host-forward");
-    serve_echo(&scene.wire.pod, APPLICATION);
-    for (pod, source) in [POD4, POD6].into_iter().zip(ELSEWHERE) {
-        assert_eq!(seen_from(&scene.elsewhere, pod).unwrap(), source);
-        until("the proxy tells of it", || {
-            let log = scene.node.log("proxy");
-            log.lines().any(|l| l.contains("inbound") && l.contains(source)).then_some(())
+fn forwarded_traffic_keeps_its_source_and_is_captured() {
+    let host = ForwardingNode::enrolled("host-forward");
+    serve_echo(&host.wire.pod, APPLICATION);
+    for (pod, source) in [POD4, POD6].into_iter().zip(REMOTE) {
+        assert_eq!(source_seen_from(&host.remote, pod).unwrap(), source);
+        until("the proxy logs the connection", || {
+            let log = host.node.log("proxy");
+            log.lines()
+                .any(|l| l.contains("inbound") && l.contains(source))
+                .then_some(())
         });
     }
     for pod in [POD4, POD6] {
-        seen_from(&scene.node.netns, pod).unwrap();
+        source_seen_from(&host.node.netns, pod).unwrap();
     }
-    assert!(!PROBE_SOURCES.iter().any(|s| scene.node.log("proxy").contains(s)), "the proxy never sees a probe");
+    assert!(
+        !PROBE_SOURCES
+            .iter()
+            .any(|s| host.node.log("proxy").contains(s)),
+        "the proxy sees no probes"
+    );
 }
 
 #[test]
-fn addresses_are_never_absent_while_the_agent_restarts() {
-    let mut scene = Scene::enrolled("host-restart");
-    let enrolled = of(&["10.78.0.1", "fd78::1"]);
-    assert_eq!(scene.in_place(), enrolled);
-    let (over, netns) = (AtomicBool::new(false), scene.node.netns.try_clone().unwrap());
-    let looks = std::thread::scope(|scope| {
+fn probe_addresses_persist_while_the_agent_restarts() {
+    let mut host = ForwardingNode::enrolled("host-restart");
+    let enrolled = set_of(&["10.78.0.1", "fd78::1"]);
+    assert_eq!(host.installed(), enrolled);
+    let (over, netns) = (AtomicBool::new(false), host.node.netns.try_clone().unwrap());
+    let checks = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
-            let mut looks = 0;
+            let mut checks = 0;
             while !over.load(Ordering::Relaxed) {
                 let found = addresses(&netns).unwrap_or_default();
-                assert!(found.is_superset(enrolled.as_ref().unwrap()), "after {looks} looks: {found:?}");
-                looks += 1;
+                assert!(
+                    found.is_superset(enrolled.as_ref().unwrap()),
+                    "after {checks} checks: {found:?}"
+                );
+                checks += 1;
             }
-            looks
+            checks
         });
         for stale in ["10.9.9.1", "10.9.9.2", "10.9.9.3"] {
-            scene.node.kill_all();
-            // A pod that has left while no agent was there.
-            nft(&scene.node.netns, &format!("add element inet underpass-host pods4 {{ {stale} }}"));
-            scene.node.start_agent();
-            assert_eq!(scene.in_place(), enrolled, "what is stale is gone");
+            host.node.kill_all();
+            // A pod that has left while no agent was running.
+            nft(
+                &host.node.netns,
+                &format!("add element inet underpass-host pods4 {{ {stale} }}"),
+            );
+            host.node.start_agent();
+            assert_eq!(host.installed(), enrolled, "stale addresses are removed");
         }
         over.store(true, Ordering::Relaxed);
         watcher.join().unwrap()
     });
-    assert!(looks > 100, "{looks}");
+    assert!(checks > 100, "{checks}");
 }
 
 #[test]
-fn addresses_follow_the_pods_one_by_one() {
-    let scene = Scene::enrolled("host-follow");
-    scene.add_other();
-    assert_eq!(scene.in_place(), of(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"]));
-    let status: Value = serde_json::from_str(&scene.node.get("127.0.0.1:15014", "/status").unwrap().1).unwrap();
-    assert_eq!(status["hostProbes"], serde_json::json!({ "state": "in place", "addresses": 4 }));
-    succeeds(&scene.call("DEL", &scene.wire.pod, "client", &["10.78.0.1/24", "fd78::1/64"]));
-    assert_eq!(scene.in_place(), of(&["10.79.0.2", "fd79::2"]), "the other pod's stay");
-    succeeds(&scene.call("DEL", &scene.elsewhere, "other", &["10.79.0.2/24", "fd79::2/64"]));
-    assert_eq!(scene.in_place(), of(&[]));
+fn probe_addresses_follow_pod_changes() {
+    let host = ForwardingNode::enrolled("host-follow");
+    host.add_other();
+    assert_eq!(
+        host.installed(),
+        set_of(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"])
+    );
+    let expected = HostProbesStatus {
+        state: "in place".to_owned(),
+        addresses: 4,
+        reason: None,
+    };
+    assert_eq!(host.node.status().host_probes, expected);
+    assert_success(&host.call(
+        "DEL",
+        &host.wire.pod,
+        "client",
+        &["10.78.0.1/24", "fd78::1/64"],
+    ));
+    assert_eq!(
+        host.installed(),
+        set_of(&["10.79.0.2", "fd79::2"]),
+        "the other pod's addresses stay"
+    );
+    assert_success(&host.call(
+        "DEL",
+        &host.remote,
+        "other",
+        &["10.79.0.2/24", "fd79::2/64"],
+    ));
+    assert_eq!(host.installed(), set_of(&[]));
 }
 
 #[test]
-fn what_somebody_changes_of_the_nodes_rule_is_put_right() {
-    let scene = Scene::enrolled("host-repair");
-    let enrolled = of(&["10.78.0.1", "fd78::1"]);
+fn changed_host_probe_rule_is_repaired() {
+    let host = ForwardingNode::enrolled("host-repair");
+    let enrolled = set_of(&["10.78.0.1", "fd78::1"]);
     let changes = [
-        ("1 addresses were missing", "delete element inet underpass-host pods4 { 10.78.0.1 }"),
-        ("1 should not have been there", "add element inet underpass-host pods6 { fd99::1 }"),
-        ("missing or altered", "flush chain inet underpass-host postrouting"),
-        ("missing or altered", "delete table inet underpass-host"),
+        (
+            "table_rewritten=false missing=1 unexpected=0",
+            "delete element inet underpass-host pods4 { 10.78.0.1 }",
+        ),
+        (
+            "table_rewritten=false missing=0 unexpected=1",
+            "add element inet underpass-host pods6 { fd99::1 }",
+        ),
+        (
+            "table_rewritten=true missing=0 unexpected=0",
+            "flush chain inet underpass-host postrouting",
+        ),
+        (
+            "table_rewritten=true missing=0 unexpected=0",
+            "delete table inet underpass-host",
+        ),
     ];
     for (expected, change) in changes {
-        let before = scene.node.log("agent").len();
-        nft(&scene.node.netns, change);
-        let line = until("the repair is told", || {
-            let log = scene.node.log("agent");
-            log[before..].lines().find(|l| l.contains("health probes")).map(str::to_owned)
+        let before = host.node.log("agent").len();
+        nft(&host.node.netns, change);
+        let line = until("the repair is logged", || {
+            let log = host.node.log("agent");
+            log[before..]
+                .lines()
+                .find(|l| l.contains("event=\"host_probes_repaired\""))
+                .map(str::to_owned)
         });
-        assert!(line.contains(expected) && line.contains("nft (pid "), "{line}");
-        assert_eq!(scene.in_place(), enrolled);
+        assert!(
+            line.contains(expected) && line.contains("nft (pid "),
+            "{line}"
+        );
+        assert_eq!(host.installed(), enrolled);
     }
-    // Where a pod joins or leaves before that, it is put right then.
-    nft(&scene.node.netns, "delete table inet underpass-host");
-    scene.add_other();
-    assert_eq!(scene.in_place(), of(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"]));
-    nft(&scene.node.netns, "add table inet somebody");
-    nft(&scene.node.netns, "list table inet somebody");
+    // A pod that joins or leaves triggers the repair at once.
+    nft(&host.node.netns, "delete table inet underpass-host");
+    host.add_other();
+    assert_eq!(
+        host.installed(),
+        set_of(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"])
+    );
+    nft(&host.node.netns, "add table inet unrelated");
+    nft(&host.node.netns, "list table inet unrelated");
 }
 
 #[test]
-fn the_nodes_rule_goes_when_it_is_not_wanted_and_when_underpass_is_uninstalled() {
-    let mut scene = Scene::enrolled("host-off");
-    serve_echo(&scene.wire.pod, APPLICATION);
-    scene.node.kill_all();
-    assert!(scene.in_place().is_some(), "an agent that stops leaves it");
-    scene.node.start_agent_with(&["--host-probes=false".as_ref()]);
-    scene.node.start_ready_proxy();
-    assert_eq!(scene.in_place(), None);
-    assert_eq!(seen_from(&scene.node.netns, POD4).unwrap(), "10.78.0.2", "as anybody else");
-    scene.node.kill_all();
-    scene.node.start_agent();
-    assert_eq!(scene.in_place(), of(&["10.78.0.1", "fd78::1"]));
-    scene.node.kill_all();
+fn host_probe_rule_is_removed_when_disabled_or_uninstalled() {
+    let mut host = ForwardingNode::enrolled("host-off");
+    serve_echo(&host.wire.pod, APPLICATION);
+    host.node.kill_all();
+    assert!(
+        host.installed().is_some(),
+        "the rule stays when the agent stops"
+    );
+    host.node
+        .start_agent_with(&["--host-probes=false".as_ref()]);
+    host.node.start_ready_proxy();
+    assert_eq!(host.installed(), None);
+    assert_eq!(
+        source_seen_from(&host.node.netns, POD4).unwrap(),
+        "10.78.0.2",
+        "the probe is captured"
+    );
+    host.node.kill_all();
+    host.node.start_agent();
+    assert_eq!(host.installed(), set_of(&["10.78.0.1", "fd78::1"]));
+    host.node.kill_all();
     let mut command = Command::new(binary("underpass-agent"));
-    // Not in the node's namespace: it is named.
-    command.arg("uninstall").arg("--host-netns").arg(path_of(&scene.node.netns));
-    std::fs::create_dir_all(scene.node.file("net.d")).unwrap();
-    command.arg("--conf-dir").arg(scene.node.file("net.d")).arg("--bin-dir").arg(scene.node.file("bin"));
-    command.arg("--state-dir").arg(scene.node.file("state"));
+    // Runs outside the node's namespace, which is passed by path.
+    command
+        .arg("uninstall")
+        .arg("--host-netns")
+        .arg(path_of(&host.node.netns));
+    std::fs::create_dir_all(host.node.file("net.d")).unwrap();
+    command
+        .arg("--conf-dir")
+        .arg(host.node.file("net.d"))
+        .arg("--bin-dir")
+        .arg(host.node.file("bin"));
+    command.arg("--state-dir").arg(host.node.file("state"));
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1 pods, and the node"));
-    assert_eq!(scene.in_place(), None);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(host.installed(), None);
+    assert!(
+        host.wire
+            .pod
+            .run(redirect::read_back)
+            .unwrap()
+            .unwrap()
+            .is_empty(),
+        "the pod's rules are removed"
+    );
 }

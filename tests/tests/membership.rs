@@ -1,65 +1,79 @@
-//! Pods that run join and leave when the mesh file says so, without losing a connection; and what their annotations say.
+//! Running pods join and leave when the mesh file changes, without losing a connection; and the
+//! effect of annotations.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
+use agent_status::{EnrolmentReason, PodState, PodStatus, VerificationState};
 use netns::NetNs;
 use redirect::{CaptureKind, Plan};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+use underpass_tests::arrivals::carries_both_ways;
 use underpass_tests::cni::{Call, config, path_of};
-use underpass_tests::listener::{accept, connect, plain};
-use underpass_tests::node::Node;
-use underpass_tests::places::carries;
+use underpass_tests::listener::{accept, connect, plain, transparent};
+use underpass_tests::node::TestNode;
 use underpass_tests::sandbox::until;
 use underpass_tests::traffic::Traffic;
 use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
 
-/// The mesh of the tests, with the pod's namespace and the pod itself as told.
+/// A mesh with these labels of the pod's namespace and annotations of the pod.
 fn mesh(labels: &str, annotations: &str) -> String {
     format!(
         r#"
 namespaces: [{{ name: default, labels: {{ {labels} }} }}, {{ name: outside }}]
 workloads:
-  - {{ name: client, namespace: default, serviceAccount: client, node: node, workloadIps: [10.78.0.1, "fd78::1"], annotations: {{ {annotations} }} }}
+  - {{ name: client, namespace: default, serviceAccount: client, node: node,
+      workloadIps: [10.78.0.1, "fd78::1"], annotations: {{ {annotations} }} }}
   - {{ name: peer, namespace: outside, workloadIps: [10.78.0.2, "fd78::2"] }}
 "#
     )
 }
 
-const IN: &str = "istio.io/dataplane-mode: ambient";
+const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
 
-fn write_mesh(node: &Node, text: &str) {
+fn write_mesh(node: &TestNode, text: &str) {
     let staged = node.file("mesh.new");
     std::fs::write(&staged, text).unwrap();
     std::fs::rename(staged, node.file("mesh.yaml")).unwrap();
 }
 
-fn add(node: &Node, wire: &Wire, change: impl FnOnce(&mut Value)) -> std::process::Output {
+fn add(node: &TestNode, wire: &Wire, change: impl FnOnce(&mut Value)) -> std::process::Output {
     let mut config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
     change(&mut config);
     Call::new("ADD", &path_of(&wire.pod), &config).run()
 }
 
-fn pod(node: &Node) -> Value {
-    let status = node.get("127.0.0.1:15014", "/status").unwrap().1;
-    serde_json::from_str::<Value>(&status).unwrap()["pods"][0].clone()
+fn pod(node: &TestNode) -> PodStatus {
+    node.pod("client")
 }
 
-fn await_pod(node: &Node, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+fn await_pod(node: &TestNode, what: &str, holds: impl Fn(&PodStatus) -> bool) -> PodStatus {
     until(what, || Some(pod(node)).filter(&holds))
 }
 
-fn in_place(wire: &Wire) -> bool {
-    !wire.pod.run(redirect::read_back).unwrap().unwrap().is_empty()
+fn is_verified(pod: &PodStatus) -> bool {
+    pod.verification
+        .as_ref()
+        .is_some_and(|v| v.state == VerificationState::Verified)
 }
 
-fn differs(wire: &Wire, plan: &Plan) -> Vec<redirect::Difference> {
+fn has_rules(wire: &Wire) -> bool {
+    !wire
+        .pod
+        .run(redirect::read_back)
+        .unwrap()
+        .unwrap()
+        .is_empty()
+}
+
+fn differences(wire: &Wire, plan: &Plan) -> Vec<redirect::Difference> {
     redirect::diff(plan, &wire.pod.run(redirect::read_back).unwrap().unwrap())
 }
 
-/// A connection of each family and direction, and who serves it.
-fn open(wire: &Wire, port: u16) -> Vec<(TcpStream, TcpStream)> {
+/// A connection in each family and direction: both ends.
+fn open_connections(wire: &Wire, port: u16) -> Vec<(TcpStream, TcpStream)> {
     let pair = |from, to, address| {
         let at = SocketAddr::new(address, port);
         let server = plain(to, at);
@@ -67,44 +81,63 @@ fn open(wire: &Wire, port: u16) -> Vec<(TcpStream, TcpStream)> {
         (client, accept(&server).unwrap().0)
     };
     let (pod, peer) = (&wire.pod, &wire.peer);
-    vec![pair(pod, peer, PEER4), pair(pod, peer, PEER6), pair(peer, pod, POD4), pair(peer, pod, POD6)]
+    vec![
+        pair(pod, peer, PEER4),
+        pair(pod, peer, PEER6),
+        pair(peer, pod, POD4),
+        pair(peer, pod, POD6),
+    ]
 }
 
-fn all_carry(connections: &mut [(TcpStream, TcpStream)]) {
+fn all_carry_data(connections: &mut [(TcpStream, TcpStream)]) {
     for (a, b) in connections {
-        carries(a, b).unwrap();
+        carries_both_ways(a, b).unwrap();
     }
 }
 
 fn joins_and_leaves(capture: &str) {
-    let (mut node, wire) = (Node::new(&format!("members-{capture}"), &mesh("", "")), Wire::new());
+    let (mut node, wire) = (
+        TestNode::new(&format!("members-{capture}"), &mesh("", "")),
+        Wire::new(),
+    );
     node.start_agent_with(&["--capture".as_ref(), capture.as_ref()]);
     node.start_ready_proxy();
     assert!(add(&node, &wire, |_| {}).status.success());
-    assert_eq!(pod(&node)["state"], "skipped");
-    assert!(!in_place(&wire));
+    assert_eq!(pod(&node).state, PodState::Skipped);
+    assert!(!has_rules(&wire));
 
-    let mut before = open(&wire, 8001);
-    write_mesh(&node, &mesh(IN, ""));
-    let joined = await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
-    assert_eq!(joined["reason"], "label istio.io/dataplane-mode=ambient on the namespace");
-    all_carry(&mut before);
-    let mut captured = open(&wire, 8002);
-    all_carry(&mut captured);
-    let seen = captured.iter().map(|(_, served)| served.peer_addr().unwrap().ip().to_canonical());
-    assert_eq!(seen.collect::<Vec<_>>(), [POD4, POD6, PEER4, PEER6], "addresses are preserved");
+    let mut before = open_connections(&wire, 8001);
+    write_mesh(&node, &mesh(AMBIENT, ""));
+    let joined = await_pod(&node, "the pod is verified", is_verified);
+    assert_eq!(joined.reason_code, Some(EnrolmentReason::NamespaceLabel));
+    all_carry_data(&mut before);
+    let mut captured = open_connections(&wire, 8002);
+    all_carry_data(&mut captured);
+    let seen = captured
+        .iter()
+        .map(|(_, served)| served.peer_addr().unwrap().ip().to_canonical());
+    assert_eq!(
+        seen.collect::<Vec<_>>(),
+        [POD4, POD6, PEER4, PEER6],
+        "addresses are preserved"
+    );
 
     write_mesh(&node, &mesh("", ""));
-    await_pod(&node, "the pod leaves", |p| p["state"] == "leaving");
-    all_carry(&mut before);
-    all_carry(&mut captured);
-    let mut after = open(&wire, 8003);
-    assert!(node.log("agent").contains("open=4"), "those that were captured are known");
+    await_pod(&node, "the pod leaves", |p| p.state == PodState::Leaving);
+    all_carry_data(&mut before);
+    all_carry_data(&mut captured);
+    let mut after = open_connections(&wire, 8003);
+    assert!(
+        node.log("agent").contains("open=4"),
+        "the agent counts captured connections"
+    );
     drop(captured);
-    await_pod(&node, "the pod is outside", |p| p["state"] == "skipped");
-    assert!(!in_place(&wire), "nothing of ours is left");
-    all_carry(&mut before);
-    all_carry(&mut after);
+    await_pod(&node, "the pod is outside", |p| {
+        p.state == PodState::Skipped
+    });
+    assert!(!has_rules(&wire), "rules are left in the pod");
+    all_carry_data(&mut before);
+    all_carry_data(&mut after);
     until("the proxy's listeners are closed", || {
         let listeners = wire.pod.run(redirect::listeners).unwrap().unwrap();
         let is_proxys = |port| [15001, 15006, 15008].contains(&port);
@@ -118,215 +151,450 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection() {
 }
 
 #[test]
-fn the_same_under_nat() {
+fn a_running_pod_joins_and_leaves_without_losing_a_connection_under_nat() {
     joins_and_leaves("nat");
 }
 
 #[test]
-fn the_same_under_nat_by_iptables() {
+fn a_running_pod_joins_and_leaves_without_losing_a_connection_under_iptables() {
     joins_and_leaves("nat-iptables-nft");
 }
 
-/// A pod in the mesh, and both directions and families: who connects, who answers, and where.
-fn enrolled(name: &str, capture: &str) -> (Node, Wire) {
-    let (mut node, wire) = (Node::new(&format!("{name}-{capture}"), &mesh(IN, "")), Wire::new());
-    node.start_agent_with(&["--capture".as_ref(), capture.as_ref(), "--dns-capture".as_ref(), "true".as_ref()]);
+/// A node with an enrolled pod.
+fn enrolled(name: &str, capture: &str) -> (TestNode, Wire) {
+    let (mut node, wire) = (
+        TestNode::new(&format!("{name}-{capture}"), &mesh(AMBIENT, "")),
+        Wire::new(),
+    );
+    node.start_agent_with(&[
+        "--capture".as_ref(),
+        capture.as_ref(),
+        "--dns-capture".as_ref(),
+        "true".as_ref(),
+    ]);
     node.start_ready_proxy();
     assert!(add(&node, &wire, |_| {}).status.success());
     (node, wire)
 }
 
-fn ways(wire: &Wire) -> [(&NetNs, &NetNs, SocketAddr); 4] {
+/// Client, server and address, in each direction and family.
+fn flows(wire: &Wire) -> [(&NetNs, &NetNs, SocketAddr); 4] {
     let (pod, peer) = (&wire.pod, &wire.peer);
-    [(pod, peer, PEER4), (pod, peer, PEER6), (peer, pod, POD4), (peer, pod, POD6)]
-        .map(|(client, server, address)| (client, server, SocketAddr::new(address, 8001)))
+    [
+        (pod, peer, PEER4),
+        (pod, peer, PEER6),
+        (peer, pod, POD4),
+        (peer, pod, POD6),
+    ]
+    .map(|(client, server, address)| (client, server, SocketAddr::new(address, 8001)))
 }
 
-/// It comes and goes while connections of each family and direction talk without a pause, and new ones are made.
-fn comes_and_goes_under_traffic(capture: &str) {
+/// Joins and leaves repeatedly, while connections in each family and direction carry data and new
+/// ones are opened: 15 times, or as often as `ROUNDS` in the environment says.
+fn joins_and_leaves_under_traffic(capture: &str) {
     let (node, wire) = enrolled("traffic", capture);
     let mut traffic = Traffic::default();
-    for (client, server, at) in ways(&wire) {
+    for (client, server, at) in flows(&wire) {
         traffic.serve(server, at);
         traffic.talk(client, at);
         traffic.connect(client, at);
     }
-    for round in 0..15 {
+    let rounds = std::env::var("ROUNDS").map_or(15, |rounds| rounds.parse().unwrap());
+    for round in 0..rounds {
         write_mesh(&node, &mesh("", ""));
-        await_pod(&node, "the pod leaves", |p| p["state"] == "leaving");
-        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, leaving");
-        write_mesh(&node, &mesh(IN, ""));
-        await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
-        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, joining");
+        await_pod(&node, "the pod leaves", |p| p.state == PodState::Leaving);
+        assert_eq!(traffic.failures(), [""; 0], "round {round}, leaving");
+        write_mesh(&node, &mesh(AMBIENT, ""));
+        await_pod(&node, "the pod is verified", is_verified);
+        assert_eq!(traffic.failures(), [""; 0], "round {round}, joining");
     }
 }
 
 #[test]
-fn a_pod_comes_and_goes_under_traffic_without_losing_a_connection() {
-    comes_and_goes_under_traffic("routed");
+fn a_pod_joins_and_leaves_under_traffic_without_losing_a_connection() {
+    joins_and_leaves_under_traffic("routed");
 }
 
 #[test]
-fn under_nat_a_pod_comes_and_goes_under_traffic_without_losing_a_connection() {
-    comes_and_goes_under_traffic("nat");
+fn a_pod_joins_and_leaves_under_traffic_without_losing_a_connection_under_nat() {
+    joins_and_leaves_under_traffic("nat");
 }
 
-/// It is out, and joins again, while connections are made that are open for a moment only.
-fn is_out_and_in_again(capture: &str) {
+/// Leaves completely and joins again, while short connections are opened.
+fn leaves_and_rejoins(capture: &str) {
     let (node, wire) = enrolled("brief", capture);
     let mut traffic = Traffic::default();
-    for (client, server, at) in ways(&wire) {
+    for (client, server, at) in flows(&wire) {
         traffic.serve(server, at);
         traffic.connect(client, at);
     }
     for round in 0..2 {
         write_mesh(&node, &mesh("", ""));
-        await_pod(&node, "the pod is outside", |p| p["state"] == "skipped");
-        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, outside");
-        assert!(!in_place(&wire), "nothing of ours is left");
-        write_mesh(&node, &mesh(IN, ""));
-        await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
-        assert_eq!(traffic.goes_on(), [""; 0], "round {round}, inside");
+        await_pod(&node, "the pod is outside", |p| {
+            p.state == PodState::Skipped
+        });
+        assert_eq!(traffic.failures(), [""; 0], "round {round}, outside");
+        assert!(!has_rules(&wire), "rules are left in the pod");
+        write_mesh(&node, &mesh(AMBIENT, ""));
+        await_pod(&node, "the pod is verified", is_verified);
+        assert_eq!(traffic.failures(), [""; 0], "round {round}, inside");
     }
 }
 
 #[test]
-fn connections_that_are_made_while_a_pod_leaves_for_good_are_not_lost() {
-    is_out_and_in_again("routed");
+fn connections_opened_while_a_pod_leaves_survive() {
+    leaves_and_rejoins("routed");
 }
 
 #[test]
-fn under_nat_connections_that_are_made_while_a_pod_leaves_for_good_are_not_lost() {
-    is_out_and_in_again("nat");
+fn connections_opened_while_a_pod_leaves_survive_under_nat() {
+    leaves_and_rejoins("nat");
+}
+
+/// Runs a program in a namespace.
+fn run(netns: &NetNs, program: &str, args: &str) {
+    let args = args.split_whitespace();
+    let done = netns.run(|| Command::new(program).args(args).output());
+    let done = done.unwrap().unwrap();
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{program}: {stderr}");
+}
+
+/// Sends the SYN of a connection, and does not wait for the answer.
+fn begin_connecting(netns: &NetNs, to: SocketAddr) -> Socket {
+    let socket = netns
+        .run(|| Socket::new(Domain::for_address(to), Type::STREAM, None))
+        .unwrap()
+        .unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let pending = socket.connect(&to.into()).unwrap_err();
+    assert_eq!(pending.raw_os_error(), Some(nix::libc::EINPROGRESS));
+    socket
+}
+
+/// Waits until a begun connection arrives at its server.
+#[track_caller]
+fn assert_arrives(client: &Socket, server: &TcpListener) {
+    until("the connection is open", || {
+        assert_eq!(client.take_error().unwrap().map(|e| e.kind()), None);
+        client.peer_addr().ok()
+    });
+    accept(server).unwrap();
+}
+
+/// The peer does not receive the first SYN. The second follows when the pod has joined, but
+/// conntrack knows the connection and redirects none of it.
+#[test]
+fn a_connection_whose_first_syn_was_lost_before_the_join_survives() {
+    for capture in [CaptureKind::Nat, CaptureKind::NatIptablesNft] {
+        for peer in [PEER4, PEER6] {
+            let wire = Wire::new();
+            let plan = Plan {
+                capture,
+                ..Plan::for_pod([POD4, POD6])
+            };
+            let in_pod = |work: &dyn Fn()| wire.pod.run(work).unwrap();
+            // Conntrack is active in a leaving pod.
+            in_pod(&|| {
+                redirect::join(&plan).unwrap();
+                redirect::leave(&plan, &redirect::Exceptions::new(), true).unwrap();
+            });
+            let at = SocketAddr::new(peer, 8001);
+            let server = plain(&wire.peer, at);
+            let loss = "add table inet loss; \
+                add chain inet loss in { type filter hook input priority 0; }; \
+                add rule inet loss in tcp dport 8001 drop";
+            run(&wire.peer, "nft", loss);
+            let client = begin_connecting(&wire.pod, at);
+            in_pod(&|| {
+                redirect::join(&plan).unwrap();
+            });
+            run(&wire.peer, "nft", "delete table inet loss");
+            assert_arrives(&client, &server);
+        }
+    }
+}
+
+/// The SYN is on its way to the proxy, over lo, when the pod leaves.
+#[test]
+fn a_connection_on_its_way_to_the_proxy_survives_leaving() {
+    for peer in [PEER4, PEER6] {
+        let wire = Wire::new();
+        let plan = Plan::for_pod([POD4, POD6]);
+        let in_pod = |work: &dyn Fn()| wire.pod.run(work).unwrap();
+        in_pod(&|| {
+            redirect::join(&plan).unwrap();
+        });
+        let _proxy = transparent(&wire.pod, 15001);
+        let at = SocketAddr::new(peer, 8001);
+        let server = plain(&wire.peer, at);
+        let set_rate = |verb: &str, rate: &str| {
+            let qdisc = format!("qdisc {verb} dev lo root tbf rate {rate} burst 100 limit 10000");
+            run(&wire.pod, "tc", &qdisc);
+        };
+        let send_over_lo = || {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.send_to(&[0; 44], "127.0.0.1:9").unwrap();
+        };
+        // The first packet uses up the burst, so that the SYN waits for a minute.
+        set_rate("add", "8bit");
+        in_pod(&|| send_over_lo());
+        let client = begin_connecting(&wire.pod, at);
+        in_pod(&|| {
+            redirect::leave(&plan, &redirect::Exceptions::new(), true).unwrap();
+        });
+        // Another packet makes the kernel apply the new rate to those that wait.
+        set_rate("change", "1mbit");
+        in_pod(&|| send_over_lo());
+        assert_arrives(&client, &server);
+    }
 }
 
 #[test]
-fn a_pod_that_leaves_may_change_its_mind() {
-    let (mut node, wire) = (Node::new("mind", &mesh(IN, "")), Wire::new());
+fn a_leaving_pod_can_rejoin() {
+    let (mut node, wire) = (TestNode::new("mind", &mesh(AMBIENT, "")), Wire::new());
     node.start_agent();
     node.start_ready_proxy();
     assert!(add(&node, &wire, |_| {}).status.success());
-    let mut captured = open(&wire, 8001);
+    let mut captured = open_connections(&wire, 8001);
     write_mesh(&node, &mesh("", ""));
-    await_pod(&node, "the pod leaves", |p| p["state"] == "leaving");
-    let mut outside = open(&wire, 8002);
-    // And the agent is killed meanwhile.
+    await_pod(&node, "the pod leaves", |p| p.state == PodState::Leaving);
+    let mut outside = open_connections(&wire, 8002);
+    // The agent is killed meanwhile.
     node.kill_all();
     node.start_agent();
     node.start_ready_proxy();
-    assert_eq!(pod(&node)["state"], "leaving");
-    write_mesh(&node, &mesh(IN, ""));
-    await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
-    all_carry(&mut outside);
-    drop(captured.drain(..)); // their proxy was killed
-    assert_eq!(differs(&wire, &Plan::for_pod([POD4, POD6])), []);
+    // It may not have stored yet that the pod leaves.
+    await_pod(&node, "the pod leaves", |p| p.state == PodState::Leaving);
+    write_mesh(&node, &mesh(AMBIENT, ""));
+    await_pod(&node, "the pod is verified", is_verified);
+    all_carry_data(&mut outside);
+    drop(captured.drain(..)); // closed, as their proxy was killed
+    assert_eq!(differences(&wire, &Plan::for_pod([POD4, POD6])), []);
 }
 
 #[test]
-fn without_a_proxy_a_running_pod_goes_on_as_it_was() {
-    let (mut node, wire) = (Node::new("no-proxy-yet", &mesh("", "")), Wire::new());
+fn without_a_proxy_a_running_pod_stays_outside() {
+    let (mut node, wire) = (TestNode::new("no-proxy-yet", &mesh("", "")), Wire::new());
     node.start_agent();
     assert!(add(&node, &wire, |_| {}).status.success());
-    write_mesh(&node, &mesh(IN, ""));
-    let waits = await_pod(&node, "it is told why", |p| p["reason"].as_str().unwrap().contains("UP-AGENT-006"));
-    assert_eq!(waits["state"], "skipped");
-    all_carry(&mut open(&wire, 8001));
+    write_mesh(&node, &mesh(AMBIENT, ""));
+    let waiting = await_pod(&node, "the reason is reported", |p| {
+        p.reason.contains("UP-AGENT-006")
+    });
+    assert_eq!(
+        (waiting.state, waiting.reason_code),
+        (PodState::Skipped, None)
+    );
+    all_carry_data(&mut open_connections(&wire, 8001));
     write_mesh(&node, &mesh("", ""));
-    await_pod(&node, "what is told is what holds now", |p| p["reason"].as_str().unwrap().contains("no label"));
-    write_mesh(&node, &mesh(IN, ""));
-    // The next agent knows the pod, too.
+    await_pod(&node, "the reason is the current one", |p| {
+        p.reason_code == Some(EnrolmentReason::NoLabel)
+    });
+    write_mesh(&node, &mesh(AMBIENT, ""));
+    // The next agent knows the pod as well, once it is stored: an ADD outside the mesh does not
+    // wait for the disk.
+    until("the pod is stored", || {
+        let state = std::fs::read_to_string(node.file("state/pods.json"));
+        state.is_ok_and(|s| s.contains("client")).then_some(())
+    });
     node.kill_all();
     node.start_agent();
     node.start_ready_proxy();
-    await_pod(&node, "the pod is verified", |p| p["verification"]["state"] == "verified");
+    await_pod(&node, "the pod is verified", is_verified);
 }
 
-/// The agent was killed while the pod joined, and the pod is not to join any more.
+/// The agent was killed while the pod joined, and the pod should no longer join.
 #[test]
-fn rules_of_a_join_that_was_killed_do_not_cut_off_a_pod_outside_the_mesh() {
-    let (mut node, wire) = (Node::new("killed-join", &mesh("", "")), Wire::new());
+fn rules_of_an_interrupted_join_do_not_cut_off_a_pod_outside_the_mesh() {
+    let (mut node, wire) = (TestNode::new("killed-join", &mesh("", "")), Wire::new());
     node.start_agent();
     assert!(add(&node, &wire, |_| {}).status.success());
-    let is_written = || std::fs::read_to_string(node.file("state/pods.json")).is_ok_and(|s| s.contains("client"));
-    until("the pod is written down", || is_written().then_some(()));
+    let is_written = || {
+        std::fs::read_to_string(node.file("state/pods.json")).is_ok_and(|s| s.contains("client"))
+    };
+    until("the pod is in the state file", || {
+        is_written().then_some(())
+    });
     let run = |program: &str, args: &[&str]| {
-        let done = wire.pod.run(|| Command::new(program).args(args).output()).unwrap().unwrap();
-        assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        let done = wire
+            .pod
+            .run(|| Command::new(program).args(args).output())
+            .unwrap()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{program} {args:?}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     };
     let no_table = || run("nft", &["delete table inet underpass"]);
-    let no_rules = || ["-4", "-6"].into_iter().for_each(|family| run("ip", &[family, "rule", "del", "pref", "32764"]));
-    let cuts: [(&str, &dyn Fn()); 3] = [("whole", &|| ()), ("no table", &no_table), ("no ip rules", &no_rules)];
-    for (number, (what, cut)) in (0..).zip(cuts) {
+    let no_rules = || {
+        ["-4", "-6"]
+            .into_iter()
+            .for_each(|family| run("ip", &[family, "rule", "del", "pref", "32764"]))
+    };
+    let removals: [(&str, &dyn Fn()); 3] = [
+        ("whole", &|| ()),
+        ("no table", &no_table),
+        ("no ip rules", &no_rules),
+    ];
+    for (number, (what, remove)) in (0..).zip(removals) {
         node.kill_all();
-        wire.pod.run(|| redirect::join(&Plan::for_pod([POD4, POD6]))).unwrap().unwrap();
-        cut();
-        assert!(in_place(&wire), "{what}");
+        wire.pod
+            .run(|| redirect::join(&Plan::for_pod([POD4, POD6])))
+            .unwrap()
+            .unwrap();
+        remove();
+        assert!(has_rules(&wire), "{what}");
         node.start_agent();
-        until(what, || (!in_place(&wire)).then_some(()));
-        all_carry(&mut open(&wire, 8001 + number));
-        until("it is told", || node.log("agent").contains("a join that had not come to its end").then_some(()));
-        assert_eq!(pod(&node)["state"], "skipped");
+        until(what, || (!has_rules(&wire)).then_some(()));
+        all_carry_data(&mut open_connections(&wire, 8001 + number));
+        until("it is logged", || {
+            node.log("agent")
+                .contains("event=\"interrupted_join_undone\"")
+                .then_some(())
+        });
+        assert_eq!(pod(&node).state, PodState::Skipped);
     }
 }
 
 #[test]
-fn annotations_shape_the_plan_of_a_new_pod_and_of_one_that_runs() {
-    let (mut node, wire) = (Node::new("annotated", &mesh(IN, "")), Wire::new());
+fn annotations_change_the_plan_of_new_and_running_pods() {
+    let (mut node, wire) = (TestNode::new("annotated", &mesh(AMBIENT, "")), Wire::new());
     node.start_agent();
     node.start_ready_proxy();
-    // From the runtime, as containerd tells them.
-    let annotations = json!({ "underpass.io/exclude-outbound-ports": "8001", "other/annotation": "x" });
+    // From the runtime, in containerd's format.
+    let annotations =
+        json!({ "underpass.io/exclude-outbound-ports": "8001", "other/annotation": "x" });
     let runtime = json!({ "io.kubernetes.cri.pod-annotations": annotations, "other": 3 });
-    assert!(add(&node, &wire, |c| c["runtimeConfig"] = runtime).status.success());
+    assert!(
+        add(&node, &wire, |c| c["runtimeConfig"] = runtime)
+            .status
+            .success()
+    );
     let mut plan = Plan::for_pod([POD4, POD6]);
     plan.exclude.outbound_ports = [8001].into();
-    assert_eq!(differs(&wire, &plan), []);
-    // From the mesh, while the pod runs; what the runtime said stays.
-    write_mesh(&node, &mesh(IN, r#""underpass.io/exclude-inbound-cidrs": "10.78.0.2""#));
+    assert_eq!(differences(&wire, &plan), []);
+    // From the mesh while the pod runs; the runtime's annotations still apply.
+    write_mesh(
+        &node,
+        &mesh(
+            AMBIENT,
+            r#""underpass.io/exclude-inbound-cidrs": "10.78.0.2""#,
+        ),
+    );
     plan.exclude.inbound_cidrs = ["10.78.0.2/32".parse().unwrap()].into();
-    until("the plan has changed", || differs(&wire, &plan).is_empty().then_some(()));
-    // A typo changes nothing, and is told.
-    write_mesh(&node, &mesh(IN, r#""underpass.io/exclude-inbound-cidrs": "10.78.0.2/77""#));
-    until("the typo is told", || node.log("agent").contains("10.78.0.2/77").then_some(()));
-    assert_eq!(differs(&wire, &plan), []);
+    until("the plan has changed", || {
+        differences(&wire, &plan).is_empty().then_some(())
+    });
+    // A typo changes nothing and is logged.
+    write_mesh(
+        &node,
+        &mesh(
+            AMBIENT,
+            r#""underpass.io/exclude-inbound-cidrs": "10.78.0.2/77""#,
+        ),
+    );
+    until("the typo is logged", || {
+        node.log("agent").contains("10.78.0.2/77").then_some(())
+    });
+    assert_eq!(differences(&wire, &plan), []);
 }
 
 #[test]
-fn an_annotation_that_cannot_be_followed_fails_the_add_by_name() {
-    let (mut node, wire) = (Node::new("bad-annotation", &mesh(IN, "")), Wire::new());
+fn an_invalid_annotation_fails_the_add_and_is_named() {
+    let (mut node, wire) = (
+        TestNode::new("bad-annotation", &mesh(AMBIENT, "")),
+        Wire::new(),
+    );
     node.start_agent();
     node.start_ready_proxy();
     for (name, value) in [
-        ("istio.io/reroute-virtual-interfaces", "eth0 -j ACCEPT".to_owned()),
+        (
+            "istio.io/reroute-virtual-interfaces",
+            "eth0 -j ACCEPT".to_owned(),
+        ),
         ("underpass.io/exclude-inbound-ports", "1-9".to_owned()),
-        ("underpass.io/exclude-outbound-cidrs", "10.1.1.1,".repeat(1000)),
+        (
+            "underpass.io/exclude-outbound-cidrs",
+            "10.1.1.1,".repeat(1000),
+        ),
     ] {
         let runtime = json!({ "io.kubernetes.cri.pod-annotations": { name: value } });
         let failed = add(&node, &wire, |c| c["runtimeConfig"] = runtime);
         let text = String::from_utf8(failed.stdout).unwrap();
-        assert!(!failed.status.success() && text.contains("UP-AGENT-015") && text.contains(name), "{text}");
-        assert!(!in_place(&wire));
+        assert!(
+            !failed.status.success() && text.contains("UP-AGENT-015") && text.contains(name),
+            "{text}"
+        );
+        assert!(!has_rules(&wire));
     }
-    // Istio's booleans are ignored where they are none, as istio-cni does.
-    let runtime = json!({ "io.kubernetes.cri.pod-annotations": { "ambient.istio.io/bypass-inbound-capture": "yes" } });
-    assert!(add(&node, &wire, |c| c["runtimeConfig"] = runtime).status.success());
-    assert_eq!(differs(&wire, &Plan::for_pod([POD4, POD6])), []);
+    // Invalid values of Istio's booleans are ignored, as by istio-cni.
+    let runtime = json!({
+        "io.kubernetes.cri.pod-annotations": { "ambient.istio.io/bypass-inbound-capture": "yes" },
+    });
+    assert!(
+        add(&node, &wire, |c| c["runtimeConfig"] = runtime)
+            .status
+            .success()
+    );
+    assert_eq!(differences(&wire, &Plan::for_pod([POD4, POD6])), []);
 }
 
 #[test]
-fn the_agent_says_which_capture_it_chose_and_why() {
-    let mut node = Node::new("capture", &mesh(IN, ""));
+fn the_agent_reports_the_chosen_capture_and_the_reason() {
+    let mut node = TestNode::new("capture", &mesh(AMBIENT, ""));
     node.start_agent();
-    let status: Value = serde_json::from_str(&node.get("127.0.0.1:15014", "/status").unwrap().1).unwrap();
-    assert_eq!(status["capture"]["kind"], "routed");
-    assert!(status["capture"]["why"].as_str().unwrap().contains("scratch namespace"));
+    let capture = node.status().capture;
+    assert_eq!(capture.kind, "routed");
+    assert!(!capture.why.is_empty(), "{capture:?}");
     for kind in CaptureKind::ALL {
-        let (mut node, wire) = (Node::new(&format!("capture-{kind}"), &mesh(IN, "")), Wire::new());
-        node.start_agent_with(&["--capture".as_ref(), kind.name().as_ref(), "--dns-capture".as_ref(), "true".as_ref()]);
+        let (mut node, wire) = (
+            TestNode::new(&format!("capture-{kind}"), &mesh(AMBIENT, "")),
+            Wire::new(),
+        );
+        node.start_agent_with(&[
+            "--capture".as_ref(),
+            kind.name().as_ref(),
+            "--dns-capture".as_ref(),
+            "true".as_ref(),
+        ]);
         node.start_ready_proxy();
         assert!(add(&node, &wire, |_| {}).status.success(), "{kind}");
-        let plan = Plan { capture: kind, dns: true, ..Plan::for_pod([POD4, POD6]) };
-        assert_eq!(differs(&wire, &plan), []);
-        all_carry(&mut open(&wire, 8001));
+        let plan = Plan {
+            capture: kind,
+            dns: true,
+            ..Plan::for_pod([POD4, POD6])
+        };
+        assert_eq!(differences(&wire, &plan), []);
+        all_carry_data(&mut open_connections(&wire, 8001));
+    }
+}
+
+/// As with `hostUsers: false`: the network namespace belongs to the user namespace of the pod.
+#[test]
+fn a_pod_in_a_user_namespace_joins_and_leaves() {
+    for capture in ["routed", "nat"] {
+        let mut node = TestNode::new(&format!("userns-{capture}"), &mesh(AMBIENT, ""));
+        let mut command = Command::new("unshare");
+        let command = command.args(["--user", "--map-root-user", "--net", "sleep", "600"]);
+        let mut process = netns::process::die_with_parent(command).spawn().unwrap();
+        let path = format!("/proc/{}/ns/net", process.id());
+        let own = NetNs::current().unwrap().id();
+        let netns = until("the process has its own namespaces", || {
+            let netns = NetNs::open(&path).ok()?;
+            (netns.id() != own).then_some(netns)
+        });
+        let wire = Wire::to_pod(netns);
+        node.start_agent_with(&["--capture".as_ref(), capture.as_ref()]);
+        node.start_ready_proxy();
+        assert!(add(&node, &wire, |_| {}).status.success(), "{capture}");
+        await_pod(&node, "the pod is verified", is_verified);
+        all_carry_data(&mut open_connections(&wire, 8001));
+        write_mesh(&node, &mesh("x: y", ""));
+        until("the pod has left", || (!has_rules(&wire)).then_some(()));
+        process.kill().unwrap();
+        process.wait().unwrap();
     }
 }

@@ -11,13 +11,15 @@ use netns::sockopt::reset_on_close;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, VIPS, connect, listen, read_line, serve_echo, until};
+use underpass_tests::sandbox::{
+    MESH, PATIENCE, Sandbox, VIPS, connect, listen, read_line, serve_echo, until,
+};
 
 fn vips() -> impl Iterator<Item = SocketAddr> + Clone {
     VIPS.iter().map(|v| v.parse().unwrap())
 }
 
-/// A word there and back.
+/// Sends a line and reads it back.
 fn echo(stream: &mut TcpStream, word: &str) -> std::io::Result<()> {
     writeln!(stream, "{word}")?;
     let back = read_line(stream)?;
@@ -26,28 +28,46 @@ fn echo(stream: &mut TcpStream, word: &str) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_pod_reaches_pods_and_services_and_is_seen_by_its_own_address() {
+fn a_pod_reaches_pods_and_services_by_its_own_address() {
     let sandbox = Sandbox::up("reach");
     serve_echo(&sandbox.pod("server"), 8080);
     serve_echo(&sandbox.pod("neighbour"), 8080);
     let client = sandbox.pod("client");
-    let pods = sandbox.ips("server").into_iter().chain(sandbox.ips("neighbour"));
+    let pods = sandbox
+        .ips("server")
+        .into_iter()
+        .chain(sandbox.ips("neighbour"));
     for to in pods.map(|ip| SocketAddr::new(ip, 8080)).chain(vips()) {
         let mut stream = connect(&client, to).unwrap();
-        let own = sandbox.ips("client").into_iter().find(|ip| ip.is_ipv4() == to.is_ipv4()).unwrap();
-        assert_eq!(read_line(&mut stream).unwrap(), own.to_string(), "who {to} sees");
+        let own = sandbox
+            .ips("client")
+            .into_iter()
+            .find(|ip| ip.is_ipv4() == to.is_ipv4())
+            .unwrap();
+        assert_eq!(
+            read_line(&mut stream).unwrap(),
+            own.to_string(),
+            "who {to} sees"
+        );
         echo(&mut stream, "hello").unwrap();
     }
     for direction in ["direction=\"outbound\"", "direction=\"inbound\""] {
-        for family in ["dst.hbone_addr=10.77.1.3:8080", "dst.hbone_addr=[fd77:1::3]:8080"] {
-            let words = [direction, family, "src.identity=\"spiffe://cluster.local/ns/default/sa/client\""];
-            sandbox.access_line("node-1", &words);
+        for family in [
+            "dst.hbone_addr=10.77.1.3:8080",
+            "dst.hbone_addr=[fd77:1::3]:8080",
+        ] {
+            let parts = [
+                direction,
+                family,
+                "src.identity=\"spiffe://cluster.local/ns/default/sa/client\"",
+            ];
+            sandbox.access_line("node-1", &parts);
         }
     }
 }
 
 #[test]
-fn what_is_not_in_the_mesh_is_reached_in_plain_text_and_reaches_in_plain_text() {
+fn traffic_with_pods_outside_the_mesh_is_plain_text() {
     let sandbox = Sandbox::up("passthrough");
     serve_echo(&sandbox.pod("outsider"), 8080);
     serve_echo(&sandbox.pod("server"), 8080);
@@ -58,7 +78,10 @@ fn what_is_not_in_the_mesh_is_reached_in_plain_text_and_reaches_in_plain_text() 
             echo(&mut stream, "plain").unwrap();
         }
     }
-    let line = sandbox.access_line("node-1", &["dst.addr=10.77.1.4:8080", "direction=\"outbound\""]);
+    let line = sandbox.access_line(
+        "node-1",
+        &["dst.addr=10.77.1.4:8080", "direction=\"outbound\""],
+    );
     assert!(!line.contains("identity"), "{line}");
 }
 
@@ -67,7 +90,10 @@ fn a_pod_reaches_itself_and_its_own_service() {
     let sandbox = Sandbox::up("itself");
     let server = sandbox.pod("server");
     serve_echo(&server, 8080);
-    let own = sandbox.ips("server").into_iter().map(|ip| SocketAddr::new(ip, 8080));
+    let own = sandbox
+        .ips("server")
+        .into_iter()
+        .map(|ip| SocketAddr::new(ip, 8080));
     let loopback = ["127.0.0.1:8080", "[::1]:8080"].map(|a| a.parse().unwrap());
     for to in own.chain(loopback).chain(vips()) {
         let mut stream = connect(&server, to).unwrap();
@@ -89,7 +115,9 @@ fn a_half_close_arrives_as_one() {
         let mut request = Vec::new();
         server.read_to_end(&mut request).unwrap();
         assert_eq!(request, b"request");
-        server.write_all(b"answer after the end of the request").unwrap();
+        server
+            .write_all(b"answer after the end of the request")
+            .unwrap();
         drop(server);
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).unwrap();
@@ -109,8 +137,11 @@ fn a_reset_arrives_as_a_reset_both_ways() {
     };
     for to in vips() {
         let pair = || {
-            let client = connect(&sandbox.pod("client"), to).unwrap();
-            let (server, _) = listener.accept().unwrap();
+            let mut client = connect(&sandbox.pod("client"), to).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            // Both proxies relay now.
+            server.write_all(b"x").unwrap();
+            client.read_exact(&mut [0]).unwrap();
             (client, server)
         };
         let (client, server) = pair();
@@ -125,11 +156,12 @@ fn a_reset_arrives_as_a_reset_both_ways() {
 }
 
 #[test]
-fn nobody_listens_is_told_by_a_reset_with_its_reason_in_the_log() {
+fn a_closed_port_is_a_reset_with_its_reason_in_the_log() {
     let sandbox = Sandbox::up("nobody");
-    // The reset may come before connect(2) has returned, which then tells it.
+    // The reset may arrive before connect(2) returns, which then reports it.
     let outcome = |to: SocketAddr| {
-        let read = connect(&sandbox.pod("client"), to).and_then(|mut client| client.read(&mut [0; 1]));
+        let read =
+            connect(&sandbox.pod("client"), to).and_then(|mut client| client.read(&mut [0; 1]));
         read.map_err(|e| e.kind())
     };
     for to in vips() {
@@ -139,16 +171,21 @@ fn nobody_listens_is_told_by_a_reset_with_its_reason_in_the_log() {
     assert!(client.contains("direction=\"outbound\""), "{client}");
     let server = sandbox.access_line("node-2", &["UP-PROXY-003", "refused"]);
     assert!(server.contains("direction=\"inbound\""), "{server}");
-    // A port that the service does not have.
-    assert_eq!(outcome("10.96.0.10:81".parse().unwrap()), Err(ErrorKind::ConnectionReset));
-    sandbox.access_line("node-1", &["UP-PROXY-008", "port 81"]);
+    // The service has no such port.
+    assert_eq!(
+        outcome("10.96.0.10:81".parse().unwrap()),
+        Err(ErrorKind::ConnectionReset)
+    );
+    sandbox.access_line("node-1", &["UP-PROXY-008", "dst.addr=10.96.0.10:81"]);
 }
 
 #[test]
 fn bytes_arrive_whole_and_in_order() {
     let sandbox = Sandbox::up("bulk");
     serve_echo(&sandbox.pod("server"), 8080);
-    let data: Vec<u8> = (0..8_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let data: Vec<u8> = (0..8_000_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     thread::scope(|scope| {
         for to in vips() {
             let (client, data) = (sandbox.pod("client"), &data);
@@ -165,14 +202,22 @@ fn bytes_arrive_whole_and_in_order() {
                     reader.read_to_end(&mut back).unwrap();
                     back
                 });
-                assert!(writer == *data, "{to}: {} of {} bytes", writer.len(), data.len());
+                assert!(
+                    writer == *data,
+                    "{to}: {} of {} bytes",
+                    writer.len(),
+                    data.len()
+                );
             });
         }
     });
     let metrics = sandbox.get("node-1", "127.0.0.1:15020", "/metrics").1;
     let line = metrics
         .lines()
-        .find(|l| l.starts_with("istio_tcp_received_bytes_total{") && l.contains("source_workload=\"client\""))
+        .find(|l| {
+            l.starts_with("istio_tcp_received_bytes_total{")
+                && l.contains("source_workload=\"client\"")
+        })
         .unwrap();
     for label in [
         "reporter=\"source\"",
@@ -188,7 +233,7 @@ fn bytes_arrive_whole_and_in_order() {
 }
 
 #[test]
-fn connections_that_nobody_reads_do_not_stall_the_others() {
+fn unread_connections_do_not_stall_others() {
     let sandbox = Sandbox::up("stalled");
     serve_echo(&sandbox.pod("server"), 8080);
     let unread = listen(&sandbox.pod("server"), 9090);
@@ -201,7 +246,7 @@ fn connections_that_nobody_reads_do_not_stall_the_others() {
         stream.set_nonblocking(true).unwrap();
         stalled.push((stream, server));
     }
-    // Fill them until nothing moves any more.
+    // Fill them until no more data can be written.
     let chunk = vec![0; 1 << 16];
     let mut quiet = Instant::now();
     while quiet.elapsed() < Duration::from_millis(300) {
@@ -219,14 +264,33 @@ fn connections_that_nobody_reads_do_not_stall_the_others() {
 }
 
 #[test]
-fn many_connections_at_once() {
+fn the_proxy_connects_from_ports_that_clients_do_not_choose() {
+    let sandbox = Sandbox::up("ports");
+    let server = sandbox.pod("server");
+    let listener = listen(&server, 8080);
+    let by_tunnel = vips().map(|to| ("client", to));
+    let direct = sandbox.ips("server").into_iter();
+    let direct = direct.map(|ip| ("outsider", SocketAddr::new(ip, 8080)));
+    for (client, to) in by_tunnel.chain(direct) {
+        let client = sandbox.pod(client);
+        let clients: Vec<_> = (0..3).map(|_| connect(&client, to).unwrap()).collect();
+        for _ in &clients {
+            let (_, seen) = listener.accept().unwrap();
+            assert!((16_384..32_768).contains(&seen.port()), "{seen} to {to}");
+        }
+    }
+}
+
+#[test]
+fn many_connections_at_once_are_served() {
     let sandbox = Sandbox::up("many");
     serve_echo(&sandbox.pod("server"), 8080);
     thread::scope(|scope| {
         for to in vips().cycle().take(8) {
             let client = sandbox.pod("client");
             scope.spawn(move || {
-                let mut open: Vec<TcpStream> = (0..40).map(|_| connect(&client, to).unwrap()).collect();
+                let mut open: Vec<TcpStream> =
+                    (0..40).map(|_| connect(&client, to).unwrap()).collect();
                 for stream in &mut open {
                     read_line(stream).unwrap();
                     echo(stream, "one of many").unwrap();
@@ -241,14 +305,17 @@ fn the_proxys_own_ports_are_not_proxied_to() {
     let sandbox = Sandbox::up("own-ports");
     let client = sandbox.pod("client");
     let fails = |from: &NetNs, to: SocketAddr| {
-        // Refused at once is as good as cut off.
+        // The connection may be refused at once or closed later.
         if let Ok(mut stream) = connect(from, to) {
             let read = stream.read(&mut [0; 1]);
             assert!(matches!(read, Ok(0) | Err(_)), "{to} sent something");
         }
     };
     for port in [15001, 15006] {
-        for ip in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()].into_iter().chain(sandbox.ips("client")) {
+        for ip in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()]
+            .into_iter()
+            .chain(sandbox.ips("client"))
+        {
             fails(&client, SocketAddr::new(ip, port));
         }
     }
@@ -263,7 +330,7 @@ fn the_proxys_own_ports_are_not_proxied_to() {
 }
 
 #[test]
-fn garbage_on_any_port_harms_nobody() {
+fn garbage_on_the_tunnel_port_leaves_other_connections_served() {
     let sandbox = Sandbox::up("garbage");
     serve_echo(&sandbox.pod("server"), 8080);
     let outsider = sandbox.pod("outsider");
@@ -277,7 +344,7 @@ fn garbage_on_any_port_harms_nobody() {
     for ip in sandbox.ips("server") {
         for bytes in garbage {
             let mut stream = connect(&outsider, SocketAddr::new(ip, 15008)).unwrap();
-            let _ = stream.write_all(bytes); // it may have been hung up on already
+            let _ = stream.write_all(bytes); // the connection may be closed already
             let _ = stream.shutdown(Shutdown::Write);
             let _ = stream.read_to_end(&mut Vec::new());
         }
@@ -292,22 +359,34 @@ fn garbage_on_any_port_harms_nobody() {
 }
 
 #[test]
-fn policies_decide_with_and_without_identity_and_cut_open_connections() {
+fn policies_apply_with_and_without_identity_and_close_open_connections() {
     let sandbox = Sandbox::up("policies");
     serve_echo(&sandbox.pod("server"), 8080);
     let mut open = Vec::new();
-    for (from, to) in [("client", 0), ("client", 1), ("outsider", 0), ("outsider", 1)] {
-        let mut stream = connect(&sandbox.pod(from), SocketAddr::new(sandbox.ips("server")[to], 8080)).unwrap();
+    for (from, to) in [
+        ("client", 0),
+        ("client", 1),
+        ("outsider", 0),
+        ("outsider", 1),
+    ] {
+        let mut stream = connect(
+            &sandbox.pod(from),
+            SocketAddr::new(sandbox.ips("server")[to], 8080),
+        )
+        .unwrap();
         read_line(&mut stream).unwrap();
         echo(&mut stream, "before").unwrap();
         open.push((from, stream));
     }
     sandbox.set_policies(
-        "  - { name: only-client, namespace: default, scope: Namespace, action: Allow, rules: [[[{ principals: [{ Suffix: /sa/client }] }]]] }",
+        "  - { name: only-client, namespace: default, scope: Namespace, action: Allow, rules: \
+         [[[{ principals: [{ Suffix: /sa/client }] }]]] }",
     );
     for (from, stream) in &mut open {
         if *from == "outsider" {
-            until("the open connection is cut", || echo(stream, "after").err());
+            until("the open connection is closed", || {
+                echo(stream, "after").err()
+            });
         } else {
             echo(stream, "after").unwrap();
         }
@@ -321,24 +400,36 @@ fn policies_decide_with_and_without_identity_and_cut_open_connections() {
         read_line(&mut connect(&sandbox.pod("client"), to).unwrap()).unwrap();
     }
     let reason = "allow policies exist, but none allowed";
-    sandbox.access_line("node-2", &["src.workload=\"neighbour\"", "UP-PROXY-010", reason]);
-    sandbox.access_line("node-2", &["src.workload=\"outsider\"", "UP-PROXY-011", reason]);
-    sandbox.access_line("node-1", &["src.workload=\"neighbour\"", "http status: 401"]);
+    sandbox.access_line(
+        "node-2",
+        &["src.workload=\"neighbour\"", "UP-PROXY-010", reason],
+    );
+    sandbox.access_line(
+        "node-2",
+        &["src.workload=\"outsider\"", "UP-PROXY-011", reason],
+    );
+    sandbox.access_line(
+        "node-1",
+        &["src.workload=\"neighbour\"", "http status: 401"],
+    );
 }
 
 #[test]
-fn a_selector_policy_that_is_attached_later_or_missing_denies() {
+fn a_workload_that_refers_to_an_unknown_policy_is_denied() {
     let sandbox = Sandbox::up("selector");
     serve_echo(&sandbox.pod("server"), 8080);
     let to = SocketAddr::new(sandbox.ips("server")[0], 8080);
     let mut open = connect(&sandbox.pod("client"), to).unwrap();
     read_line(&mut open).unwrap();
-    // The policy is nowhere: that must not mean "allowed".
-    sandbox.set_mesh(
-        &MESH.replace("serviceAccount: server,", "serviceAccount: server, authorizationPolicies: [default/later],"),
-    );
-    until("the open connection is cut", || echo(&mut open, "x").err());
-    sandbox.access_line("node-2", &["policy default/later is referred to and unknown"]);
+    // The policy does not exist, which must not mean "allowed".
+    sandbox.set_mesh(&MESH.replace(
+        "serviceAccount: server,",
+        "serviceAccount: server, authorizationPolicies: [default/later],",
+    ));
+    until("the open connection is closed", || {
+        echo(&mut open, "x").err()
+    });
+    sandbox.access_line("node-2", &["UP-PROXY-011", "default/later"]);
 }
 
 #[test]
@@ -352,7 +443,9 @@ fn sigterm_drains_and_the_next_proxy_serves_the_same_pods() {
     let pid = pid_of(&sandbox, "proxy_pid");
     kill(pid, Signal::SIGTERM).unwrap();
     until("new connections are refused", || {
-        connect(&client, to).err().filter(|e| e.kind() == ErrorKind::ConnectionRefused)
+        connect(&client, to)
+            .err()
+            .filter(|e| e.kind() == ErrorKind::ConnectionRefused)
     });
     echo(&mut open, "may finish").unwrap();
     drop(open);
@@ -365,6 +458,25 @@ fn sigterm_drains_and_the_next_proxy_serves_the_same_pods() {
         echo(&mut stream, "again").unwrap();
     }
     assert_eq!(enrolments(&sandbox), adds, "no CNI call was needed");
+}
+
+#[test]
+fn sigterm_loses_no_connection_that_waits_to_be_accepted() {
+    let sandbox = Sandbox::up("drain-queue");
+    serve_echo(&sandbox.pod("server"), 8080);
+    let client = sandbox.pod("client");
+    let pid = pid_of(&sandbox, "proxy_pid");
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let to = vips().cycle().take(60);
+    let mut waiting: Vec<_> = to.map(|to| connect(&client, to).unwrap()).collect();
+    kill(pid, Signal::SIGTERM).unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
+    for stream in &mut waiting {
+        read_line(stream).unwrap();
+        echo(stream, "was accepted").unwrap();
+    }
+    drop(waiting);
+    await_end(pid);
 }
 
 #[test]
@@ -386,11 +498,19 @@ fn the_next_agent_takes_over_from_its_state() {
     }
     assert!(sandbox.command(&["repair"]).status.success());
     until("the new agent knows the pods", || {
-        let status: Value = serde_json::from_str(&sandbox.get("node-1", "127.0.0.1:15014", "/status").1).unwrap();
-        (status["pods"].as_array().unwrap().iter().filter(|p| p["state"] == "enrolled").count() == 2).then_some(())
+        let status: Value =
+            serde_json::from_str(&sandbox.get("node-1", "127.0.0.1:15014", "/status").1).unwrap();
+        (status["pods"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|p| p["state"] == "enrolled")
+            .count()
+            == 2)
+            .then_some(())
     });
     echo(&mut open, "and on").unwrap();
-    // And it can hand them to a proxy that has never seen them.
+    // The new agent sends them to a new proxy.
     end("proxy_pid");
     assert!(sandbox.command(&["repair"]).status.success());
     for to in vips() {
@@ -411,17 +531,28 @@ fn await_end(pid: Pid) {
 
 fn enrolments(sandbox: &Sandbox) -> String {
     let metrics = sandbox.get("node-1", "127.0.0.1:15014", "/metrics").1;
-    metrics.lines().filter(|l| l.starts_with("underpass_enrolments_total")).collect::<Vec<_>>().join("\n")
+    metrics
+        .lines()
+        .filter(|l| l.starts_with("underpass_enrolments_total"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
-fn readiness_and_status_say_how_it_is() {
+fn readiness_and_status_report_the_current_state() {
     let sandbox = Sandbox::up("readiness");
-    assert_eq!(sandbox.get("node-1", "127.0.0.1:15021", "/healthz/ready"), (200, "ready\n".to_owned()));
+    assert_eq!(
+        sandbox.get("node-1", "127.0.0.1:15021", "/healthz/ready"),
+        (200, "ready\n".to_owned())
+    );
     assert_eq!(sandbox.get("node-1", "127.0.0.1:15014", "/readyz").0, 200);
-    let status: Value = serde_json::from_str(&sandbox.get("node-1", "127.0.0.1:15000", "/status").1).unwrap();
+    let status: Value =
+        serde_json::from_str(&sandbox.get("node-1", "127.0.0.1:15000", "/status").1).unwrap();
     assert_eq!(status["pods"].as_array().unwrap().len(), 2);
-    assert_eq!(status["pods"][0]["identity"], "spiffe://cluster.local/ns/default/sa/client");
+    assert_eq!(
+        status["pods"][0]["identity"],
+        "spiffe://cluster.local/ns/default/sa/client"
+    );
     kill(pid_of(&sandbox, "agent_pid"), Signal::SIGKILL).unwrap();
     until("the proxy is not ready without an agent", || {
         (sandbox.get("node-1", "127.0.0.1:15021", "/healthz/ready").0 == 500).then_some(())

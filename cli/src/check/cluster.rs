@@ -1,283 +1,457 @@
-//! What is looked at of a cluster as a whole.
+//! Checks of the whole cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent_status::{PodState, PodStatus};
 use error_code::check as checks;
+use istio::annotation::REDIRECTION;
 use kubernetes::Pod;
-use mesh::enrol::{REDIRECTION, belongs};
+use mesh::enrol::belongs_to_mesh;
 use x509_parser::pem::Pem;
 
-use super::report::{Outcome, Report};
-use crate::cluster::{DaemonSet, Istiod, Running, Seen};
+use super::report::{CheckOutcome, CheckReport};
+use crate::cluster::{ClusterSnapshot, DaemonSet, Istiod, ReplicaStatus};
 use crate::node::is_verified;
 
-/// Roots that end sooner are told.
-const ROOT_DAYS: i64 = 60;
+/// Minimum remaining validity of root certificates.
+const MIN_ROOT_DAYS: i64 = 60;
 
-/// Looks at the installation: what runs, and how far it is.
-pub(super) fn installation(report: &mut Report, seen: &Seen) {
-    let (agents, proxies) = (seen.agents(), seen.proxies());
+/// Checks that Underpass is installed and rolled out.
+pub(super) fn installation(report: &mut CheckReport, snapshot: &ClusterSnapshot) {
+    let programs = [
+        ("underpass-agent", checks::AGENTS_READY),
+        ("underpass-proxy", checks::PROXIES_READY),
+    ];
     let mut missing = Vec::new();
-    if agents.is_none() {
-        missing.push("no DaemonSet runs underpass-agent".to_owned());
+    for (program, ready) in programs {
+        match snapshot.running(program) {
+            Some(set) => rolled_out(report, ready, set),
+            None => missing.push(format!("no DaemonSet runs {program}")),
+        }
     }
-    if proxies.is_none() {
-        missing.push("no DaemonSet runs underpass-proxy".to_owned());
-    }
-    let namespace = seen.namespace().map(|n| format!("namespace {n}")).unwrap_or_default();
-    report.add(checks::INSTALLED, Outcome::unless(missing, namespace));
-    if let Some(agents) = agents {
-        report.add(checks::AGENTS_READY, rolled_out(agents));
-    }
-    if let Some(proxies) = proxies {
-        report.add(checks::PROXIES_READY, rolled_out(proxies));
-    }
+    let namespace = snapshot.namespace().map(|n| format!("namespace {n}"));
+    report.fail_on(checks::INSTALLED, missing, namespace.unwrap_or_default());
 }
 
-fn rolled_out(set: &DaemonSet) -> Outcome {
-    let Running { namespace, name, wanted, ready } = &set.running;
-    let line = format!("{ready} of {wanted} ready, {} of {wanted} up to date", set.updated);
-    if set.is_rolled_out() { Outcome::Good(line) } else { Outcome::Failed(vec![format!("{namespace}/{name}: {line}")]) }
+fn rolled_out(report: &mut CheckReport, check: checks::Check, set: &DaemonSet) {
+    let (updated, ReplicaStatus { desired, ready, .. }) = (set.updated, &set.replicas);
+    let line = format!("{ready} of {desired} ready, {updated} of {desired} up to date");
+    let finding = format!("{}: {line}", set.replicas.full_name());
+    let finding = (!set.is_rolled_out()).then_some(finding);
+    report.fail_on(check, finding, line);
 }
 
-/// Looks for others that redirect pods.
-pub(super) fn others(report: &mut Report, seen: &Seen) {
-    let of_others = seen.daemon_sets.iter().filter(|set| {
-        let name = set.running.name.as_str();
+/// Checks that no other component redirects pods.
+pub(super) fn other_redirection(report: &mut CheckReport, snapshot: &ClusterSnapshot) {
+    let others = snapshot.daemon_sets.iter().filter(|set| {
+        let name = set.replicas.name.as_str();
         matches!(name, "istio-cni-node" | "ztunnel") && !set.runs("underpass-proxy")
     });
-    let lines = of_others.map(|set| format!("DaemonSet {}/{}", set.running.namespace, set.running.name));
-    report.add(checks::NOTHING_ELSE, Outcome::unless(lines.collect(), ""));
+    let lines = others.map(|set| format!("DaemonSet {}", set.replicas.full_name()));
+    report.fail_on(checks::NOTHING_ELSE, lines, "");
 }
 
-/// Looks at the control plane; `namespace` is where the proxies are, or will be.
-pub(super) fn istiod(report: &mut Report, seen: &Seen, namespace: &str) {
-    let all = match &seen.istiods {
-        Ok(all) => all,
-        Err(why) => return report.add(checks::ISTIOD_RUNNING, Outcome::Unknown(why.clone())),
+/// Checks the control plane; `namespace` is the current or future namespace of the proxies.
+pub(super) fn istiod(report: &mut CheckReport, snapshot: &ClusterSnapshot, namespace: &str) {
+    let reason = match &snapshot.istiods {
+        Ok(all) if !all.is_empty() => return deployed_istiods(report, all, namespace),
+        Ok(_) => "no Deployment has the label app=istiod; istiod may run outside this cluster",
+        Err(reason) => reason,
     };
-    if all.is_empty() {
-        let why = "no Deployment of this cluster has the label app=istiod; it may run elsewhere";
-        return report.add(checks::ISTIOD_RUNNING, Outcome::Unknown(why.to_owned()));
-    }
-    let name = |i: &Istiod| format!("{}/{}", i.running.namespace, i.running.name);
-    let of = |wrong: &dyn Fn(&Istiod) -> Option<String>| -> Vec<String> {
-        all.iter().filter_map(|i| Some(format!("{}: {}", name(i), wrong(i)?))).collect()
+    let outcome = CheckOutcome::Unknown(reason.to_owned());
+    report.add(checks::ISTIOD_RUNNING, outcome);
+}
+
+fn deployed_istiods(report: &mut CheckReport, all: &[Istiod], namespace: &str) {
+    let problems = |check: &dyn Fn(&Istiod) -> Option<String>| -> Vec<String> {
+        let problem = |i: &Istiod| Some(format!("{}: {}", i.replicas.full_name(), check(i)?));
+        all.iter().filter_map(problem).collect()
     };
     let images: BTreeSet<&str> = all.iter().map(|i| i.image.as_str()).collect();
-    let down = |i: &Istiod| (i.running.ready == 0).then(|| format!("0 of {} ready", i.running.wanted));
+    let down =
+        |i: &Istiod| (i.replicas.ready == 0).then(|| format!("0 of {} ready", i.replicas.desired));
     let images = images.into_iter().collect::<Vec<_>>().join(", ");
-    report.add(checks::ISTIOD_RUNNING, Outcome::unless(of(&down), images));
-    let sidecars_only = |i: &Istiod| {
-        let value = i.env.get("PILOT_ENABLE_AMBIENT").map_or("not set", String::as_str);
+    report.fail_on(checks::ISTIOD_RUNNING, problems(&down), images);
+    let without_ambient = |i: &Istiod| {
+        let value = i.env.get("PILOT_ENABLE_AMBIENT");
+        let value = value.map_or("not set", String::as_str);
         (value != "true").then(|| format!("PILOT_ENABLE_AMBIENT is {value}"))
     };
-    report.add(checks::ISTIOD_AMBIENT, Outcome::unless(of(&sidecars_only), ""));
+    report.fail_on(checks::ISTIOD_AMBIENT, problems(&without_ambient), "");
     let account = format!("{namespace}/ztunnel");
-    let strangers = |i: &Istiod| {
-        let trusted = i.env.get("CA_TRUSTED_NODE_ACCOUNTS").map_or("", String::as_str);
-        (!trusted.split(',').any(|t| t.trim() == account)).then(|| format!("CA_TRUSTED_NODE_ACCOUNTS is {trusted:?}"))
+    let without_trust = |i: &Istiod| {
+        let trusted = i.env.get("CA_TRUSTED_NODE_ACCOUNTS");
+        let trusted = trusted.map_or("", String::as_str);
+        let is_trusted = trusted.split(',').any(|t| t.trim() == account);
+        (!is_trusted).then(|| format!("CA_TRUSTED_NODE_ACCOUNTS is {trusted:?}"))
     };
-    report.add(checks::ISTIOD_TRUSTS, Outcome::unless(of(&strangers), account.clone()));
+    let findings = problems(&without_trust);
+    report.fail_on(checks::ISTIOD_TRUSTS, findings, account.as_str());
 }
 
-/// Looks at how long the roots last.
-pub(super) fn roots(report: &mut Report, seen: &Seen) {
-    let pem = match &seen.roots {
-        Ok(Some(pem)) => pem,
-        Ok(None) => {
-            let why = "there is no ConfigMap istio-ca-root-cert";
-            return report.add(checks::ROOT_VALID, Outcome::Unknown(why.to_owned()));
+/// Checks the remaining validity of the root certificates.
+pub(super) fn roots(report: &mut CheckReport, snapshot: &ClusterSnapshot) {
+    let outcome = match &snapshot.roots {
+        Ok(Some(pem)) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = now.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+            check_validity(pem, now)
         }
-        Err(why) => return report.add(checks::ROOT_VALID, Outcome::Unknown(why.clone())),
+        Ok(None) => CheckOutcome::Unknown("ConfigMap istio-ca-root-cert not found".to_owned()),
+        Err(reason) => CheckOutcome::Unknown(reason.clone()),
     };
-    let now =
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
-    report.add(checks::ROOT_VALID, lasting(pem, now));
+    report.add(checks::ROOT_VALID, outcome);
 }
 
-/// The first root to end decides.
-fn lasting(pem: &str, now: i64) -> Outcome {
-    let mut soonest: Option<(i64, String)> = None;
-    for read in Pem::iter_from_buffer(pem.as_bytes()) {
-        let Ok(block) = read else {
-            return Outcome::Failed(vec!["ConfigMap istio-ca-root-cert is not PEM".to_owned()]);
-        };
-        let Ok(certificate) = block.parse_x509() else {
-            return Outcome::Failed(vec![
-                "ConfigMap istio-ca-root-cert has something that is no certificate".to_owned(),
-            ]);
-        };
-        let end = (certificate.validity().not_after.timestamp(), certificate.subject().to_string());
-        soonest = Some(soonest.map_or_else(|| end.clone(), |other| other.min(end.clone())));
-    }
-    let Some((end, subject)) = soonest else {
-        return Outcome::Failed(vec!["ConfigMap istio-ca-root-cert is empty".to_owned()]);
+/// Checks the certificate that expires first.
+fn check_validity(pem: &str, now: i64) -> CheckOutcome {
+    let failed = |problem: String| CheckOutcome::Failed(vec![problem]);
+    let (expiry, subject) = match first_expiry(pem) {
+        Ok(first) => first,
+        Err(problem) => return failed(format!("ConfigMap istio-ca-root-cert {problem}")),
     };
-    let days = (end - now) / 86_400;
-    if end <= now {
-        Outcome::Failed(vec![format!("{subject} has expired")])
-    } else if days < ROOT_DAYS {
-        Outcome::Warning(vec![format!("{subject} expires in {days} days")])
-    } else {
-        Outcome::Good(format!("{days} days"))
+    match (expiry - now) / 86_400 {
+        _ if expiry <= now => failed(format!("{subject} has expired")),
+        days if days < MIN_ROOT_DAYS => {
+            CheckOutcome::Warning(vec![format!("{subject} expires in {days} days")])
+        }
+        days => CheckOutcome::Good(format!("{days} days")),
     }
 }
 
-/// Looks at whether the pods that should be in the mesh are, and whether istiod is told.
-pub(super) fn pods(report: &mut Report, seen: &Seen) {
-    let known: BTreeMap<(&str, &str, &str), &PodStatus> = seen
-        .nodes
-        .iter()
-        .filter_map(|n| Some((n.name.as_str(), n.agent.as_ref()?.as_ref().ok()?)))
-        .flat_map(|(node, status)| status.pods.iter().map(move |p| ((node, p.namespace.as_str(), p.name.as_str()), p)))
+/// The expiry and the subject of the certificate that expires first.
+fn first_expiry(pem: &str) -> Result<(i64, String), &'static str> {
+    let mut expiries = Vec::new();
+    for block in Pem::iter_from_buffer(pem.as_bytes()) {
+        let block = block.map_err(|_| "is not PEM")?;
+        let certificate = block
+            .parse_x509()
+            .map_err(|_| "has an invalid certificate")?;
+        let not_after = certificate.validity().not_after;
+        expiries.push((not_after.timestamp(), certificate.subject().to_string()));
+    }
+    expiries.into_iter().min().ok_or("is empty")
+}
+
+/// Checks that the pods selected for the mesh are enrolled, and annotated for istiod.
+pub(super) fn pods(report: &mut CheckReport, snapshot: &ClusterSnapshot) {
+    let responding = snapshot.nodes.iter().filter_map(|n| Some((n, n.status()?)));
+    let known: BTreeMap<(&str, &str, &str), &PodStatus> = responding
+        .flat_map(|(node, status)| status.pods.iter().map(|p| (node.name.as_str(), p)))
+        .map(|(node, p)| ((node, p.namespace.as_str(), p.name.as_str()), p))
         .collect();
-    let mut outside = Vec::new();
-    let mut on_purpose = Vec::new();
-    let mut joined = 0;
-    let mut unannounced = Vec::new();
-    for pod in seen.pods.iter().filter(|p| p.status.phase == "Running") {
+    let mut missing = Vec::new();
+    let mut skipped = Vec::new();
+    let mut enrolled_count = 0;
+    let mut mismatched = Vec::new();
+    let mut uncaptured = Vec::new();
+    for pod in snapshot.pods.iter().filter(|p| p.status.phase == "Running") {
         let (namespace, name, node) = (pod.namespace(), pod.name(), pod.spec.node_name.as_str());
         let status = known.get(&(node, namespace, name));
         let enrolled = status.filter(|s| s.state == PodState::Enrolled);
-        let announced =
-            pod.metadata.annotations.as_ref().and_then(|a| a.get(REDIRECTION)).is_some_and(|v| v == "enabled");
-        let is = match enrolled {
-            None if announced => Some("is announced, and not in the mesh"),
-            Some(status) if is_verified(status) && !announced => Some("is in the mesh, and not announced"),
+        let annotations = pod.metadata.annotations.as_ref();
+        let annotation = annotations.and_then(|a| a.get(REDIRECTION));
+        let annotated = annotation.is_some_and(|v| v == "enabled");
+        let mismatch = match enrolled {
+            None if annotated => Some("has the annotation but is not enrolled"),
+            Some(status) if is_verified(status) && !annotated => {
+                Some("is enrolled but lacks the annotation")
+            }
             _ => None,
         };
-        unannounced.extend(is.map(|is| format!("{node}: {namespace}/{name} {is}")));
-        if !wanted(seen, pod) {
+        mismatched.extend(mismatch.map(|m| format!("{node}: {namespace}/{name} {m}")));
+        if !is_selected(snapshot, pod) {
             continue;
         }
-        match (enrolled, status) {
-            (Some(_), _) => joined += 1,
-            (None, Some(status)) if status.state == PodState::Skipped => {
-                on_purpose.push(format!("{node}: {namespace}/{name} stays outside: {}", status.reason));
+        uncaptured.extend(
+            uncaptured_ports(pod).map(|ports| format!("{node}: {namespace}/{name}: {ports}")),
+        );
+        match status {
+            Some(status) if status.state == PodState::Enrolled => enrolled_count += 1,
+            Some(PodStatus {
+                state: PodState::Skipped,
+                reason,
+                ..
+            }) => {
+                skipped.push(format!("{node}: {namespace}/{name} not enrolled: {reason}"));
             }
-            (None, _) => {
-                let agent = seen.nodes.iter().find(|n| n.name == node).map(|n| &n.agent);
-                let why = match agent {
-                    Some(Some(Ok(_))) => "its agent does not know it",
-                    Some(Some(Err(_))) => "its agent does not answer",
-                    _ => "there is no agent on its node",
+            _ => {
+                let agent = snapshot.nodes.iter().find(|n| n.name == node);
+                let reason = match agent.and_then(|n| n.agent.as_ref()) {
+                    Some(Ok(_)) => "unknown to the agent",
+                    Some(Err(_)) => "the agent does not respond",
+                    None => "no agent on the node",
                 };
-                outside.push(format!("{node}: {namespace}/{name}: {why}"));
+                missing.push(format!("{node}: {namespace}/{name}: {reason}"));
             }
         }
     }
-    let joined = format!("{joined} pods");
-    let outcome = match outside.is_empty() {
-        true => Outcome::warn_unless(on_purpose, joined),
-        false => Outcome::Failed(outside.into_iter().chain(on_purpose).collect()),
-    };
-    report.add(checks::PODS_JOINED, outcome);
-    report.add(checks::PODS_ANNOUNCED, Outcome::unless(unannounced, ""));
+    let bad = CheckOutcome::failed_if(!missing.is_empty());
+    let (findings, note) = (
+        missing.into_iter().chain(skipped),
+        format!("{enrolled_count} pods"),
+    );
+    report.add_findings(checks::PODS_JOINED, findings, bad, note);
+    report.fail_on(checks::PODS_ANNOUNCED, mismatched, "");
+    report.warn_on(checks::PROTOCOLS_CAPTURED, uncaptured, "");
 }
 
-/// Whether the labels say that a pod belongs to the mesh.
-fn wanted(seen: &Seen, pod: &Pod) -> bool {
-    let nothing = BTreeMap::new();
-    let of = |map: &Option<BTreeMap<String, String>>| map.clone().unwrap_or_else(|| nothing.clone());
-    let (labels, annotations) = (of(&pod.metadata.labels), of(&pod.metadata.annotations));
-    belongs(seen.namespaces.get(pod.namespace()), &labels, &annotations, pod.spec.host_network).outcome
+/// The ports of other protocols than TCP that a pod declares.
+fn uncaptured_ports(pod: &Pod) -> Option<String> {
+    let ports = pod.spec.containers.iter().flat_map(|c| &c.ports);
+    let others = ports.filter(|port| !matches!(port.protocol.as_str(), "" | "TCP"));
+    let others: Vec<String> = others
+        .map(|port| format!("{}/{}", port.container_port, port.protocol))
+        .collect();
+    (!others.is_empty()).then(|| others.join(", "))
+}
+
+/// Whether labels and annotations select a pod for the mesh.
+fn is_selected(snapshot: &ClusterSnapshot, pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    let annotations = pod.metadata.annotations.clone().unwrap_or_default();
+    let (namespace, host) = (pod.namespace(), pod.spec.host_network);
+    belongs_to_mesh(
+        snapshot.namespaces.get(namespace),
+        &labels,
+        &annotations,
+        host,
+    )
+    .outcome
 }
 
 #[cfg(test)]
 mod tests {
-    use agent_status::{CaptureStatus, HostProbesStatus, NodeStatus, VerificationState, VerificationStatus};
+    use agent_status::{
+        CaptureStatus, HostProbesStatus, NodeStatus, VerificationState, VerificationStatus,
+    };
     use serde_json::json;
 
     use super::*;
-    use crate::cluster::NodeSeen;
+    use crate::cluster::NodeSnapshot;
 
-    fn outcome(judge: impl Fn(&mut Report), check: checks::Check) -> (&'static str, String) {
-        let mut report = Report::default();
-        judge(&mut report);
+    fn outcome(run: impl Fn(&mut CheckReport), check: checks::Check) -> (&'static str, String) {
+        let mut report = CheckReport::default();
+        run(&mut report);
         match report.of(check) {
-            Some(Outcome::Good(found)) => ("good", found.clone()),
-            Some(Outcome::Warning(found)) => ("warning", found.join("\n")),
-            Some(Outcome::Failed(found)) => ("failed", found.join("\n")),
-            Some(Outcome::Unknown(why)) => ("unknown", why.clone()),
-            None => ("not made", String::new()),
+            Some(CheckOutcome::Good(found)) => ("good", found.clone()),
+            Some(CheckOutcome::Warning(found)) => ("warning", found.join("\n")),
+            Some(CheckOutcome::Failed(found)) => ("failed", found.join("\n")),
+            Some(CheckOutcome::Unknown(reason)) => ("unknown", reason.clone()),
+            None => ("not run", String::new()),
         }
     }
 
-    fn daemon_set(name: &str, command: &str, wanted: u64, ready: u64) -> DaemonSet {
-        let running = Running { namespace: "n".to_owned(), name: name.to_owned(), wanted, ready };
-        DaemonSet { running, updated: wanted, commands: vec![command.to_owned()] }
+    fn daemon_set(name: &str, command: &str, desired: u64, ready: u64) -> DaemonSet {
+        let replicas = ReplicaStatus {
+            namespace: "n".to_owned(),
+            name: name.to_owned(),
+            desired,
+            ready,
+        };
+        DaemonSet {
+            replicas,
+            updated: desired,
+            commands: vec![command.to_owned()],
+        }
     }
 
     #[test]
-    fn an_installation_is_two_daemon_sets_and_nobody_elses() {
-        let mut seen = Seen::default();
-        let of = |seen: &Seen, check| outcome(|r| (installation(r, seen), others(r, seen)).0, check);
-        assert_eq!(of(&seen, checks::INSTALLED).0, "failed");
-        seen.daemon_sets = vec![
+    fn an_installation_needs_two_daemon_sets_and_no_others() {
+        let mut snapshot = ClusterSnapshot::default();
+        let of = |snapshot: &ClusterSnapshot, check| {
+            outcome(
+                |r| (installation(r, snapshot), other_redirection(r, snapshot)).0,
+                check,
+            )
+        };
+        assert_eq!(of(&snapshot, checks::INSTALLED).0, "failed");
+        snapshot.daemon_sets = vec![
             daemon_set("underpass-cni-node", "/bin/underpass-agent", 2, 2),
             daemon_set("ztunnel", "/bin/underpass-proxy", 2, 1),
         ];
-        assert_eq!(of(&seen, checks::INSTALLED), ("good", "namespace n".to_owned()));
-        assert_eq!(of(&seen, checks::AGENTS_READY).0, "good");
+        assert_eq!(
+            of(&snapshot, checks::INSTALLED),
+            ("good", "namespace n".to_owned())
+        );
+        assert_eq!(of(&snapshot, checks::AGENTS_READY).0, "good");
         let partly = "n/ztunnel: 1 of 2 ready, 2 of 2 up to date".to_owned();
-        assert_eq!(of(&seen, checks::PROXIES_READY), ("failed", partly));
-        assert_eq!(of(&seen, checks::NOTHING_ELSE).0, "good");
-        seen.daemon_sets.push(daemon_set("ztunnel", "/usr/local/bin/ztunnel", 1, 1));
-        assert_eq!(of(&seen, checks::NOTHING_ELSE), ("failed", "DaemonSet n/ztunnel".to_owned()));
+        assert_eq!(of(&snapshot, checks::PROXIES_READY), ("failed", partly));
+        assert_eq!(of(&snapshot, checks::NOTHING_ELSE).0, "good");
+        snapshot
+            .daemon_sets
+            .push(daemon_set("ztunnel", "/usr/local/bin/ztunnel", 1, 1));
+        assert_eq!(
+            of(&snapshot, checks::NOTHING_ELSE),
+            ("failed", "DaemonSet n/ztunnel".to_owned())
+        );
     }
 
     #[test]
-    fn istiod_has_to_serve_ambient_meshes_and_trust_the_proxies() {
-        let mut seen = Seen::default();
-        let of = |seen: &Seen, check| outcome(|r| istiod(r, seen, "mesh"), check);
-        assert_eq!(of(&seen, checks::ISTIOD_RUNNING).0, "unknown", "it may run elsewhere");
-        let env = [("PILOT_ENABLE_AMBIENT", "true"), ("CA_TRUSTED_NODE_ACCOUNTS", "a/b, mesh/ztunnel")];
-        let env: BTreeMap<String, String> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let running = Running { namespace: "i".to_owned(), name: "istiod".to_owned(), wanted: 1, ready: 1 };
-        let good = Istiod { running, image: "pilot:1".to_owned(), env };
-        seen.istiods = Ok(vec![good.clone()]);
-        assert_eq!(of(&seen, checks::ISTIOD_RUNNING), ("good", "pilot:1".to_owned()));
-        assert_eq!((of(&seen, checks::ISTIOD_AMBIENT).0, of(&seen, checks::ISTIOD_TRUSTS).0), ("good", "good"));
-        seen.istiods = Ok(vec![Istiod { env: BTreeMap::new(), ..good }]);
+    fn istiod_must_enable_ambient_and_trust_the_proxies() {
+        let mut snapshot = ClusterSnapshot::default();
+        let of =
+            |snapshot: &ClusterSnapshot, check| outcome(|r| istiod(r, snapshot, "mesh"), check);
+        assert_eq!(
+            of(&snapshot, checks::ISTIOD_RUNNING).0,
+            "unknown",
+            "istiod may run outside the cluster"
+        );
+        let env = [
+            ("PILOT_ENABLE_AMBIENT", "true"),
+            ("CA_TRUSTED_NODE_ACCOUNTS", "a/b, mesh/ztunnel"),
+        ];
+        let env: BTreeMap<String, String> = env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let (namespace, name) = ("i".to_owned(), "istiod".to_owned());
+        let replicas = ReplicaStatus {
+            namespace,
+            name,
+            desired: 1,
+            ready: 1,
+        };
+        let good = Istiod {
+            replicas,
+            image: "pilot:1".to_owned(),
+            env,
+        };
+        snapshot.istiods = Ok(vec![good.clone()]);
+        assert_eq!(
+            of(&snapshot, checks::ISTIOD_RUNNING),
+            ("good", "pilot:1".to_owned())
+        );
+        assert_eq!(
+            (
+                of(&snapshot, checks::ISTIOD_AMBIENT).0,
+                of(&snapshot, checks::ISTIOD_TRUSTS).0
+            ),
+            ("good", "good")
+        );
+        snapshot.istiods = Ok(vec![Istiod {
+            env: BTreeMap::new(),
+            ..good
+        }]);
         let unset = "i/istiod: PILOT_ENABLE_AMBIENT is not set".to_owned();
-        assert_eq!(of(&seen, checks::ISTIOD_AMBIENT), ("failed", unset));
-        assert_eq!(of(&seen, checks::ISTIOD_TRUSTS).0, "failed");
-        seen.istiods = Err("forbidden".to_owned());
-        assert_eq!(of(&seen, checks::ISTIOD_RUNNING), ("unknown", "forbidden".to_owned()));
+        assert_eq!(of(&snapshot, checks::ISTIOD_AMBIENT), ("failed", unset));
+        assert_eq!(of(&snapshot, checks::ISTIOD_TRUSTS).0, "failed");
+        snapshot.istiods = Err("forbidden".to_owned());
+        assert_eq!(
+            of(&snapshot, checks::ISTIOD_RUNNING),
+            ("unknown", "forbidden".to_owned())
+        );
     }
 
     #[test]
-    fn roots_are_told_before_they_end() {
+    fn unavailable_data_is_unknown_and_not_a_failure() {
+        let mut snapshot = ClusterSnapshot::default();
+        let of = |snapshot: &ClusterSnapshot, check| {
+            let run = |r: &mut CheckReport| {
+                istiod(r, snapshot, "n");
+                roots(r, snapshot);
+            };
+            outcome(run, check)
+        };
+        let (state, reason) = of(&snapshot, checks::ISTIOD_RUNNING);
+        assert!(state == "unknown" && reason.contains("outside this cluster"));
+        assert_eq!(of(&snapshot, checks::ISTIOD_AMBIENT).0, "not run");
+        let reason = "ConfigMap istio-ca-root-cert not found".to_owned();
+        assert_eq!(of(&snapshot, checks::ROOT_VALID), ("unknown", reason));
+        snapshot.roots = Err("forbidden".to_owned());
+        let forbidden = ("unknown", "forbidden".to_owned());
+        assert_eq!(of(&snapshot, checks::ROOT_VALID), forbidden);
+        let replicas = ReplicaStatus {
+            namespace: "i".to_owned(),
+            name: "istiod".to_owned(),
+            desired: 2,
+            ready: 0,
+        };
+        snapshot.istiods = Ok(vec![Istiod {
+            replicas,
+            image: "pilot:1".to_owned(),
+            env: BTreeMap::new(),
+        }]);
+        let down = ("failed", "i/istiod: 0 of 2 ready".to_owned());
+        assert_eq!(of(&snapshot, checks::ISTIOD_RUNNING), down);
+    }
+
+    #[test]
+    fn expiring_roots_cause_a_warning() {
         let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
         parameters.not_before = rcgen::date_time_ymd(2026, 1, 1);
         parameters.not_after = rcgen::date_time_ymd(2027, 1, 1);
-        let pem = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        let pem = parameters
+            .self_signed(&rcgen::KeyPair::generate().unwrap())
+            .unwrap()
+            .pem();
         let end = rcgen::date_time_ymd(2027, 1, 1).unix_timestamp();
-        assert_eq!(lasting(&pem, end - 61 * 86_400), Outcome::Good("61 days".to_owned()));
-        assert!(matches!(lasting(&pem, end - 59 * 86_400), Outcome::Warning(_)));
-        assert!(matches!(lasting(&pem, end), Outcome::Failed(_)));
-        for nonsense in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            assert!(matches!(lasting(nonsense, 0), Outcome::Failed(_)), "{nonsense}");
+        assert_eq!(
+            check_validity(&pem, end - 61 * 86_400),
+            CheckOutcome::Good("61 days".to_owned())
+        );
+        assert!(matches!(
+            check_validity(&pem, end - 59 * 86_400),
+            CheckOutcome::Warning(_)
+        ));
+        assert!(matches!(check_validity(&pem, end), CheckOutcome::Failed(_)));
+        for nonsense in [
+            "",
+            "no certificate",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        ] {
+            assert!(
+                matches!(check_validity(nonsense, 0), CheckOutcome::Failed(_)),
+                "{nonsense}"
+            );
         }
     }
 
     #[test]
-    fn pods_are_where_their_labels_and_their_annotation_say() {
+    fn declared_ports_of_protocols_that_are_not_captured_are_reported() {
+        let pod = |ports: serde_json::Value| {
+            let containers = json!([{ "name": "a" }, { "name": "b", "ports": ports }]);
+            let pod = json!({ "metadata": {}, "spec": { "containers": containers } });
+            uncaptured_ports(&serde_json::from_value(pod).unwrap())
+        };
+        let tcp = json!({ "containerPort": 80 });
+        let [udp, sctp] =
+            ["UDP", "SCTP"].map(|protocol| json!({ "containerPort": 53, "protocol": protocol }));
+        assert_eq!(pod(json!([tcp])), None);
+        let expected = Some("53/UDP, 53/SCTP".to_owned());
+        assert_eq!(pod(json!([udp, tcp, sctp])), expected);
+    }
+
+    #[test]
+    fn enrolled_pods_match_labels_and_annotations() {
         let status = |name: &str, state, verified| PodStatus {
             namespace: "n".to_owned(),
             name: name.to_owned(),
             uid: None,
             state,
             reason: "a proxy".to_owned(),
+            reason_code: None,
             ips: Vec::new(),
             exempted_connections: 0,
-            verification: Some(VerificationStatus { state: verified, reason: None, for_ms: 0, last_repair: None }),
+            capabilities: Vec::new(),
+            started_outside: None,
+            exclusions: None,
+            verification: Some(VerificationStatus {
+                state: verified,
+                reason: None,
+                reason_code: None,
+                for_ms: 0,
+                last_repair: None,
+                from_node: None,
+            }),
         };
-        let judged = |name: &str, node: &str, announced: bool, of_agent: Option<PodStatus>| {
-            let annotations = if announced { json!({ REDIRECTION: "enabled" }) } else { json!({}) };
+        let check_pod = |name: &str, node: &str, annotated: bool, status: Option<PodStatus>| {
+            let annotations = if annotated {
+                json!({ REDIRECTION: "enabled" })
+            } else {
+                json!({})
+            };
             let pod = json!({
                 "metadata": { "namespace": "n", "name": name, "annotations": annotations },
                 "spec": { "nodeName": node },
@@ -288,36 +462,76 @@ mod tests {
                 version: String::new(),
                 time_ms: None,
                 unready: None,
+                unready_code: None,
                 plugin_missing: None,
-                capture: CaptureStatus { kind: String::new(), why: String::new() },
+                plugin_not_called: None,
+                capture: CaptureStatus {
+                    kind: String::new(),
+                    why: String::new(),
+                },
                 proxies: Vec::new(),
-                host_probes: HostProbesStatus { state: String::new(), addresses: 0, reason: None },
-                pods: of_agent.into_iter().collect(),
+                host_probes: HostProbesStatus {
+                    state: String::new(),
+                    addresses: 0,
+                    reason: None,
+                },
+                pods: status.into_iter().collect(),
             };
-            let node = |name: &str, agent| NodeSeen { name: name.to_owned(), agent, ..NodeSeen::default() };
-            let labels = BTreeMap::from([("istio.io/dataplane-mode".to_owned(), "ambient".to_owned())]);
-            let seen = Seen {
+            let node = |name: &str, agent| NodeSnapshot {
+                name: name.to_owned(),
+                agent,
+                ..NodeSnapshot::default()
+            };
+            let labels =
+                BTreeMap::from([("istio.io/dataplane-mode".to_owned(), "ambient".to_owned())]);
+            let snapshot = ClusterSnapshot {
                 pods: vec![serde_json::from_value(pod).unwrap()],
                 namespaces: BTreeMap::from([("n".to_owned(), labels)]),
-                nodes: vec![node("a", Some(Ok(agent))), node("b", None), node("c", Some(Err(String::new())))],
-                ..Seen::default()
+                nodes: vec![
+                    node("a", Some(Ok(agent))),
+                    node("b", None),
+                    node("c", Some(Err(String::new()))),
+                ],
+                ..ClusterSnapshot::default()
             };
-            [checks::PODS_JOINED, checks::PODS_ANNOUNCED].map(|check| outcome(|r| pods(r, &seen), check))
+            [checks::PODS_JOINED, checks::PODS_ANNOUNCED]
+                .map(|check| outcome(|r| pods(r, &snapshot), check))
         };
         let good = |text: &str| ("good", text.to_owned());
         let bad = |text: &str| ("failed", text.to_owned());
         let (enrolled, skipped) = (PodState::Enrolled, PodState::Skipped);
         let (verified, drifted) = (VerificationState::Verified, VerificationState::Drifted);
-        assert_eq!(judged("p", "a", true, Some(status("p", enrolled, verified))), [good("1 pods"), good("")]);
-        let unannounced = bad("a: n/p is in the mesh, and not announced");
-        assert_eq!(judged("p", "a", false, Some(status("p", enrolled, verified))), [good("1 pods"), unannounced]);
-        assert_eq!(judged("p", "a", true, Some(status("p", enrolled, drifted))), [good("1 pods"), good("")]);
-        let aside = ("warning", "a: n/p stays outside: a proxy".to_owned());
-        assert_eq!(judged("p", "a", false, Some(status("p", skipped, verified))), [aside, good("")]);
-        let [unknown, announced] = judged("p", "a", true, None);
-        assert_eq!(unknown, bad("a: n/p: its agent does not know it"));
-        assert_eq!(announced, bad("a: n/p is announced, and not in the mesh"));
-        assert_eq!(judged("p", "b", false, None)[0], bad("b: n/p: there is no agent on its node"));
-        assert_eq!(judged("p", "c", false, None)[0], bad("c: n/p: its agent does not answer"));
+        assert_eq!(
+            check_pod("p", "a", true, Some(status("p", enrolled, verified))),
+            [good("1 pods"), good("")]
+        );
+        let lacking = bad("a: n/p is enrolled but lacks the annotation");
+        assert_eq!(
+            check_pod("p", "a", false, Some(status("p", enrolled, verified))),
+            [good("1 pods"), lacking]
+        );
+        assert_eq!(
+            check_pod("p", "a", true, Some(status("p", enrolled, drifted))),
+            [good("1 pods"), good("")]
+        );
+        let warning = ("warning", "a: n/p not enrolled: a proxy".to_owned());
+        assert_eq!(
+            check_pod("p", "a", false, Some(status("p", skipped, verified))),
+            [warning, good("")]
+        );
+        let [unknown, mismatched] = check_pod("p", "a", true, None);
+        assert_eq!(unknown, bad("a: n/p: unknown to the agent"));
+        assert_eq!(
+            mismatched,
+            bad("a: n/p has the annotation but is not enrolled")
+        );
+        assert_eq!(
+            check_pod("p", "b", false, None)[0],
+            bad("b: n/p: no agent on the node")
+        );
+        assert_eq!(
+            check_pod("p", "c", false, None)[0],
+            bad("c: n/p: the agent does not respond")
+        );
     }
 }

@@ -1,105 +1,141 @@
-//! What a check has found, and how it is told: for people, and as JSON in the shape that `linkerd check -o json` has.
+//! Results of checks, rendered as text and as JSON in the format of `linkerd check -o json`.
 
 use std::fmt;
 
 use error_code::check::{CATEGORIES, Check};
 use serde_json::{Value, json};
 
-/// Where the checks are explained.
+/// The documentation of the checks.
 const DOCUMENTATION: &str = "docs/check.md";
-/// So many findings of one check are shown to people.
-const MOST: usize = 20;
+/// Maximum findings per check in the text output.
+const MAX_FINDINGS: usize = 20;
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It holds; with what was seen.
+pub(crate) enum CheckOutcome {
+    /// The check passed, with details.
     Good(String),
-    /// It does not, and traffic goes on as it should.
+    /// The check failed, but traffic is not affected yet.
     Warning(Vec<String>),
-    /// It does not.
+    /// The check failed.
     Failed(Vec<String>),
-    /// It cannot be told, for this reason.
+    /// The result is unknown, for this reason.
     Unknown(String),
 }
 
-impl Outcome {
-    /// Good unless something was found.
-    pub(crate) fn unless(failed: Vec<String>, good: impl Into<String>) -> Self {
-        if failed.is_empty() { Self::Good(good.into()) } else { Self::Failed(failed) }
-    }
-
-    /// The same where what was found does no harm yet.
-    pub(crate) fn warn_unless(found: Vec<String>, good: impl Into<String>) -> Self {
-        if found.is_empty() { Self::Good(good.into()) } else { Self::Warning(found) }
-    }
-
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Good(_) => "success",
-            Self::Warning(_) => "warning",
-            Self::Failed(_) => "error",
-            Self::Unknown(_) => "unknown",
+impl CheckOutcome {
+    /// The outcome of a check with findings: failed or a warning.
+    pub(crate) fn failed_if(has_failed: bool) -> fn(Vec<String>) -> Self {
+        if has_failed {
+            Self::Failed
+        } else {
+            Self::Warning
         }
     }
 
-    fn sign(&self) -> &'static str {
+    /// The word and the sign for the result.
+    fn word_and_sign(&self) -> (&'static str, &'static str) {
         match self {
-            Self::Good(_) => "√",
-            Self::Warning(_) => "‼",
-            Self::Failed(_) => "×",
-            Self::Unknown(_) => "?",
+            Self::Good(_) => ("success", "√"),
+            Self::Warning(_) => ("warning", "‼"),
+            Self::Failed(_) => ("error", "×"),
+            Self::Unknown(_) => ("unknown", "?"),
         }
     }
 }
 
-/// What was found, by check.
+/// The results of all checks.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Vec<(Check, Outcome)>);
+pub(crate) struct CheckReport(Vec<(Check, CheckOutcome)>);
 
-impl Report {
-    pub(crate) fn add(&mut self, check: Check, outcome: Outcome) {
+impl CheckReport {
+    pub(crate) fn add(&mut self, check: Check, outcome: CheckOutcome) {
         self.0.push((check, outcome));
     }
 
-    /// Whether nothing failed.
+    /// Adds a check that failed if there are findings.
+    pub(crate) fn fail_on(
+        &mut self,
+        check: Check,
+        findings: impl IntoIterator<Item = String>,
+        good: impl Into<String>,
+    ) {
+        self.add_findings(check, findings, CheckOutcome::Failed, good);
+    }
+
+    /// Adds a check that is a warning if there are findings.
+    pub(crate) fn warn_on(
+        &mut self,
+        check: Check,
+        findings: impl IntoIterator<Item = String>,
+        good: impl Into<String>,
+    ) {
+        self.add_findings(check, findings, CheckOutcome::Warning, good);
+    }
+
+    /// Adds a check that is good without findings, else the outcome `bad`.
+    pub(crate) fn add_findings(
+        &mut self,
+        check: Check,
+        findings: impl IntoIterator<Item = String>,
+        bad: impl FnOnce(Vec<String>) -> CheckOutcome,
+        good: impl Into<String>,
+    ) {
+        let findings: Vec<String> = findings.into_iter().collect();
+        if findings.is_empty() {
+            self.add(check, CheckOutcome::Good(good.into()));
+        } else {
+            self.add(check, bad(findings));
+        }
+    }
+
+    /// Whether no check failed.
     pub(crate) fn is_good(&self) -> bool {
-        !self.0.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed(_)))
+        let is_failed = |(_, outcome): &(_, _)| matches!(outcome, CheckOutcome::Failed(_));
+        !self.0.iter().any(is_failed)
     }
 
-    /// How a check ended, if it was made.
+    /// Returns the result of a check that was run.
     #[cfg(test)]
-    pub(crate) fn of(&self, check: Check) -> Option<&Outcome> {
-        self.0.iter().find(|(c, _)| *c == check).map(|(_, outcome)| outcome)
+    pub(crate) fn of(&self, check: Check) -> Option<&CheckOutcome> {
+        let mut results = self.0.iter();
+        results.find_map(|(c, outcome)| (*c == check).then_some(outcome))
     }
 
-    fn categories(&self) -> impl Iterator<Item = (&'static str, Vec<&(Check, Outcome)>)> {
+    fn categories(&self) -> impl Iterator<Item = (&'static str, Vec<&(Check, CheckOutcome)>)> {
         CATEGORIES.iter().filter_map(|(category, checks)| {
-            let made: Vec<_> = checks.iter().filter_map(|c| self.0.iter().find(|(made, _)| made == c)).collect();
-            (!made.is_empty()).then_some((*category, made))
+            let result = |c| self.0.iter().find(|(check, _)| check == c);
+            let results: Vec<_> = checks.iter().filter_map(result).collect();
+            (!results.is_empty()).then_some((*category, results))
         })
     }
 
-    /// `{success, categories: [{categoryName, checks: [{id, description, result, found, error, findings, nextStep, hint}]}]}`.
+    /// Renders JSON: `{success, categories: [{categoryName, checks: [{id, description, result,
+    /// found, error, findings, nextStep, hint}]}]}`.
     pub(crate) fn json(&self) -> Value {
-        let check = |(check, outcome): &(Check, Outcome)| {
-            let mut told = json!({ "id": check.id, "description": check.holds, "result": outcome.word() });
+        let check = |(check, outcome): &(Check, CheckOutcome)| {
+            let mut value = json!({
+                "id": check.id,
+                "description": check.description,
+                "result": outcome.word_and_sign().0,
+            });
             match outcome {
-                Outcome::Good(found) => told["found"] = json!(found),
-                Outcome::Warning(found) | Outcome::Failed(found) => {
-                    told["error"] = json!(found.join("; "));
-                    told["findings"] = json!(found);
-                    told["nextStep"] = json!(check.next_step);
-                    told["hint"] = json!(hint(*check));
+                CheckOutcome::Good(found) => value["found"] = json!(found),
+                CheckOutcome::Warning(found) | CheckOutcome::Failed(found) => {
+                    value["error"] = json!(found.join("; "));
+                    value["findings"] = json!(found);
+                    value["nextStep"] = json!(check.next_step);
+                    value["hint"] = json!(hint(*check));
                 }
-                Outcome::Unknown(why) => told["error"] = json!(why),
+                CheckOutcome::Unknown(reason) => value["error"] = json!(reason),
             }
-            told
+            value
         };
-        let categories: Vec<Value> = self
-            .categories()
-            .map(|(name, made)| json!({ "categoryName": name, "checks": made.into_iter().map(check).collect::<Vec<_>>() }))
-            .collect();
+        let category = |(name, results): (&str, Vec<_>)| {
+            let checks: Vec<Value> = results.into_iter().map(check).collect();
+            json!({ "categoryName": name, "checks": checks })
+        };
+        let categories: Vec<Value> = self.categories().map(category).collect();
         json!({ "success": self.is_good(), "categories": categories })
     }
 }
@@ -108,29 +144,33 @@ fn hint(check: Check) -> String {
     format!("{DOCUMENTATION}#{}", check.id)
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (category, made) in self.categories() {
+        for (category, results) in self.categories() {
             writeln!(f, "{category}\n{}", "-".repeat(category.len()))?;
-            for (check, outcome) in made {
-                let sign = outcome.sign();
+            for (check, outcome) in results {
+                write!(f, "{} {}", outcome.word_and_sign().1, check.description)?;
                 match outcome {
-                    Outcome::Good(found) if found.is_empty() => writeln!(f, "{sign} {}", check.holds)?,
-                    Outcome::Good(found) => writeln!(f, "{sign} {}: {found}", check.holds)?,
-                    Outcome::Unknown(why) => writeln!(f, "{sign} {}: cannot be told: {why}", check.holds)?,
-                    Outcome::Warning(found) | Outcome::Failed(found) => {
-                        writeln!(f, "{sign} {}", check.holds)?;
-                        found.iter().take(MOST).try_for_each(|line| writeln!(f, "    {line}"))?;
-                        if found.len() > MOST {
-                            writeln!(f, "    and {} more (--json has all)", found.len() - MOST)?;
+                    CheckOutcome::Good(found) if found.is_empty() => writeln!(f)?,
+                    CheckOutcome::Good(found) => writeln!(f, ": {found}")?,
+                    CheckOutcome::Unknown(reason) => writeln!(f, ": unknown: {reason}")?,
+                    CheckOutcome::Warning(found) | CheckOutcome::Failed(found) => {
+                        writeln!(f)?;
+                        for line in found.iter().take(MAX_FINDINGS) {
+                            writeln!(f, "    {line}")?;
                         }
-                        writeln!(f, "    Next step: {}\n    see {}", check.next_step, hint(*check))?;
+                        if let more @ 1.. = found.len().saturating_sub(MAX_FINDINGS) {
+                            writeln!(f, "    and {more} more (--json has all)")?;
+                        }
+                        writeln!(f, "    Next step: {}", check.next_step)?;
+                        writeln!(f, "    see {}", hint(*check))?;
                     }
                 }
             }
             writeln!(f)?;
         }
-        write!(f, "Status check results are {}", if self.is_good() { "√" } else { "×" })
+        let sign = if self.is_good() { "√" } else { "×" };
+        write!(f, "Status check results are {sign}")
     }
 }
 
@@ -141,28 +181,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_what_holds_and_what_to_do_about_what_does_not() {
-        let mut report = Report::default();
-        report.add(checks::CLOCK, Outcome::Warning(vec!["node-1: 7 s ahead".to_owned()]));
-        report.add(checks::API_REACHABLE, Outcome::Good("v1.34.4".to_owned()));
-        report.add(checks::AGENT_PERMISSIONS, Outcome::Unknown("not allowed to ask".to_owned()));
-        assert!(report.is_good(), "a warning is no failure");
+    fn results_are_rendered_with_next_steps() {
+        let mut report = CheckReport::default();
+        report.add(
+            checks::CLOCK,
+            CheckOutcome::Warning(vec!["node-1: 7 s ahead".to_owned()]),
+        );
+        report.add(
+            checks::API_REACHABLE,
+            CheckOutcome::Good("v1.34.4".to_owned()),
+        );
+        report.add(
+            checks::AGENT_PERMISSIONS,
+            CheckOutcome::Unknown("forbidden".to_owned()),
+        );
+        assert!(report.is_good(), "a warning is not a failure");
         let text = report.to_string();
         assert!(
-            text.starts_with("kubernetes\n----------\n√ the Kubernetes API answers: v1.34.4\n\ninstallation\n"),
+            text.starts_with(
+                "kubernetes\n----------\n√ can query the Kubernetes API: v1.34.4\n\ninstallation\n"
+            ),
             "{text}"
         );
-        assert!(text.contains("? the agents may do what they need: cannot be told: not allowed to ask"), "{text}");
         assert!(
-            text.contains("‼ the clocks of the nodes agree with this one\n    node-1: 7 s ahead\n    Next step: Set")
+            text.contains("? agents have the required permissions: unknown: forbidden"),
+            "{text}"
         );
-        assert!(text.contains("see docs/check.md#clock") && text.ends_with("Status check results are √"), "{text}");
-        report.add(checks::INSTALLED, Outcome::Failed((0..30).map(|n| format!("line {n}")).collect()));
+        assert!(text.contains(
+            "‼ node clocks are in sync with this machine\n    node-1: 7 s ahead\n    \
+                 Next step: Sync"
+        ));
+        assert!(
+            text.contains("see docs/check.md#clock")
+                && text.ends_with("Status check results are √"),
+            "{text}"
+        );
+        report.add(
+            checks::INSTALLED,
+            CheckOutcome::Failed((0..30).map(|n| format!("line {n}")).collect()),
+        );
         assert!(!report.is_good());
-        assert!(report.to_string().contains("line 19\n    and 10 more (--json has all)"));
+        assert!(
+            report
+                .to_string()
+                .contains("line 19\n    and 10 more (--json has all)")
+        );
         let json = report.json();
         assert_eq!(json["success"], false);
         assert_eq!(json["categories"][0]["checks"][0]["result"], "success");
-        assert_eq!(json["categories"][1]["checks"][0]["findings"].as_array().unwrap().len(), 30);
+        assert_eq!(
+            json["categories"][1]["checks"][0]["findings"]
+                .as_array()
+                .unwrap()
+                .len(),
+            30
+        );
     }
 }

@@ -1,69 +1,85 @@
-//! Objects of the API with what is looked at of them.
+//! API objects, with the fields that the checks need.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Programs that should run, and how many do.
+/// Desired and ready replicas of a workload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Running {
+pub(crate) struct ReplicaStatus {
     pub(crate) namespace: String,
     pub(crate) name: String,
-    pub(crate) wanted: u64,
+    pub(crate) desired: u64,
     pub(crate) ready: u64,
 }
 
-impl Running {
-    fn read(object: &Value, wanted: u64, ready: &str) -> Self {
-        let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
-        let ready = object["status"][ready].as_u64().unwrap_or_default();
-        Self { namespace: text("namespace"), name: text("name"), wanted, ready }
+impl ReplicaStatus {
+    fn read(object: &Value, desired: u64, ready: &Value) -> Self {
+        Self {
+            namespace: text(&object["metadata"]["namespace"]),
+            name: text(&object["metadata"]["name"]),
+            desired,
+            ready: ready.as_u64().unwrap_or_default(),
+        }
     }
+
+    /// NAMESPACE/NAME.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// A DaemonSet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DaemonSet {
-    pub(crate) running: Running,
-    /// How many pods are of its newest template.
+    pub(crate) replicas: ReplicaStatus,
+    /// Number of pods with the newest template.
     pub(crate) updated: u64,
-    /// The commands of its containers.
+    /// Commands of the containers.
     pub(crate) commands: Vec<String>,
 }
 
 impl DaemonSet {
     pub(crate) fn read(object: &Value) -> Self {
-        let containers = object["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten();
+        let containers = object["spec"]["template"]["spec"]["containers"].as_array();
+        let command = |c: &Value| Some(c["command"][0].as_str()?.to_owned());
         let status = &object["status"];
+        let count = |key: &str| status[key].as_u64().unwrap_or_default();
+        let desired = count("desiredNumberScheduled");
         Self {
-            running: Running::read(
-                object,
-                status["desiredNumberScheduled"].as_u64().unwrap_or_default(),
-                "numberReady",
-            ),
-            updated: status["updatedNumberScheduled"].as_u64().unwrap_or_default(),
-            commands: containers.filter_map(|c| Some(c["command"][0].as_str()?.to_owned())).collect(),
+            replicas: ReplicaStatus::read(object, desired, &status["numberReady"]),
+            updated: count("updatedNumberScheduled"),
+            commands: containers
+                .into_iter()
+                .flatten()
+                .filter_map(command)
+                .collect(),
         }
     }
 
-    /// Whether one of its containers runs a program of this name.
+    /// Whether a container runs a program of this name.
     pub(crate) fn runs(&self, program: &str) -> bool {
-        self.commands.iter().any(|command| command.rsplit('/').next() == Some(program))
+        let is_program = |command: &String| command.rsplit('/').next() == Some(program);
+        self.commands.iter().any(is_program)
     }
 
-    /// Whether every node that should have a pod has a ready one of the newest template.
+    /// Whether all desired pods have the newest template and are ready.
     pub(crate) fn is_rolled_out(&self) -> bool {
-        let Running { wanted, ready, .. } = self.running;
-        wanted > 0 && ready >= wanted && self.updated >= wanted
+        let ReplicaStatus { desired, ready, .. } = self.replicas;
+        desired > 0 && ready >= desired && self.updated >= desired
     }
 }
 
-/// A control plane.
+/// A Deployment of istiod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Istiod {
-    pub(crate) running: Running,
+    pub(crate) replicas: ReplicaStatus,
     pub(crate) image: String,
-    /// The environment of its container; variables from elsewhere are empty.
+    /// Environment of the container; variables with `valueFrom` are empty.
     pub(crate) env: BTreeMap<String, String>,
 }
 
@@ -71,12 +87,14 @@ impl Istiod {
     pub(crate) fn read(deployment: &Value) -> Self {
         let containers = deployment["spec"]["template"]["spec"]["containers"].as_array();
         let is_discovery = |c: &&Value| c["name"] == "discovery";
-        let container = containers.and_then(|all| all.iter().find(is_discovery).or_else(|| all.first()));
-        let env = container.and_then(|c| c["env"].as_array()).into_iter().flatten();
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let wanted = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+        let container =
+            containers.and_then(|all| all.iter().find(is_discovery).or_else(|| all.first()));
+        let env = container.and_then(|c| c["env"].as_array());
+        let env = env.into_iter().flatten();
+        let desired = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+        let ready = &deployment["status"]["readyReplicas"];
         Self {
-            running: Running::read(deployment, wanted, "readyReplicas"),
+            replicas: ReplicaStatus::read(deployment, desired, ready),
             image: container.map(|c| text(&c["image"])).unwrap_or_default(),
             env: env.map(|e| (text(&e["name"]), text(&e["value"]))).collect(),
         }
@@ -90,13 +108,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_how_many_there_are_and_what_they_run() {
+    fn replicas_images_and_environments_are_read() {
         let set = DaemonSet::read(&json!({
             "metadata": { "namespace": "n", "name": "ztunnel" },
-            "spec": { "template": { "spec": { "containers": [{ "command": ["/bin/underpass-proxy"] }, {}] } } },
-            "status": { "desiredNumberScheduled": 3, "numberReady": 2, "updatedNumberScheduled": 3 },
+            "spec": {
+                "template": {
+                    "spec": { "containers": [{ "command": ["/bin/underpass-proxy"] }, {}] },
+                },
+            },
+            "status": {
+                "desiredNumberScheduled": 3,
+                "numberReady": 2,
+                "updatedNumberScheduled": 3,
+            },
         }));
-        assert_eq!((set.running.wanted, set.running.ready, set.updated), (3, 2, 3));
+        assert_eq!(
+            (set.replicas.desired, set.replicas.ready, set.updated),
+            (3, 2, 3)
+        );
         assert!(set.runs("underpass-proxy") && !set.runs("proxy") && !set.is_rolled_out());
         let istiod = Istiod::read(&json!({
             "metadata": { "namespace": "n", "name": "istiod" },
@@ -107,7 +136,19 @@ mod tests {
                 ],
             }] } } },
         }));
-        assert_eq!(istiod.running, Running { namespace: "n".into(), name: "istiod".into(), wanted: 1, ready: 0 });
-        assert_eq!((istiod.image.as_str(), istiod.env["PILOT_ENABLE_AMBIENT"].as_str()), ("pilot:1", "true"));
+        let replicas = ReplicaStatus {
+            namespace: "n".into(),
+            name: "istiod".into(),
+            desired: 1,
+            ready: 0,
+        };
+        assert_eq!(istiod.replicas, replicas);
+        assert_eq!(
+            (
+                istiod.image.as_str(),
+                istiod.env["PILOT_ENABLE_AMBIENT"].as_str()
+            ),
+            ("pilot:1", "true")
+        );
     }
 }

@@ -1,102 +1,115 @@
-//! `underpass status --cluster`: every node in a line.
+//! `underpass status --cluster`: one line per node.
 
 use std::process::ExitCode;
 
-use agent_status::{NodeStatus, PodState};
+use agent_status::{PodState, PodStatus};
 use error_code::cli as codes;
 use serde_json::{Value, json};
 
-use super::{Api, NodeSeen, Seen, Target, look};
+use super::{Api, ClusterSnapshot, NodeSnapshot, Target, take_snapshot};
+use crate::admin_client::block_on;
 use crate::failure::failure;
 use crate::node::{Summary, is_verified, table};
+use crate::output::{exit_code, print, print_json};
 use crate::table::Table;
 
-/// Prints a line for every node, and how many pods are really in the mesh. Fails when one is enrolled and not verified, or
-/// when an agent does not answer.
+/// Prints a line per node and a summary of the pods. The exit code is a failure if an enrolled pod
+/// is not verified or an agent does not respond.
 pub(crate) fn status(target: &Target, as_json: bool, all: bool) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let seen = runtime
-        .block_on(async { look(&Api::connect(target.kubeconfig.as_deref(), target.context.as_deref()).await?).await });
-    let seen = seen.map_err(|e| failure(&codes::NO_CLUSTER, format!("{e:#}")))?;
-    let pods = || seen.nodes.iter().filter_map(agent).flat_map(|a| &a.pods);
+    let snapshot = block_on(async { take_snapshot(&Api::connect(target).await?).await });
+    let snapshot = snapshot.map_err(|e| failure(&codes::NO_CLUSTER, format!("{e:#}")))?;
+    let statuses = || snapshot.nodes.iter().filter_map(NodeSnapshot::status);
+    let pods = || statuses().flat_map(|status| &status.pods);
     let summary: Summary = pods().collect();
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&json_of(&seen))?);
+        print_json(&json_of(&snapshot))?;
     } else {
-        print!("{}", nodes(&seen.nodes).text());
-        println!("\n{summary}");
+        print(nodes(&snapshot.nodes));
+        print(format_args!("\n{summary}"));
         if all {
-            println!("\n{}", table(&pods().cloned().collect::<Vec<_>>()));
+            let pods: Vec<PodStatus> = pods().cloned().collect();
+            print(format_args!("\n{}", table(&pods)));
         }
     }
-    let answered =
-        seen.nodes.iter().all(|n| !matches!(n.agent, Some(Err(_)))) && seen.nodes.iter().any(|n| n.agent.is_some());
-    Ok(if answered && summary.all_verified() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut agents = snapshot.nodes.iter().filter_map(|n| n.agent.as_ref());
+    let all_respond = statuses().next().is_some() && agents.all(Result::is_ok);
+    Ok(exit_code(all_respond && summary.all_verified()))
 }
 
-fn agent(node: &NodeSeen) -> Option<&NodeStatus> {
-    node.agent.as_ref()?.as_ref().ok()
+fn nodes(nodes: &[NodeSnapshot]) -> String {
+    let unready = |is_ready: bool| if is_ready { "" } else { ", not ready" };
+    let agent = |node: &NodeSnapshot| match &node.agent {
+        None => "none".to_owned(),
+        Some(Err(_)) => "no response".to_owned(),
+        Some(Ok(status)) => format!("{}{}", status.version, unready(status.unready.is_none())),
+    };
+    let proxy = |proxy: &Value| {
+        let version = proxy["version"].as_str().unwrap_or("?");
+        format!("{version}{}", unready(proxy["ready"] == true))
+    };
+    let istiod = |proxy: &Value| match &proxy["controlPlane"] {
+        Value::Null => "none".to_owned(),
+        plane if plane["connected"] == true && plane["synced"] == true => "connected".to_owned(),
+        plane => format!("disconnected, state {} s old", plane["stateAgeS"]),
+    };
+    let is_enrolled = |p: &&PodStatus| p.state == PodState::Enrolled;
+    Table::of(nodes)
+        .column("NODE", |n| n.name.clone())
+        .column("AGENT", |n| agent(n))
+        .column("PROXY", |n| per_proxy(n, proxy))
+        .column("ISTIOD", |n| per_proxy(n, istiod))
+        .column("CAPTURE", |n| capture(n).to_owned())
+        .column("ENROLLED", |n| count(n, is_enrolled))
+        .column("VERIFIED", |n| {
+            count(n, |p| is_enrolled(p) && is_verified(p))
+        })
+        .column("SKIPPED", |n| count(n, |p| p.state == PodState::Skipped))
+        .text()
 }
 
-fn nodes(nodes: &[NodeSeen]) -> Table {
-    Table::new(
-        &["NODE", "AGENT", "PROXY", "ISTIOD", "CAPTURE", "ENROLLED", "VERIFIED", "SKIPPED"],
-        nodes.iter().map(|node| {
-            let (version, capture) = match &node.agent {
-                None => ("none".to_owned(), "-".to_owned()),
-                Some(Err(_)) => ("silent".to_owned(), "-".to_owned()),
-                Some(Ok(status)) => {
-                    let ready = if status.unready.is_some() { ", not ready" } else { "" };
-                    (format!("{}{ready}", status.version), status.capture.kind.clone())
-                }
-            };
-            let count = |is: &dyn Fn(&agent_status::PodStatus) -> bool| {
-                agent(node).map_or_else(|| "-".to_owned(), |a| a.pods.iter().filter(|p| is(p)).count().to_string())
-            };
-            vec![
-                node.name.clone(),
-                version,
-                joined(node, |p| {
-                    let ready = if p["ready"] == true { "" } else { ", not ready" };
-                    format!("{}{ready}", p["version"].as_str().unwrap_or("?"))
-                }),
-                joined(node, |p| match &p["controlPlane"] {
-                    Value::Null => "none".to_owned(),
-                    plane if plane["connected"] == true && plane["synced"] == true => "connected".to_owned(),
-                    plane => format!("away, state {} s old", plane["stateAgeS"]),
-                }),
-                capture,
-                count(&|p| p.state == PodState::Enrolled),
-                count(&|p| p.state == PodState::Enrolled && is_verified(p)),
-                count(&|p| p.state == PodState::Skipped),
-            ]
-        }),
-    )
+fn capture(node: &NodeSnapshot) -> &str {
+    node.status().map_or("-", |s| s.capture.kind.as_str())
 }
 
-/// The same of each proxy of a node.
-fn joined(node: &NodeSeen, told: impl Fn(&Value) -> String) -> String {
+/// Renders the number of pods of a node that match, if its agent responds.
+fn count(node: &NodeSnapshot, matches: impl Fn(&&PodStatus) -> bool) -> String {
+    let count = node.status().map(|s| s.pods.iter().filter(matches).count());
+    count.map_or_else(|| "-".to_owned(), |n| n.to_string())
+}
+
+/// Renders a cell with one entry per proxy of a node.
+fn per_proxy(node: &NodeSnapshot, render: impl Fn(&Value) -> String) -> String {
     if node.proxies.is_empty() {
         return "none".to_owned();
     }
-    let each = node.proxies.iter().map(|p| p.as_ref().map_or_else(|_| "silent".to_owned(), &told));
+    let each = node.proxies.iter().map(|proxy| match proxy {
+        Ok(status) => render(status),
+        Err(_) => "no response".to_owned(),
+    });
     each.collect::<Vec<_>>().join("; ")
 }
 
-fn json_of(seen: &Seen) -> Value {
-    let node = |node: &NodeSeen| {
+fn json_of(snapshot: &ClusterSnapshot) -> Value {
+    let node = |node: &NodeSnapshot| {
         let proxy = |p: &Result<Value, String>| match p {
             Ok(status) => status.clone(),
-            Err(why) => json!({ "error": why }),
+            Err(reason) => json!({ "error": reason }),
         };
         let agent = match &node.agent {
             None => Value::Null,
             Some(Ok(status)) => json!(status),
-            Some(Err(why)) => json!({ "error": why }),
+            Some(Err(reason)) => json!({ "error": reason }),
         };
-        json!({ "node": node.name, "agent": agent, "proxies": node.proxies.iter().map(proxy).collect::<Vec<_>>() })
+        json!({
+            "node": node.name,
+            "agent": agent,
+            "proxies": node.proxies.iter().map(proxy).collect::<Vec<_>>(),
+        })
     };
-    json!({ "kubernetes": seen.version, "nodes": seen.nodes.iter().map(node).collect::<Vec<_>>() })
+    json!({
+        "kubernetes": snapshot.version,
+        "nodes": snapshot.nodes.iter().map(node).collect::<Vec<_>>(),
+    })
 }
 
 #[cfg(test)]
@@ -104,21 +117,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_has_a_line_whatever_answers_on_it() {
-        let proxy = json!({ "version": "1", "ready": true, "controlPlane": { "connected": true, "synced": true } });
-        let away = json!({ "version": "2", "ready": false, "controlPlane": { "connected": false, "stateAgeS": 7 } });
-        let seen = [
-            NodeSeen { name: "b".to_owned(), agent: None, clock_ahead_ms: None, proxies: Vec::new() },
-            NodeSeen {
+    fn every_node_has_a_line() {
+        let proxy = json!({
+            "version": "1",
+            "ready": true,
+            "controlPlane": { "connected": true, "synced": true },
+        });
+        let disconnected = json!({
+            "version": "2",
+            "ready": false,
+            "controlPlane": { "connected": false, "stateAgeS": 7 },
+        });
+        let node_snapshots = [
+            NodeSnapshot {
+                name: "b".to_owned(),
+                agent: None,
+                clock_ahead_ms: None,
+                proxies: Vec::new(),
+            },
+            NodeSnapshot {
                 name: "a".to_owned(),
                 agent: Some(Err("refused".to_owned())),
                 clock_ahead_ms: None,
-                proxies: vec![Ok(proxy), Ok(away)],
+                proxies: vec![Ok(proxy), Ok(disconnected)],
             },
         ];
-        let text = nodes(&seen).text();
-        let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(lines[1].join(" "), "a silent 1; 2, not ready connected; away, state 7 s old - - - -");
+        let text = nodes(&node_snapshots);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|l| l.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[1].join(" "),
+            "a no response 1; 2, not ready connected; disconnected, state 7 s old - - - -"
+        );
         assert_eq!(lines[2].join(" "), "b none none none - - - -");
     }
 }

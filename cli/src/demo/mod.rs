@@ -1,76 +1,74 @@
-//! The demo: a short story in which every line is something observed, on a sandbox of its own.
+//! The demo: steps that demonstrate and verify the guarantees of the mesh, in a separate sandbox.
 
 mod capture;
+mod demo_sandbox;
+mod http_client;
 mod mesh_file;
-mod scene;
 mod steps;
-mod web;
 
 use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::sandbox::{Layout, become_able};
-use scene::Scene;
+use crate::output::{exit_code, print, print_error};
+use crate::sandbox::{Layout, acquire_privileges};
+use demo_sandbox::DemoSandbox;
 
-/// What a step has seen: the evidence, or what is wrong.
-pub(crate) type Observed = anyhow::Result<String>;
+/// The result of a step: the evidence, or the failure.
+pub(crate) type StepResult = anyhow::Result<String>;
 
-/// Plays all steps; each is printed as it is done.
+/// Runs all steps and prints each result.
 pub(crate) fn run(as_json: bool) -> ExitCode {
-    match play(as_json) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+    let result = run_steps(as_json);
+    match &result {
+        Ok(_) => {}
         Err(e) if as_json => {
-            println!("{}", json!({ "ok": false, "steps": 0, "failed": 0, "error": format!("{e:#}") }));
-            ExitCode::FAILURE
+            print(json!({ "ok": false, "steps": 0, "failed": 0, "error": format!("{e:#}") }));
         }
-        Err(e) => {
-            eprintln!("{e:#}");
-            ExitCode::FAILURE
-        }
+        Err(e) => print_error(format_args!("{e:#}")),
     }
+    exit_code(result.is_ok_and(|failed| failed == 0))
 }
 
-fn play(as_json: bool) -> anyhow::Result<usize> {
-    // A folder of its own, so that a sandbox that somebody is using stays as it is.
-    let layout = become_able()?.beside("demo");
+fn run_steps(as_json: bool) -> anyhow::Result<usize> {
+    // In a separate folder, so that a running sandbox is not affected.
+    let layout = acquire_privileges()?.sibling("demo");
     let started = std::time::Instant::now();
-    let mut scene = Scene::set(layout)?;
-    let (mut failed, mut number) = (0, 0);
+    let mut sandbox = DemoSandbox::start(layout)?;
+    let mut failed = 0;
     let steps = steps::all();
     let count = steps.len();
-    for (title, step) in steps {
-        number += 1;
-        let observed = step(&mut scene);
-        failed += usize::from(observed.is_err());
-        let (ok, evidence) = match &observed {
+    for (number, (title, step)) in (1..).zip(steps) {
+        let result = step(&mut sandbox);
+        failed += usize::from(result.is_err());
+        let (ok, evidence) = match &result {
             Ok(evidence) => (true, evidence.clone()),
             Err(e) => (false, format!("{e:#}")),
         };
         if as_json {
-            println!("{}", json!({ "step": title, "ok": ok, "evidence": evidence }));
+            print(json!({ "step": title, "ok": ok, "evidence": evidence }));
         } else {
-            println!(
-                "{} {number:>2}. {title}\n       {}",
-                if ok { "ok  " } else { "FAIL" },
-                evidence.replace('\n', "\n       ")
-            );
+            let result = if ok { "ok  " } else { "FAIL" };
+            let evidence = evidence.replace('\n', "\n       ");
+            print(format_args!(
+                "{result} {number:>2}. {title}\n       {evidence}"
+            ));
         }
     }
-    drop(scene);
+    drop(sandbox);
     if as_json {
-        println!("{}", json!({ "ok": failed == 0, "steps": count, "failed": failed }));
+        print(json!({ "ok": failed == 0, "steps": count, "failed": failed }));
     } else {
-        let took = started.elapsed().as_secs_f64();
-        println!("\n{} of {count} steps as promised, in {took:.1} s. Nothing is left of the demo.", count - failed);
+        let (took, passed) = (started.elapsed().as_secs_f64(), count - failed);
+        let summary = format!("{passed} of {count} steps passed in {took:.1} s");
+        print(format_args!("\n{summary}. The sandbox has been removed."));
     }
     Ok(failed)
 }
 
 impl Layout {
-    /// The folder of another sandbox next to this one.
-    fn beside(&self, suffix: &str) -> Self {
+    /// The layout of another sandbox in a sibling folder.
+    fn sibling(&self, suffix: &str) -> Self {
         let mut name = self.root().as_os_str().to_owned();
         name.push(format!("-{suffix}-{}", std::process::id()));
         Self::at(name.into())

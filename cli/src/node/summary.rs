@@ -1,31 +1,38 @@
-//! How many pods are really in the mesh, and a line for each that is not.
+//! Counts of enrolled and verified pods, with a line for each pod that is not verified.
 
 use std::fmt;
 use std::time::Duration;
 
 use agent_status::{PodState, PodStatus, VerificationState};
 
-/// Pods of one node or of several.
+/// Summary of the pods of one or more nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Summary {
     enrolled: usize,
     verified: usize,
     drifted: usize,
-    /// Of the verified pods, the look that is longest ago.
-    oldest: Option<Duration>,
+    /// Time since the oldest verification of a verified pod.
+    oldest_probe: Option<Duration>,
+    /// One line per pod that is not verified.
     lines: Vec<String>,
+    /// One line per pod with connections that bypass its proxy.
+    bypassing: Vec<String>,
 }
 
 impl Summary {
-    /// How many pods there are, and how many of them were measured to be in the mesh.
+    /// Renders the counts in one line.
     pub(crate) fn counts(&self) -> String {
         let unverified = self.enrolled - self.verified - self.drifted;
-        let oldest = self.oldest.map(|o| format!(" (last probe {} s ago)", o.as_secs())).unwrap_or_default();
+        let oldest = self.oldest_probe.map(|o| o.as_secs());
+        let oldest = oldest.map_or_else(String::new, |o| format!(" (last probe {o} s ago)"));
         let (enrolled, verified, drifted) = (self.enrolled, self.verified, self.drifted);
-        format!("{enrolled} enrolled · {verified} verified{oldest} · {drifted} drifted · {unverified} unverified")
+        format!(
+            "{enrolled} enrolled · {verified} verified{oldest} · \
+             {drifted} drifted · {unverified} unverified"
+        )
     }
 
-    /// Whether every enrolled pod has been measured to be in the mesh.
+    /// Whether every enrolled pod is verified.
     pub(crate) fn all_verified(&self) -> bool {
         self.verified == self.enrolled
     }
@@ -35,15 +42,18 @@ impl<'a> Extend<&'a PodStatus> for Summary {
     fn extend<I: IntoIterator<Item = &'a PodStatus>>(&mut self, pods: I) {
         for pod in pods.into_iter().filter(|p| p.state == PodState::Enrolled) {
             self.enrolled += 1;
-            if is_verified(pod) {
-                self.verified += 1;
-                let ago = pod.verification.as_ref().map(|v| Duration::from_millis(v.for_ms));
-                self.oldest = self.oldest.max(ago);
-            } else {
-                let drifted = pod.verification.as_ref().is_some_and(|v| v.state == VerificationState::Drifted);
-                self.drifted += usize::from(drifted);
-                self.lines.push(verdict(pod));
+            self.bypassing.extend(bypasses(pod));
+            match &pod.verification {
+                Some(v) if v.state == VerificationState::Verified => {
+                    self.verified += 1;
+                    let ago = Duration::from_millis(v.for_ms);
+                    self.oldest_probe = self.oldest_probe.max(Some(ago));
+                    continue;
+                }
+                Some(v) if v.state == VerificationState::Drifted => self.drifted += 1,
+                _ => {}
             }
+            self.lines.push(verdict(pod));
         }
     }
 }
@@ -59,19 +69,44 @@ impl<'a> FromIterator<&'a PodStatus> for Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.counts())?;
-        self.lines.iter().try_for_each(|line| write!(f, "\n{line}"))
+        let mut lines = self.lines.iter().chain(&self.bypassing);
+        lines.try_for_each(|line| write!(f, "\n{line}"))
     }
 }
 
 pub(crate) fn is_verified(pod: &PodStatus) -> bool {
-    pod.verification.as_ref().is_some_and(|v| v.state == VerificationState::Verified)
+    let state = pod.verification.as_ref().map(|v| v.state);
+    state == Some(VerificationState::Verified)
 }
 
-/// What was found of one pod, in a line.
+/// Renders which connections of an enrolled pod bypass its proxy, in one line.
+pub(crate) fn bypasses(pod: &PodStatus) -> Option<String> {
+    let exempted = match pod.exempted_connections {
+        0 => None,
+        1 => Some("1 connection that is older than the pod's join".to_owned()),
+        n => Some(format!(
+            "{n} connections that are older than the pod's join"
+        )),
+    };
+    let excluded = pod.exclusions.as_ref().map(ToString::to_string);
+    let bypassing: Vec<String> = excluded.into_iter().chain(exempted).collect();
+    let is_any = pod.state == PodState::Enrolled && !bypassing.is_empty();
+    let PodStatus {
+        namespace, name, ..
+    } = pod;
+    is_any.then(|| {
+        format!(
+            "{namespace}/{name}: outside the mesh: {}",
+            bypassing.join("; ")
+        )
+    })
+}
+
+/// Renders the verification result of a pod in one line.
 pub(crate) fn verdict(pod: &PodStatus) -> String {
     let name = format!("{}/{}", pod.namespace, pod.name);
     let Some(verification) = &pod.verification else {
-        return format!("{name}: unverified: not looked at yet");
+        return format!("{name}: unverified: not checked yet");
     };
     let lasted = Duration::from_millis(verification.for_ms).as_secs();
     match &verification.reason {
@@ -86,12 +121,18 @@ mod tests {
 
     use super::*;
 
-    fn pod(name: &str, state: PodState, verification: Option<(VerificationState, Option<&str>, u64)>) -> PodStatus {
+    fn pod(
+        name: &str,
+        state: PodState,
+        verification: Option<(VerificationState, Option<&str>, u64)>,
+    ) -> PodStatus {
         let verification = verification.map(|(state, reason, for_ms)| VerificationStatus {
             state,
             reason: reason.map(str::to_owned),
+            reason_code: None,
             for_ms,
             last_repair: None,
+            from_node: None,
         });
         PodStatus {
             namespace: "default".to_owned(),
@@ -99,18 +140,34 @@ mod tests {
             uid: None,
             state,
             reason: String::new(),
+            reason_code: None,
             ips: Vec::new(),
             exempted_connections: 0,
+            capabilities: Vec::new(),
+            started_outside: None,
+            exclusions: None,
             verification,
         }
     }
 
     #[test]
-    fn counts_what_was_measured_and_names_what_was_not() {
+    fn counts_pods_and_lists_those_that_are_not_verified() {
         let pods = [
-            pod("good", PodState::Enrolled, Some((VerificationState::Verified, None, 1_000))),
-            pod("older", PodState::Enrolled, Some((VerificationState::Verified, None, 12_900))),
-            pod("wrong", PodState::Enrolled, Some((VerificationState::Drifted, Some("no table"), 3_000))),
+            pod(
+                "good",
+                PodState::Enrolled,
+                Some((VerificationState::Verified, None, 1_000)),
+            ),
+            pod(
+                "older",
+                PodState::Enrolled,
+                Some((VerificationState::Verified, None, 12_900)),
+            ),
+            pod(
+                "wrong",
+                PodState::Enrolled,
+                Some((VerificationState::Drifted, Some("no table"), 3_000)),
+            ),
             pod("new", PodState::Enrolled, None),
             pod("outside", PodState::Skipped, None),
             pod("gone", PodState::Leaving, None),
@@ -121,10 +178,13 @@ mod tests {
             summary.to_string(),
             "4 enrolled · 2 verified (last probe 12 s ago) · 1 drifted · 1 unverified\n\
              default/wrong: drifted for 3 s: no table\n\
-             default/new: unverified: not looked at yet"
+             default/new: unverified: not checked yet"
         );
         let empty = Summary::default();
         assert!(empty.all_verified());
-        assert_eq!(empty.to_string(), "0 enrolled · 0 verified · 0 drifted · 0 unverified");
+        assert_eq!(
+            empty.to_string(),
+            "0 enrolled · 0 verified · 0 drifted · 0 unverified"
+        );
     }
 }

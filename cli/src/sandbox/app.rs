@@ -1,32 +1,37 @@
-//! The applications of the default mesh: a web server in every pod that says who it sees.
+//! The application of the default mesh: a web server in every pod that returns the client's
+//! address.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use netns::NetNs;
 
-/// Where the applications listen.
+use crate::output::print_error;
+
+/// The port of the web servers.
 pub(crate) const PORT: u16 = 8080;
 
-/// Serves in a pod, in threads of their own.
+/// Starts a web server in a pod, in its own threads.
 pub(crate) fn serve(netns: &NetNs, name: &str) -> anyhow::Result<()> {
     let listener = netns.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)))??;
     let name = name.to_owned();
-    std::thread::Builder::new().name(format!("app-{name}")).spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let name = name.clone();
-            let started = std::thread::Builder::new().spawn(move || {
-                let _ = answer(stream, &name); // the client has gone
-            });
-            if let Err(e) = started {
-                eprintln!("a connection is not answered: {e}");
+    std::thread::Builder::new()
+        .name(format!("app-{name}"))
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let name = name.clone();
+                let started = std::thread::Builder::new().spawn(move || {
+                    let _ = answer(stream, &name); // the client closed the connection
+                });
+                if let Err(e) = started {
+                    print_error(format_args!("cannot start a thread for a connection: {e}"));
+                }
             }
-        }
-    })?;
+        })?;
     Ok(())
 }
 
-/// Answers requests on one connection until the client ends it.
+/// Answers requests on a connection until the client closes it.
 fn answer(stream: TcpStream, name: &str) -> std::io::Result<()> {
     let peer = stream.peer_addr()?;
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
@@ -45,6 +50,10 @@ fn answer(stream: TcpStream, name: &str) -> std::io::Result<()> {
             }
         }
         let body = format!("{name} sees {}\n", peer.ip());
-        write!(writer, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+        write!(
+            writer,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
     }
 }

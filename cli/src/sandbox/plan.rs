@@ -1,4 +1,4 @@
-//! What a sandbox consists of: nodes and pods, taken from the mesh.
+//! The nodes and pods of a sandbox, derived from the mesh.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,16 +7,20 @@ use mesh::Mesh;
 
 use crate::failure::failure;
 
-/// The mesh of a sandbox for which no file is given.
-pub(crate) const DEFAULT_MESH: &str = r#"# The mesh of this sandbox. Change it while the sandbox runs: agents and proxies read it again.
+/// The default mesh.
+pub(crate) const DEFAULT_MESH: &str = r#"# The mesh of this sandbox.
+# Agents and proxies reload it when it changes.
 namespaces:
   - name: default
     labels: { istio.io/dataplane-mode: ambient }
   - name: outside
 workloads:
-  - { name: client, namespace: default, serviceAccount: client, node: node-1, workloadIps: [10.77.1.2, "fd77:1::2"] }
-  - { name: neighbour, namespace: default, serviceAccount: neighbour, node: node-1, workloadIps: [10.77.1.3, "fd77:1::3"] }
-  - { name: outsider, namespace: outside, serviceAccount: outsider, node: node-1, workloadIps: [10.77.1.4, "fd77:1::4"] }
+  - { name: client, namespace: default, serviceAccount: client, node: node-1,
+      workloadIps: [10.77.1.2, "fd77:1::2"] }
+  - { name: neighbour, namespace: default, serviceAccount: neighbour, node: node-1,
+      workloadIps: [10.77.1.3, "fd77:1::3"] }
+  - { name: outsider, namespace: outside, serviceAccount: outsider, node: node-1,
+      workloadIps: [10.77.1.4, "fd77:1::4"] }
   - name: server
     namespace: default
     serviceAccount: server
@@ -35,15 +39,15 @@ policies: []
 
 /// A node of the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Node {
+pub(crate) struct SandboxNode {
     pub(crate) name: String,
-    /// Its address on the fabric, IPv4 and IPv6.
+    /// The addresses on the fabric, IPv4 and IPv6.
     pub(crate) addresses: [IpAddr; 2],
 }
 
 /// A pod of the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pod {
+pub(crate) struct SandboxPod {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
@@ -51,19 +55,26 @@ pub(crate) struct Pod {
     pub(crate) ips: Vec<IpAddr>,
 }
 
-/// Nodes in the order in which the mesh first names them, and every workload that has a node.
-pub(crate) fn plan(mesh: &Mesh) -> anyhow::Result<(Vec<Node>, Vec<Pod>)> {
+/// Derives the nodes, sorted by name, and the pods: all workloads with a node.
+pub(crate) fn plan(mesh: &Mesh) -> anyhow::Result<(Vec<SandboxNode>, Vec<SandboxPod>)> {
     let mut names: Vec<&str> = Vec::new();
     let mut pods = Vec::new();
-    for w in mesh.workloads().filter(|w| !w.node.is_empty() && !w.host_network) {
+    for w in mesh
+        .workloads()
+        .filter(|w| !w.node.is_empty() && !w.host_network)
+    {
         if w.workload_ips.is_empty() {
-            let detail = format!("workload {} runs on node {} and has no address", w.namespaced_name(), w.node);
+            let detail = format!(
+                "workload {} on node {} has no address",
+                w.namespaced_name(),
+                w.node
+            );
             return Err(failure(&codes::MESH, detail));
         }
         if !names.contains(&w.node.as_str()) {
             names.push(&w.node);
         }
-        pods.push(Pod {
+        pods.push(SandboxPod {
             namespace: w.namespace.to_string(),
             name: w.name.to_string(),
             uid: w.uid.to_string(),
@@ -75,7 +86,7 @@ pub(crate) fn plan(mesh: &Mesh) -> anyhow::Result<(Vec<Node>, Vec<Pod>)> {
         return Err(failure(&codes::MESH, "no workload has a node"));
     }
     names.sort_unstable();
-    let node = |(index, name): (u8, &&str)| Node {
+    let node = |(index, name): (u8, &&str)| SandboxNode {
         name: (*name).to_owned(),
         addresses: [
             Ipv4Addr::new(10, 77, 0, index).into(),

@@ -4,82 +4,82 @@ use bytes::Bytes;
 
 use crate::protobuf::Empty;
 
-/// A policy. Its resource name is `namespace/name`.
+/// An authorization policy. Its resource name is `namespace/name`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Authorization {
     /// Policy name.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// Policy namespace; empty for a global one.
+    /// Policy namespace; empty for a global policy.
     #[prost(string, tag = "2")]
     pub namespace: String,
-    /// Which workloads it is about.
+    /// The workloads that it applies to.
     #[prost(enumeration = "Scope", tag = "3")]
     pub scope: i32,
-    /// What a match means.
+    /// What happens to matching connections.
     #[prost(enumeration = "Action", tag = "4")]
     pub action: i32,
-    /// Alternatives.
+    /// Rules, any of which must match.
     #[prost(message, repeated, tag = "5")]
     pub rules: Vec<Rule>,
-    /// Whether it is only logged what it would do.
+    /// Whether the policy is only logged, not enforced.
     #[prost(bool, tag = "6")]
     pub dry_run: bool,
 }
 
-/// What must hold together.
+/// A rule: a conjunction of clauses.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Rule {
-    /// All of them.
+    /// Clauses, all of which must match.
     #[prost(message, repeated, tag = "1")]
     pub clauses: Vec<Clause>,
 }
 
-/// Alternatives within a rule.
+/// A clause: a disjunction of matches.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Clause {
-    /// Any of them.
+    /// Matches, any of which must hold.
     #[prost(message, repeated, tag = "2")]
     pub matches: Vec<Match>,
 }
 
-/// Properties of a connection: each kind that is given must hold, by any of its values.
+/// Properties of a connection. Each non-empty field must match, by any of its values.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Match {
-    /// Of the client's identity.
+    /// Namespace of the client's identity.
     #[prost(message, repeated, tag = "1")]
     pub namespaces: Vec<StringMatch>,
-    /// None of these.
+    /// Must not match any of these.
     #[prost(message, repeated, tag = "2")]
     pub not_namespaces: Vec<StringMatch>,
-    /// The client's identity without `spiffe://`.
+    /// The client's principal: its identity without `spiffe://`.
     #[prost(message, repeated, tag = "3")]
     pub principals: Vec<StringMatch>,
-    /// None of these.
+    /// Must not match any of these.
     #[prost(message, repeated, tag = "4")]
     pub not_principals: Vec<StringMatch>,
     /// The client's address.
     #[prost(message, repeated, tag = "5")]
     pub source_ips: Vec<Network>,
-    /// None of these.
+    /// Must not match any of these.
     #[prost(message, repeated, tag = "6")]
     pub not_source_ips: Vec<Network>,
-    /// What is connected to.
+    /// The destination address.
     #[prost(message, repeated, tag = "7")]
     pub destination_ips: Vec<Network>,
-    /// None of these.
+    /// Must not match any of these.
     #[prost(message, repeated, tag = "8")]
     pub not_destination_ips: Vec<Network>,
-    /// What is connected to.
+    /// The destination port.
     #[prost(uint32, repeated, tag = "9")]
     pub destination_ports: Vec<u32>,
-    /// None of these.
+    /// Must not match any of these.
     #[prost(uint32, repeated, tag = "10")]
     pub not_destination_ports: Vec<u32>,
-    /// In any trust domain.
+    /// Namespace and service account of the client's identity, in any trust domain.
     #[prost(message, repeated, tag = "11")]
     pub service_accounts: Vec<ServiceAccountMatch>,
-    /// None of these.
+    /// Must not match any of these.
     #[prost(message, repeated, tag = "12")]
     pub not_service_accounts: Vec<ServiceAccountMatch>,
 }
@@ -87,10 +87,10 @@ pub struct Match {
 /// `istio.security.Address`: an address, or the first `length` bits of one.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Network {
-    /// 4 or 16 bytes.
+    /// The address, 4 or 16 bytes.
     #[prost(bytes = "bytes", tag = "1")]
     pub address: Bytes,
-    /// In bits.
+    /// Prefix length in bits.
     #[prost(uint32, tag = "2")]
     pub length: u32,
 }
@@ -109,46 +109,46 @@ pub struct ServiceAccountMatch {
 /// How a text is compared.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StringMatch {
-    /// One way.
+    /// The kind of comparison.
     #[prost(oneof = "MatchType", tags = "1, 2, 3, 4")]
     pub match_type: Option<MatchType>,
 }
 
-/// The ways.
+/// The kinds of comparisons.
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum MatchType {
     /// The whole text.
     #[prost(string, tag = "1")]
     Exact(String),
-    /// How it begins.
+    /// A prefix.
     #[prost(string, tag = "2")]
     Prefix(String),
-    /// How it ends.
+    /// A suffix.
     #[prost(string, tag = "3")]
     Suffix(String),
-    /// Whether there is one.
+    /// Any non-empty text.
     #[prost(message, tag = "4")]
     Presence(Empty),
 }
 
-/// Which workloads a policy is about.
+/// The workloads that a policy applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum Scope {
-    /// All.
+    /// All workloads.
     Global = 0,
-    /// Those of its namespace.
+    /// The workloads of its namespace.
     Namespace = 1,
-    /// Those that name it.
+    /// The workloads that list it.
     WorkloadSelector = 2,
 }
 
-/// What a match means.
+/// What happens to matching connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum Action {
-    /// What matches may pass.
+    /// They are allowed.
     Allow = 0,
-    /// What matches may not.
+    /// They are denied.
     Deny = 1,
 }

@@ -4,16 +4,16 @@ use crate::protobuf::Struct;
 
 /// Path of the method.
 pub const CREATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
-/// The key of the metadata under which a node proxy names the workload that it asks for.
+/// The metadata key for the identity that a node proxy requests a certificate for.
 pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 
-/// Asks for a certificate.
+/// A request for a certificate.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CertificateRequest {
     /// A PKCS #10 request in PEM.
     #[prost(string, tag = "1")]
     pub csr: String,
-    /// How long the certificate should be valid, in seconds.
+    /// Requested lifetime of the certificate, in seconds.
     #[prost(int64, tag = "3")]
     pub validity_duration: i64,
     /// See [`IMPERSONATED_IDENTITY`].
@@ -21,10 +21,10 @@ pub struct CertificateRequest {
     pub metadata: Option<Struct>,
 }
 
-/// The certificate.
+/// An issued certificate.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct CertificateResponse {
-    /// In PEM: first the leaf, then intermediates, and last the roots, which may be several in one text.
+    /// The chain in PEM: the leaf, then intermediates, and last one text with all roots.
     #[prost(string, repeated, tag = "1")]
     pub cert_chain: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! The two calls, over an HTTP/2 connection whose transport is the caller's business.
+//! The gRPC calls to a control plane, over an HTTP/2 connection on a transport of the caller.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,33 +20,35 @@ use tonic_prost::ProstCodec;
 use crate::certificate::{CREATE, CertificateRequest, CertificateResponse};
 use crate::discovery::{DELTA, DeltaRequest, DeltaResponse};
 
-/// The largest message that is taken. istiod sends all that it has in one.
-pub const LARGEST_MESSAGE: usize = 200 * 1024 * 1024;
+/// Maximum size of a received message, in bytes. istiod sends its whole state in one message.
+pub const MAX_MESSAGE_SIZE: usize = 200 * 1024 * 1024;
 
-/// A large push should not wait for one window after the other.
+// Flow-control windows in bytes, large enough that a big push does not stall on window updates.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-/// A server that is gone is found out by pings, while something is asked; servers of gRPC do not like them at other times.
+// Pings detect a dead server while a call is open. gRPC servers reject pings on idle connections.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What a discovery server says on a stream.
-pub type Responses = tonic::codec::Streaming<DeltaResponse>;
+/// The responses of a discovery stream.
+pub type DeltaResponses = tonic::codec::Streaming<DeltaResponse>;
 
-/// An HTTP/2 connection to a control plane. Clones share it; it ends when there is none any more.
+/// An HTTP/2 connection to a control plane. Clones share it; it closes when the last one is
+/// dropped.
 #[derive(Debug, Clone)]
-pub struct Connection {
+pub struct GrpcConnection {
     requests: http2::SendRequest<Body>,
     origin: Uri,
 }
 
-impl Connection {
-    /// Begins HTTP/2. `origin` is what requests are addressed to, such as `https://istiod.istio-system.svc:15012`. The
-    /// connection is driven by a task of its own on the runtime of the caller.
+impl GrpcConnection {
+    /// Performs the HTTP/2 handshake. `origin` is the scheme and authority of requests, such as
+    /// `https://istiod.istio-system.svc:15012`. A separate task on the caller's runtime drives the
+    /// connection.
     ///
     /// # Errors
-    /// When the other end does not speak HTTP/2.
-    pub async fn begin<I>(io: I, origin: Uri) -> Result<Self, hyper::Error>
+    /// Returns an error if the handshake fails.
+    pub async fn handshake<I>(io: I, origin: Uri) -> Result<Self, hyper::Error>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -58,53 +60,66 @@ impl Connection {
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_DEADLINE);
         let (requests, connection) = builder.handshake(TokioIo::new(io)).await?;
-        tokio::spawn(connection); // whoever waits for an answer is told when it ends
+        tokio::spawn(connection); // its end also fails all pending calls
         Ok(Self { requests, origin })
     }
 
-    /// Whether it has ended.
+    /// Whether the connection is closed.
     pub fn is_closed(&self) -> bool {
         self.requests.is_closed()
     }
 
-    /// Opens a stream for delta discovery: what `requests` yields is sent, and what the server says comes back.
+    /// Opens a delta discovery stream that sends the items of `requests`, and returns the
+    /// responses.
     ///
     /// # Errors
-    /// The server's status, or one for a connection that has broken.
+    /// Returns the server's status, or a status for a broken connection.
     pub async fn delta(
         &self,
         requests: Request<impl Stream<Item = DeltaRequest> + Send + 'static>,
-    ) -> Result<Responses, Status> {
-        let mut grpc = self.grpc().await?.max_decoding_message_size(LARGEST_MESSAGE);
+    ) -> Result<DeltaResponses, Status> {
+        let mut grpc = self
+            .grpc()
+            .await?
+            .max_decoding_message_size(MAX_MESSAGE_SIZE);
         let codec = ProstCodec::<DeltaRequest, DeltaResponse>::default();
-        let response = grpc.streaming(requests, PathAndQuery::from_static(DELTA), codec).await?;
+        let response = grpc
+            .streaming(requests, PathAndQuery::from_static(DELTA), codec)
+            .await?;
         Ok(response.into_inner())
     }
 
-    /// Asks for a certificate.
+    /// Requests a certificate.
     ///
     /// # Errors
-    /// The server's status, or one for a connection that has broken.
+    /// Returns the server's status, or a status for a broken connection.
     pub async fn create_certificate(
         &self,
         request: Request<CertificateRequest>,
     ) -> Result<CertificateResponse, Status> {
         let codec = ProstCodec::<CertificateRequest, CertificateResponse>::default();
-        let response = self.grpc().await?.unary(request, PathAndQuery::from_static(CREATE), codec).await?;
+        let response = self
+            .grpc()
+            .await?
+            .unary(request, PathAndQuery::from_static(CREATE), codec)
+            .await?;
         Ok(response.into_inner())
     }
 
     async fn grpc(&self) -> Result<Grpc<Self>, Status> {
         let mut grpc = Grpc::with_origin(self.clone(), self.origin.clone());
-        grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        grpc.ready()
+            .await
+            .map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(grpc)
     }
 }
 
-impl GrpcService<Body> for Connection {
+impl GrpcService<Body> for GrpcConnection {
     type ResponseBody = Incoming;
     type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Incoming>, hyper::Error>> + Send>>;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<http::Response<Incoming>, hyper::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
         self.requests.poll_ready(cx)

@@ -1,50 +1,52 @@
-//! `envoy.service.discovery.v3`: the incremental form of xDS, of which one stream carries every type.
+//! `envoy.service.discovery.v3`: incremental xDS, with one stream for all resource types.
 
 use std::collections::BTreeMap;
 
 use crate::protobuf::{Any, Status, Struct};
 
 /// Path of the method.
-pub const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+pub const DELTA: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
-/// Who asks. Said in the first request of each type.
+/// The client, sent in the first request of each type.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Node {
     /// `ztunnel~IP~POD.NAMESPACE~NAMESPACE.svc.DOMAIN`.
     #[prost(string, tag = "1")]
     pub id: String,
-    /// What else is known.
+    /// Additional properties.
     #[prost(message, optional, tag = "3")]
     pub metadata: Option<Struct>,
 }
 
-/// Subscribes, or answers a response.
+/// A subscription request, or the acknowledgement of a response.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DeltaRequest {
-    /// Who asks.
+    /// The client.
     #[prost(message, optional, tag = "1")]
     pub node: Option<Node>,
-    /// The type that it is about.
+    /// Type URL of the resources.
     #[prost(string, tag = "2")]
     pub type_url: String,
-    /// Names from now on wanted; `*` is all. In the first request of a type, none is all, too.
+    /// Names to subscribe to; `*` means all. In the first request of a type, an empty list also
+    /// means all.
     #[prost(string, repeated, tag = "3")]
     pub subscribe: Vec<String>,
-    /// Names no longer wanted.
+    /// Names to unsubscribe from.
     #[prost(string, repeated, tag = "4")]
     pub unsubscribe: Vec<String>,
-    /// In the first request of a type on a new stream: the version of every resource that is there already.
+    /// In the first request of a type on a new stream: the versions of all known resources.
     #[prost(btree_map = "string, string", tag = "5")]
     pub initial_resource_versions: BTreeMap<String, String>,
-    /// The response that this answers.
+    /// Nonce of the response that this request acknowledges.
     #[prost(string, tag = "6")]
     pub response_nonce: String,
-    /// What of that response was not taken, and why.
+    /// Why resources of that response were rejected.
     #[prost(message, optional, tag = "7")]
     pub error_detail: Option<Status>,
 }
 
-/// What has changed.
+/// A set of changes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DeltaResponse {
     /// For debugging.
@@ -53,21 +55,21 @@ pub struct DeltaResponse {
     /// New and changed resources.
     #[prost(message, repeated, tag = "2")]
     pub resources: Vec<Resource>,
-    /// The type that it is about.
+    /// Type URL of the resources.
     #[prost(string, tag = "4")]
     pub type_url: String,
-    /// To be repeated in the answer.
+    /// Nonce to repeat in the acknowledgement.
     #[prost(string, tag = "5")]
     pub nonce: String,
-    /// Names of resources that are gone, or were asked for and do not exist.
+    /// Names of resources that were removed, or were requested and do not exist.
     #[prost(string, repeated, tag = "6")]
     pub removed_resources: Vec<String>,
 }
 
-/// One resource.
+/// A resource.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Resource {
-    /// Changes whenever the resource does.
+    /// Version, which changes with the resource.
     #[prost(string, tag = "1")]
     pub version: String,
     /// The resource itself.
@@ -76,7 +78,7 @@ pub struct Resource {
     /// Its name.
     #[prost(string, tag = "3")]
     pub name: String,
-    /// Other names that it answers to.
+    /// Alternative names.
     #[prost(string, repeated, tag = "4")]
     pub aliases: Vec<String>,
 }

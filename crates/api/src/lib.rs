@@ -1,7 +1,8 @@
-//! What an Istio control plane speaks: its messages, and a client for each of the two services that a node proxy uses.
+//! Messages of the Istio control plane, and clients for the two services that a node proxy uses.
 //!
-//! The messages are written out by hand, as those of `zds`: they are few, only the fields that mean something to us are
-//! there (the decoder skips the others), and no compiler is needed to build them. The field numbers are the contract.
+//! The message definitions are hand-written, like those of `zds`: they are few, contain only the
+//! fields that the proxy uses (the decoder skips others), and need no protobuf compiler. The field
+//! numbers are the contract.
 
 #![forbid(unsafe_code)]
 
@@ -9,13 +10,15 @@ pub mod authorization;
 pub mod certificate;
 mod client;
 pub mod discovery;
+pub mod grpc;
 pub mod protobuf;
 pub mod to_mesh;
+mod unknown_fields;
 pub mod workload;
 
-pub use client::{Connection, LARGEST_MESSAGE, Responses};
+pub use client::{DeltaResponses, GrpcConnection, MAX_MESSAGE_SIZE};
 
-/// Workloads and services.
+/// Type URL of workloads and services.
 pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
-/// Authorization policies.
+/// Type URL of authorization policies.
 pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";

@@ -1,4 +1,4 @@
-//! The well-known types of Protocol Buffers that the other messages are made of.
+//! The well-known Protocol Buffers types used by the other messages.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use bytes::Bytes;
 /// `google.protobuf.Any`: a message of any type.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Any {
-    /// Its type, after the last slash.
+    /// Type URL; the message type follows the last slash.
     #[prost(string, tag = "1")]
     pub type_url: String,
-    /// The encoded message. It shares the memory of what was received.
+    /// The encoded message, which shares memory with the received bytes.
     #[prost(bytes = "bytes", tag = "2")]
     pub value: Bytes,
 }
@@ -30,15 +30,15 @@ pub struct UInt32Value {
 /// `google.rpc.Status`, without its details.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Status {
-    /// A code of gRPC.
+    /// The gRPC status code.
     #[prost(int32, tag = "1")]
     pub code: i32,
-    /// For people.
+    /// Human-readable message.
     #[prost(string, tag = "2")]
     pub message: String,
 }
 
-/// `google.protobuf.Struct`: what JSON calls an object.
+/// `google.protobuf.Struct`: a JSON object.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Struct {
     /// Its members.
@@ -46,18 +46,18 @@ pub struct Struct {
     pub fields: BTreeMap<String, Value>,
 }
 
-/// `google.protobuf.Value`: any JSON.
+/// `google.protobuf.Value`: any JSON value.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Value {
-    /// Which kind.
+    /// The value.
     #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: Option<Kind>,
 }
 
-/// The kinds of JSON.
+/// The kinds of JSON values.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Kind {
-    /// `null`, which is always 0.
+    /// `null`; always 0.
     #[prost(int32, tag = "1")]
     Null(i32),
     /// A number.
@@ -77,7 +77,7 @@ pub enum Kind {
     List(List),
 }
 
-/// `google.protobuf.ListValue`: what JSON calls an array.
+/// `google.protobuf.ListValue`: a JSON array.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct List {
     /// Its members.
@@ -99,6 +99,11 @@ impl From<&str> for Value {
 
 impl<K: Into<String>> FromIterator<(K, Value)> for Struct {
     fn from_iter<I: IntoIterator<Item = (K, Value)>>(members: I) -> Self {
-        Self { fields: members.into_iter().map(|(key, value)| (key.into(), value)).collect() }
+        Self {
+            fields: members
+                .into_iter()
+                .map(|(key, value)| (key.into(), value))
+                .collect(),
+        }
     }
 }

@@ -9,16 +9,16 @@ use crate::protobuf::UInt32Value;
 /// A workload or a service.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Address {
-    /// Which of the two.
+    /// The workload or service.
     #[prost(oneof = "Type", tags = "1, 2")]
     pub r#type: Option<Type>,
 }
 
-/// What an address leads to.
+/// The kinds of addresses.
 #[derive(Clone, PartialEq, prost::Oneof)]
 #[allow(clippy::large_enum_variant)] // lives only until it is converted
 pub enum Type {
-    /// A pod, a virtual machine, or something else outside. Its resource name is its uid.
+    /// A pod, a virtual machine or an external endpoint. Its resource name is its uid.
     #[prost(message, tag = "1")]
     Workload(Workload),
     /// A service. Its resource name is `namespace/hostname`.
@@ -35,34 +35,34 @@ pub struct Workload {
     /// Pod namespace.
     #[prost(string, tag = "2")]
     pub namespace: String,
-    /// Addresses, of 4 or 16 bytes.
+    /// Addresses of 4 or 16 bytes each.
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub addresses: Vec<Bytes>,
     /// The network that the addresses belong to.
     #[prost(string, tag = "4")]
     pub network: String,
-    /// How it is reached.
+    /// The protocol to connect by.
     #[prost(enumeration = "TunnelProtocol", tag = "5")]
     pub tunnel_protocol: i32,
-    /// Empty for `cluster.local`.
+    /// Trust domain; empty for `cluster.local`.
     #[prost(string, tag = "6")]
     pub trust_domain: String,
-    /// Empty for `default`.
+    /// Service account; empty for `default`.
     #[prost(string, tag = "7")]
     pub service_account: String,
-    /// All traffic to it goes through this.
+    /// The waypoint for all traffic to it.
     #[prost(message, optional, tag = "8")]
     pub waypoint: Option<GatewayAddress>,
-    /// The node that it runs on.
+    /// The node where it runs.
     #[prost(string, tag = "9")]
     pub node: String,
-    /// For telemetry.
+    /// Canonical name, for telemetry.
     #[prost(string, tag = "10")]
     pub canonical_name: String,
-    /// For telemetry.
+    /// Canonical revision, for telemetry.
     #[prost(string, tag = "11")]
     pub canonical_revision: String,
-    /// For telemetry.
+    /// Kind of the owner, for telemetry.
     #[prost(enumeration = "WorkloadType", tag = "12")]
     pub workload_type: i32,
     /// Name of the owner, for telemetry.
@@ -71,37 +71,37 @@ pub struct Workload {
     /// Whether it speaks the tunnel protocol itself.
     #[prost(bool, tag = "14")]
     pub native_tunnel: bool,
-    /// Keys of the policies that select it.
+    /// Keys of the policies that select it by label.
     #[prost(string, repeated, tag = "16")]
     pub authorization_policies: Vec<String>,
-    /// Whether it can take traffic.
+    /// Whether it can receive traffic.
     #[prost(enumeration = "WorkloadStatus", tag = "17")]
     pub status: i32,
-    /// Empty for `Kubernetes`.
+    /// Cluster id; empty for `Kubernetes`.
     #[prost(string, tag = "18")]
     pub cluster_id: String,
-    /// How it is reached from other networks.
+    /// The gateway through which other networks reach it.
     #[prost(message, optional, tag = "19")]
     pub network_gateway: Option<GatewayAddress>,
     /// Unique among all workloads.
     #[prost(string, tag = "20")]
     pub uid: String,
-    /// For a workload without addresses: the name to resolve.
+    /// The host name to resolve if there are no addresses.
     #[prost(string, tag = "21")]
     pub hostname: String,
-    /// The services that it is an endpoint of, by `namespace/hostname`, with its own ports.
+    /// The services that it is an endpoint of, by `namespace/hostname`, with its own target ports.
     #[prost(btree_map = "string, message", tag = "22")]
     pub services: BTreeMap<String, PortList>,
-    /// How its application takes tunnels.
+    /// How tunnelled connections are delivered to its application.
     #[prost(message, optional, tag = "23")]
     pub application_tunnel: Option<ApplicationTunnel>,
-    /// Where it runs.
+    /// Region, zone and subzone.
     #[prost(message, optional, tag = "24")]
     pub locality: Option<Locality>,
-    /// Whether its address is its own.
+    /// Whether it uses the node's network namespace.
     #[prost(enumeration = "NetworkMode", tag = "25")]
     pub network_mode: i32,
-    /// Its share of traffic; absent for 1.
+    /// Weight among the endpoints of a service; absent for 1.
     #[prost(message, optional, tag = "27")]
     pub capacity: Option<UInt32Value>,
 }
@@ -115,48 +115,48 @@ pub struct Service {
     /// Service namespace.
     #[prost(string, tag = "2")]
     pub namespace: String,
-    /// Fully qualified.
+    /// Fully qualified host name.
     #[prost(string, tag = "3")]
     pub hostname: String,
     /// Virtual addresses.
     #[prost(message, repeated, tag = "4")]
     pub addresses: Vec<NetworkAddress>,
-    /// Ports; a workload may have its own target ports.
+    /// Ports; workloads may override the target ports.
     #[prost(message, repeated, tag = "5")]
     pub ports: Vec<Port>,
-    /// SPIFFE ids that its workloads may have besides their own.
+    /// SPIFFE ids that its workloads may prove instead of their own.
     #[prost(string, repeated, tag = "6")]
     pub subject_alt_names: Vec<String>,
-    /// All traffic to it goes through this.
+    /// The waypoint for all traffic to it.
     #[prost(message, optional, tag = "7")]
     pub waypoint: Option<GatewayAddress>,
-    /// How an endpoint is chosen.
+    /// How endpoints are chosen.
     #[prost(message, optional, tag = "8")]
     pub load_balancing: Option<LoadBalancing>,
-    /// Families that it has.
+    /// Address families.
     #[prost(enumeration = "IpFamilies", tag = "9")]
     pub ip_families: i32,
-    /// Whether it goes before others of its name in other namespaces.
+    /// Whether it wins over services with the same host name in other namespaces.
     #[prost(bool, tag = "11")]
     pub canonical: bool,
-    /// Whether ingress goes through the waypoint, too.
+    /// Whether ingress gateways also use the waypoint.
     #[prost(bool, tag = "12")]
     pub ingress_use_waypoint: bool,
-    /// Several waypoints, each with its share of traffic.
+    /// Waypoints that share its traffic by weight.
     #[prost(message, repeated, tag = "13")]
     pub weighted_waypoints: Vec<WeightedWaypoint>,
-    /// Who may see it.
+    /// The namespaces that can use it.
     #[prost(enumeration = "Visibility", tag = "14")]
     pub visibility: i32,
 }
 
-/// A waypoint and its share.
+/// A waypoint and its weight.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WeightedWaypoint {
-    /// Which.
+    /// The waypoint.
     #[prost(message, optional, tag = "1")]
     pub destination: Option<GatewayAddress>,
-    /// Relative to the other weights.
+    /// Weight relative to the other waypoints.
     #[prost(uint32, tag = "2")]
     pub weight: u32,
 }
@@ -164,13 +164,13 @@ pub struct WeightedWaypoint {
 /// An address, or the first `length` bits of one.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct NetworkAddress {
-    /// Which network.
+    /// Network name.
     #[prost(string, tag = "1")]
     pub network: String,
-    /// 4 or 16 bytes.
+    /// The address, 4 or 16 bytes.
     #[prost(bytes = "bytes", tag = "2")]
     pub address: Bytes,
-    /// Absent when it is one address.
+    /// Prefix length; absent for a single address.
     #[prost(uint32, optional, tag = "3")]
     pub length: Option<u32>,
 }
@@ -189,56 +189,56 @@ pub struct NamespacedHostname {
 /// A waypoint or a gateway between networks.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct GatewayAddress {
-    /// Where it is.
+    /// Location of the gateway.
     #[prost(oneof = "Destination", tags = "1, 2")]
     pub destination: Option<Destination>,
-    /// Where it takes HBONE.
+    /// The port on which it accepts HBONE.
     #[prost(uint32, tag = "3")]
     pub hbone_mtls_port: u32,
 }
 
-/// Where a gateway is.
+/// The location of a gateway.
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum Destination {
-    /// By name.
+    /// The host name of a service.
     #[prost(message, tag = "1")]
     Hostname(NamespacedHostname),
-    /// By address.
+    /// An address.
     #[prost(message, tag = "2")]
     Address(NetworkAddress),
 }
 
-/// Ports.
+/// A list of ports.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct PortList {
-    /// The list.
+    /// The ports.
     #[prost(message, repeated, tag = "1")]
     pub ports: Vec<Port>,
 }
 
-/// One port.
+/// A mapping from a service port to a target port.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Port {
-    /// The service's.
+    /// The service port.
     #[prost(uint32, tag = "1")]
     pub service_port: u32,
-    /// The workload's.
+    /// The target port.
     #[prost(uint32, tag = "2")]
     pub target_port: u32,
 }
 
-/// How an application takes tunnels.
+/// How tunnelled connections are delivered to an application.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct ApplicationTunnel {
-    /// What it wants to be told.
+    /// The header that precedes each connection.
     #[prost(enumeration = "ApplicationProtocol", tag = "1")]
     pub protocol: i32,
-    /// Where; 0 for the port that is asked for.
+    /// The port that receives all connections; 0 for the requested port.
     #[prost(uint32, tag = "2")]
     pub port: u32,
 }
 
-/// Where something runs.
+/// The locality of a workload.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Locality {
     /// Region.
@@ -247,48 +247,50 @@ pub struct Locality {
     /// Zone.
     #[prost(string, tag = "2")]
     pub zone: String,
-    /// Part of a zone.
+    /// Subzone.
     #[prost(string, tag = "3")]
     pub subzone: String,
 }
 
-/// How an endpoint is chosen.
+/// How endpoints of a service are chosen.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct LoadBalancing {
-    /// What caller and endpoint should have in common, most important first.
+    /// Scopes that client and endpoint should share, most important first.
     #[prost(enumeration = "Scope", repeated, tag = "1")]
     pub routing_preference: Vec<i32>,
-    /// What these preferences mean.
+    /// How the preferences are applied.
     #[prost(enumeration = "Mode", tag = "2")]
     pub mode: i32,
-    /// Which endpoints count.
+    /// The endpoints that can be chosen, by health.
     #[prost(enumeration = "HealthPolicy", tag = "3")]
     pub health_policy: i32,
 }
 
-macro_rules! enumeration {
-    ($(#[$doc:meta])* $name:ident { $( $(#[$variant_doc:meta])* $variant:ident = $value:literal, )* }) => {
+macro_rules! enumerations {
+    ($(
+        $(#[$doc:meta])*
+        pub enum $name:ident { $( $(#[$variant_doc:meta])* $variant:ident = $value:literal, )* }
+    )*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
         #[repr(i32)]
         pub enum $name { $( $(#[$variant_doc])* $variant = $value, )* }
-    };
+    )*};
 }
 
-enumeration! {
-    /// How a workload is reached.
-    TunnelProtocol {
+enumerations! {
+    /// How to connect to a workload.
+    pub enum TunnelProtocol {
         /// In plain text.
         None = 0,
         /// Through HTTP/2 CONNECT over mutual TLS.
         Hbone = 1,
-        /// As sidecars do; not for node proxies.
+        /// Istio mutual TLS of sidecars; not used by node proxies.
         LegacyIstioMtls = 2,
     }
-}
-enumeration! {
-    /// What kind of owner.
-    WorkloadType {
+
+    /// The kind of a workload's owner.
+    pub enum WorkloadType {
         /// A Deployment.
         Deployment = 0,
         /// A CronJob.
@@ -298,60 +300,54 @@ enumeration! {
         /// A Job.
         Job = 3,
     }
-}
-enumeration! {
-    /// Whether a workload can take traffic.
-    WorkloadStatus {
-        /// It can.
+
+    /// Whether a workload can receive traffic.
+    pub enum WorkloadStatus {
+        /// It can receive traffic.
         Healthy = 0,
-        /// It cannot.
+        /// It cannot receive traffic.
         Unhealthy = 1,
     }
-}
-enumeration! {
-    /// Whether an address is a workload's own.
-    NetworkMode {
-        /// It is.
+
+    /// The network namespace that a workload uses.
+    pub enum NetworkMode {
+        /// Its own network namespace.
         Standard = 0,
-        /// It is the node's.
+        /// The node's network namespace.
         HostNetwork = 1,
     }
-}
-enumeration! {
-    /// What an application wants to be told.
-    ApplicationProtocol {
-        /// Nothing.
+
+    /// The header that precedes a connection to an application.
+    pub enum ApplicationProtocol {
+        /// No header.
         None = 0,
-        /// A PROXY header, version 2.
+        /// A PROXY protocol header, version 2.
         Proxy = 1,
     }
-}
-enumeration! {
-    /// Families of a service.
-    IpFamilies {
-        /// Those of its addresses.
+
+    /// Address families of a service.
+    pub enum IpFamilies {
+        /// The families of its addresses.
         Automatic = 0,
-        /// IPv4.
+        /// IPv4 only.
         Ipv4Only = 1,
-        /// IPv6.
+        /// IPv6 only.
         Ipv6Only = 2,
-        /// Both.
+        /// IPv4 and IPv6.
         Dual = 3,
     }
-}
-enumeration! {
-    /// Who may see a service.
-    Visibility {
-        /// Everybody.
+
+    /// The namespaces that can use a service.
+    pub enum Visibility {
+        /// All namespaces.
         Public = 0,
-        /// Its own namespace.
+        /// Only its own namespace.
         Namespace = 1,
     }
-}
-enumeration! {
-    /// What caller and endpoint can have in common.
-    Scope {
-        /// Not said.
+
+    /// A property that client and endpoint can share.
+    pub enum Scope {
+        /// Unspecified.
         Unspecified = 0,
         /// Region.
         Region = 1,
@@ -366,26 +362,24 @@ enumeration! {
         /// Network.
         Network = 6,
     }
-}
-enumeration! {
-    /// What routing preferences mean.
-    Mode {
-        /// Nothing.
+
+    /// How routing preferences are applied.
+    pub enum Mode {
+        /// Preferences are ignored.
         Unspecified = 0,
-        /// All of them, or no endpoint.
+        /// Only endpoints that share all scopes.
         Strict = 1,
-        /// As many of them as possible.
+        /// The endpoints that share the most leading scopes.
         Failover = 2,
-        /// No choice: the original destination.
+        /// The original destination; no endpoint is chosen.
         Passthrough = 3,
     }
-}
-enumeration! {
-    /// Which endpoints count.
-    HealthPolicy {
-        /// Healthy ones.
+
+    /// The endpoints that can be chosen, by health.
+    pub enum HealthPolicy {
+        /// Only healthy endpoints.
         OnlyHealthy = 0,
-        /// All.
+        /// All endpoints.
         AllowAll = 1,
     }
 }

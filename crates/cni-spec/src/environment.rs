@@ -1,5 +1,6 @@
-//! What a runtime says in environment variables.
+//! The environment variables of a CNI call.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// CNI_COMMAND.
@@ -9,30 +10,30 @@ pub enum Command {
     Add,
     /// Detach a container.
     Del,
-    /// Say whether a container is still as ADD left it.
+    /// Check that a container is still as ADD left it.
     Check,
-    /// Say whether ADD could succeed now.
+    /// Report whether ADD could succeed now.
     Status,
-    /// Forget every attachment that the runtime does not name.
+    /// Remove all attachments that the runtime does not list.
     Gc,
-    /// Say which versions are spoken.
+    /// Report the supported versions.
     Version,
 }
 
-/// The environment of one call.
+/// The environment of a CNI call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
     /// CNI_CONTAINERID.
     pub container_id: String,
-    /// CNI_NETNS; absent on a DEL whose namespace is gone.
+    /// CNI_NETNS; absent for a DEL after the namespace was deleted.
     pub netns: Option<PathBuf>,
     /// CNI_IFNAME.
     pub ifname: String,
-    /// What CNI_ARGS says about Kubernetes.
+    /// The Kubernetes keys of CNI_ARGS.
     pub kubernetes: KubernetesArgs,
 }
 
-/// The pod, as container runtimes name it in CNI_ARGS.
+/// The pod, as named by the runtime in CNI_ARGS.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KubernetesArgs {
     /// K8S_POD_NAMESPACE.
@@ -43,32 +44,32 @@ pub struct KubernetesArgs {
     pub uid: Option<String>,
 }
 
-/// Why the environment is not that of a CNI call.
+/// Why the environment is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvironmentError {
-    /// CNI_COMMAND is none that we know.
-    #[error("CNI_COMMAND is {0:?}; this plugin knows ADD, CHECK, DEL, GC, STATUS and VERSION")]
+    /// CNI_COMMAND is unknown.
+    #[error("unknown CNI_COMMAND {0:?}: expected ADD, CHECK, DEL, GC, STATUS or VERSION")]
     UnknownCommand(String),
-    /// Variables that this command needs are missing or empty.
-    #[error("missing in the environment: {}", .0.join(", "))]
+    /// Required variables are missing or empty.
+    #[error("missing environment variables: {}", .0.join(", "))]
     Missing(Vec<&'static str>),
     /// A variable has a value that the specification forbids.
-    #[error("{variable} is {value:?}, which is not {expected}")]
+    #[error("invalid {variable} {value:?}: expected {expected}")]
     Invalid {
-        /// Which variable.
+        /// Name of the variable.
         variable: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
-        /// What it should be.
+        /// Description of a valid value.
         expected: &'static str,
     },
 }
 
 impl Command {
-    /// Reads CNI_COMMAND.
+    /// Parses CNI_COMMAND.
     ///
     /// # Errors
-    /// [`EnvironmentError::UnknownCommand`].
+    /// Returns [`EnvironmentError::UnknownCommand`] for any other text.
     pub fn parse(text: &str) -> Result<Self, EnvironmentError> {
         match text {
             "ADD" => Ok(Self::Add),
@@ -82,24 +83,38 @@ impl Command {
     }
 }
 
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Status => "STATUS",
+            Self::Gc => "GC",
+            Self::Version => "VERSION",
+        })
+    }
+}
+
 impl Environment {
-    /// Reads the variables that ADD and CHECK need, all of them mandatory but CNI_ARGS.
+    /// Reads the variables of ADD and CHECK. All except CNI_ARGS are required.
     ///
     /// # Errors
-    /// [`EnvironmentError::Missing`] naming every missing variable, or [`EnvironmentError::Invalid`].
+    /// Returns [`EnvironmentError::Missing`] with all missing variables, or
+    /// [`EnvironmentError::Invalid`].
     pub fn for_add(get: impl Fn(&str) -> Option<String>) -> Result<Self, EnvironmentError> {
         let present = |name: &str| get(name).filter(|v| !v.is_empty());
         let mut missing = Vec::new();
-        let mut need = |name: &'static str| {
+        let mut require = |name: &'static str| {
             present(name).unwrap_or_else(|| {
                 missing.push(name);
                 String::new()
             })
         };
-        let container_id = need("CNI_CONTAINERID");
-        let netns = need("CNI_NETNS");
-        let ifname = need("CNI_IFNAME");
-        need("CNI_PATH");
+        let container_id = require("CNI_CONTAINERID");
+        let netns = require("CNI_NETNS");
+        let ifname = require("CNI_IFNAME");
+        require("CNI_PATH");
         if !missing.is_empty() {
             return Err(EnvironmentError::Missing(missing));
         }
@@ -107,14 +122,21 @@ impl Environment {
         check_container_id(&container_id)?;
         check_ifname(&ifname)?;
         let kubernetes = KubernetesArgs::parse(&get("CNI_ARGS").unwrap_or_default());
-        Ok(Self { container_id, netns: Some(netns.into()), ifname, kubernetes })
+        Ok(Self {
+            container_id,
+            netns: Some(netns.into()),
+            ifname,
+            kubernetes,
+        })
     }
 
-    /// Reads what a DEL says, whatever is missing: a DEL must not fail.
+    /// Reads the variables of DEL. None is required, because DEL must not fail.
     pub fn for_del(get: impl Fn(&str) -> Option<String>) -> Self {
         Self {
             container_id: get("CNI_CONTAINERID").unwrap_or_default(),
-            netns: get("CNI_NETNS").filter(|v| !v.is_empty()).map(PathBuf::from),
+            netns: get("CNI_NETNS")
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from),
             ifname: get("CNI_IFNAME").unwrap_or_default(),
             kubernetes: KubernetesArgs::parse(&get("CNI_ARGS").unwrap_or_default()),
         }
@@ -122,7 +144,7 @@ impl Environment {
 }
 
 impl KubernetesArgs {
-    /// Reads `KEY=VALUE;KEY=VALUE`. Unknown keys and malformed pairs are nobody's business here.
+    /// Parses `KEY=VALUE;KEY=VALUE`. Unknown keys and malformed pairs are ignored.
     pub fn parse(args: &str) -> Self {
         let mut out = Self::default();
         for (key, value) in args.split(';').filter_map(|pair| pair.split_once('=')) {
@@ -140,29 +162,39 @@ impl KubernetesArgs {
 
 fn check_container_id(id: &str) -> Result<(), EnvironmentError> {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    if id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(inner) {
-        return Ok(());
-    }
+    let is_valid = id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(inner);
     let expected = "a letter or digit, followed by letters, digits, '_', '.' or '-'";
-    Err(EnvironmentError::Invalid { variable: "CNI_CONTAINERID", value: id.to_owned(), expected })
+    check("CNI_CONTAINERID", id, is_valid, expected)
 }
 
-/// The agent finds the namespace again by this path, from a folder of its own.
+/// The path must be absolute: the agent, whose working directory differs, reopens the namespace by
+/// it.
 fn check_netns(path: &str) -> Result<(), EnvironmentError> {
-    if path.starts_with('/') {
-        return Ok(());
-    }
-    let expected = "an absolute path";
-    Err(EnvironmentError::Invalid { variable: "CNI_NETNS", value: path.to_owned(), expected })
+    let is_valid = path.starts_with('/');
+    check("CNI_NETNS", path, is_valid, "an absolute path")
 }
 
 fn check_ifname(name: &str) -> Result<(), EnvironmentError> {
     let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
-    if name.len() <= 15 && name != "." && name != ".." && !name.contains(forbidden) {
+    let is_valid = name.len() <= 15 && name != "." && name != ".." && !name.contains(forbidden);
+    let expected = "an interface name of at most 15 bytes without '/', ':' or white space";
+    check("CNI_IFNAME", name, is_valid, expected)
+}
+
+fn check(
+    variable: &'static str,
+    value: &str,
+    is_valid: bool,
+    expected: &'static str,
+) -> Result<(), EnvironmentError> {
+    if is_valid {
         return Ok(());
     }
-    let expected = "an interface name of at most 15 bytes without '/', ':' or white space";
-    Err(EnvironmentError::Invalid { variable: "CNI_IFNAME", value: name.to_owned(), expected })
+    Err(EnvironmentError::Invalid {
+        variable,
+        value: value.to_owned(),
+        expected,
+    })
 }
 
 #[cfg(test)]
@@ -170,17 +202,26 @@ mod tests {
     use super::*;
 
     fn environment<'a>(vars: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
-        |name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
+        |name| {
+            vars.iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| (*v).to_owned())
+        }
     }
 
     #[test]
     fn every_missing_variable_is_named() {
-        let missing = Environment::for_add(environment(&[("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")])).unwrap_err();
-        assert_eq!(missing, EnvironmentError::Missing(vec!["CNI_CONTAINERID", "CNI_NETNS", "CNI_PATH"]));
+        let missing =
+            Environment::for_add(environment(&[("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")]))
+                .unwrap_err();
+        assert_eq!(
+            missing,
+            EnvironmentError::Missing(vec!["CNI_CONTAINERID", "CNI_NETNS", "CNI_PATH"])
+        );
     }
 
     #[test]
-    fn forbidden_names_are_refused() {
+    fn forbidden_values_are_rejected() {
         for bad in ["", "-a", "a/b", "a b", "ä"] {
             assert!(check_container_id(bad).is_err(), "{bad:?}");
         }
@@ -193,10 +234,19 @@ mod tests {
     }
 
     #[test]
-    fn kubernetes_arguments_are_found_in_any_order() {
-        let args = KubernetesArgs::parse("IgnoreUnknown=1;K8S_POD_UID=u;;x;K8S_POD_NAME=p;K8S_POD_NAMESPACE=n");
+    fn kubernetes_arguments_are_accepted_in_any_order() {
+        let args = KubernetesArgs::parse(
+            "IgnoreUnknown=1;K8S_POD_UID=u;;x;K8S_POD_NAME=p;K8S_POD_NAMESPACE=n",
+        );
         let text = |s: &str| Some(s.to_owned());
-        assert_eq!(args, KubernetesArgs { namespace: text("n"), name: text("p"), uid: text("u") });
+        assert_eq!(
+            args,
+            KubernetesArgs {
+                namespace: text("n"),
+                name: text("p"),
+                uid: text("u")
+            }
+        );
         assert_eq!(KubernetesArgs::parse(""), KubernetesArgs::default());
     }
 }

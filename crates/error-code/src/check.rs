@@ -1,15 +1,17 @@
-//! The checks of `underpass check`: what each looks at, and what to do when it fails.
+//! The checks of `underpass check`: what each verifies, and what to do when it fails.
 
 use std::fmt;
 
-/// One thing that is looked at.
+use crate::text::split;
+
+/// A check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Check {
-    /// Its name, stable across releases.
+    /// The name, stable across releases.
     pub id: &'static str,
-    /// What holds when all is well.
-    pub holds: &'static str,
-    /// What to do when it does not.
+    /// The condition that the check verifies, such as "istiod is running".
+    pub description: &'static str,
+    /// What to do when the check fails.
     pub next_step: &'static str,
 }
 
@@ -19,134 +21,178 @@ impl fmt::Display for Check {
     }
 }
 
-/// Declares the checks of every category, and lists them in `CATEGORIES`.
+/// Declares the checks of each category and lists them in `CATEGORIES`. The doc comment of a check
+/// is its text: what it verifies, then the paragraph "Next step:", on as many lines as needed.
 macro_rules! checks {
-    ($( $category:literal { $( $name:ident = $id:literal { $holds:literal, $next:literal $(,)? } )* } )*) => {
+    ($( $category:literal {
+        $( $(#[doc = $text:literal])+ $name:ident = $id:literal; )*
+    } )*) => {
         $($(
-            #[doc = concat!("`", $id, "`: ", $holds, ".")]
-            pub const $name: Check = Check { id: $id, holds: $holds, next_step: $next };
+            #[doc = concat!("`", $id, "`:")]
+            $(#[doc = $text])+
+            pub const $name: Check = {
+                let (description, next_step) = split(concat!($($text),+), " Next step: ");
+                Check { id: $id, description, next_step }
+            };
         )*)*
-        /// All categories with their checks, in the order in which they are told.
+        /// All categories with their checks, in the order of the report.
         pub const CATEGORIES: &[(&str, &[Check])] = &[$( ($category, &[$( $name ),*]) ),*];
     };
 }
 
 checks! {
     "kubernetes" {
-        API_REACHABLE = "api-reachable" {
-            "the Kubernetes API answers",
-            "See whether 'kubectl version' works with the same kubeconfig and context."
-        }
-        API_PERMISSIONS = "api-permissions" {
-            "this user may look at everything that is checked",
-            "Use a kubeconfig with these rights; pods/portforward is how agents and proxies are asked."
-        }
-        MAY_INSTALL = "may-install" {
-            "this user may install Underpass",
-            "Use a kubeconfig with these rights, such as that of a cluster administrator."
-        }
+        /// can query the Kubernetes API
+        /// Next step: Run 'kubectl version' with the same kubeconfig and context.
+        API_REACHABLE = "api-reachable";
+
+        /// can read everything the checks need
+        /// Next step: Use a kubeconfig with the listed permissions; agents and proxies are queried
+        /// through pods/portforward.
+        API_PERMISSIONS = "api-permissions";
+
+        /// can install Underpass
+        /// Next step: Use a kubeconfig with the listed permissions, such as that of a cluster
+        /// administrator.
+        MAY_INSTALL = "may-install";
     }
     "installation" {
-        INSTALLED = "installed" {
-            "Underpass is installed",
-            "Install the chart deploy/helm/underpass, or look at another cluster with --context."
-        }
-        AGENTS_READY = "agents-ready" {
-            "the agent is ready on every node",
-            "kubectl -n NAMESPACE get pods -l k8s-app=underpass-cni-node -o wide; the events and the log of one that is not ready say why."
-        }
-        PROXIES_READY = "proxies-ready" {
-            "the proxy is ready on every node",
-            "kubectl -n NAMESPACE get pods -l app=ztunnel -o wide; the events and the log of one that is not ready say why."
-        }
-        NOTHING_ELSE = "nothing-else-redirects" {
-            "nothing else redirects pods",
-            "Uninstall Istio's charts cni and ztunnel: two agents would take turns to change the same pods."
-        }
-        AGENT_PERMISSIONS = "agent-permissions" {
-            "the agents may do what they need",
-            "Upgrade or reinstall the chart, which brings the ClusterRole underpass-cni."
-        }
-        SAME_VERSION = "same-version" {
-            "agents, proxies and this command are of one version",
-            "Wait for the rollout to end, or use the command line of the installed version."
-        }
+        /// Underpass is installed
+        /// Next step: Install the chart deploy/helm/underpass, or select another cluster with
+        /// --context.
+        INSTALLED = "installed";
+
+        /// agent pods are ready on all nodes
+        /// Next step: Run 'kubectl -n NAMESPACE get pods -l k8s-app=underpass-cni-node -o wide';
+        /// see the events and logs of pods that are not ready.
+        AGENTS_READY = "agents-ready";
+
+        /// proxy pods are ready on all nodes
+        /// Next step: Run 'kubectl -n NAMESPACE get pods -l app=ztunnel -o wide'; see the events
+        /// and logs of pods that are not ready.
+        PROXIES_READY = "proxies-ready";
+
+        /// no other component redirects pod traffic
+        /// Next step: Uninstall Istio's charts cni and ztunnel: two node agents would overwrite
+        /// each other's rules.
+        NOTHING_ELSE = "nothing-else-redirects";
+
+        /// agents have the required permissions
+        /// Next step: Upgrade or reinstall the chart, which creates the ClusterRole underpass-cni.
+        AGENT_PERMISSIONS = "agent-permissions";
+
+        /// agent, proxy and CLI versions match
+        /// Next step: Wait for the rollout to complete, or use the CLI of the installed version.
+        SAME_VERSION = "same-version";
     }
     "control-plane" {
-        ISTIOD_RUNNING = "istiod-running" {
-            "istiod runs",
-            "kubectl get pods -A -l app=istiod; without it nothing new is told to the proxies, and certificates expire."
-        }
-        ISTIOD_AMBIENT = "istiod-ambient" {
-            "istiod serves ambient meshes",
-            "Set PILOT_ENABLE_AMBIENT=true in istiod, or install it with Istio's profile ambient."
-        }
-        ISTIOD_TRUSTS = "istiod-trusts-proxies" {
-            "istiod lets the proxies ask for certificates of pods",
-            "Set CA_TRUSTED_NODE_ACCOUNTS=NAMESPACE/ztunnel in istiod, with the namespace that Underpass is in."
-        }
-        ISTIOD_CONNECTED = "istiod-connected" {
-            "every proxy is connected to istiod and up to date",
-            "See the reason, and the log of the proxy; XDS_ADDRESS, network policies and the root certificate are the usual causes."
-        }
-        STATE_ACCEPTED = "state-accepted" {
-            "the proxies have taken everything that istiod sent",
-            "Correct the named resources; until then the last good version of each is in force, and a policy that was never good denies."
-        }
+        /// istiod is running
+        /// Next step: Run 'kubectl get pods -A -l app=istiod'; without istiod, proxies get no
+        /// updates and certificates expire.
+        ISTIOD_RUNNING = "istiod-running";
+
+        /// istiod has ambient mode enabled
+        /// Next step: Set PILOT_ENABLE_AMBIENT=true in istiod, or install it with Istio's ambient
+        /// profile.
+        ISTIOD_AMBIENT = "istiod-ambient";
+
+        /// istiod trusts the proxies to request pod certificates
+        /// Next step: Set CA_TRUSTED_NODE_ACCOUNTS=NAMESPACE/ztunnel in istiod, with the namespace
+        /// of Underpass.
+        ISTIOD_TRUSTS = "istiod-trusts-proxies";
+
+        /// proxies are connected to istiod and up to date
+        /// Next step: See the reason and the proxy log; check XDS_ADDRESS, network policies and the
+        /// root certificate.
+        ISTIOD_CONNECTED = "istiod-connected";
+
+        /// proxies accepted all resources from istiod
+        /// Next step: Fix the listed resources; until then the last valid version of each stays
+        /// active, and a policy that was never valid denies.
+        STATE_ACCEPTED = "state-accepted";
     }
     "certificates" {
-        ROOT_VALID = "root-valid" {
-            "the roots of the mesh are valid for at least 60 days",
-            "Rotate the root of istiod's certificate authority; new and old have to be trusted together for a while."
-        }
-        CERTIFICATES_VALID = "certificates-valid" {
-            "every pod's certificate is valid",
-            "See the reason: as a rule istiod is away, or refuses; 'underpass certs' on the node lists all of them."
-        }
+        /// root certificates are valid for at least 60 days
+        /// Next step: Rotate the root of istiod's certificate authority; keep the old root trusted
+        /// during the transition.
+        ROOT_VALID = "root-valid";
+
+        /// pod certificates are valid
+        /// Next step: See the reason: usually istiod is unreachable or refuses to sign; 'underpass
+        /// certs' on the node lists all certificates.
+        CERTIFICATES_VALID = "certificates-valid";
     }
     "nodes" {
-        AGENT_ANSWERS = "agent-answers" {
-            "on every node an agent answers",
-            "See the pod and the log of the agent on that node."
-        }
-        PLUGIN_CHAINED = "plugin-chained" {
-            "the plugin is installed and chained on every node",
-            "The agent installs it again by itself; if it cannot, its log and cniBinDir and cniConfDir of the chart tell why."
-        }
-        PROXY_SERVES = "proxy-serves" {
-            "on every node a proxy serves the pods",
-            "See the pod and the log of the proxy on that node; pods that are to join wait until it is there."
-        }
-        PROXY_ANSWERS = "proxy-answers" {
-            "every proxy answers",
-            "See the pod and the log of the proxy on that node."
-        }
-        CAPTURE = "capture-routed" {
-            "packets are captured without NAT",
-            "Load the kernel's modules nf_tables, nft_tproxy and nft_socket on that node and restart its agent; NAT works too, and is slower."
-        }
-        HOST_PROBES = "host-probes" {
-            "health probes of the kubelet get through",
-            "See the reason; without the rule, policies judge probes as any other connection."
-        }
-        CLOCK = "clock" {
-            "the clocks of the nodes agree with this one",
-            "Set the clock of that node, or of this machine, by NTP; certificates are refused by clocks that are wrong."
-        }
+        /// agents respond on all nodes
+        /// Next step: See the agent's pod and log on that node.
+        AGENT_ANSWERS = "agent-answers";
+
+        /// CNI plugin is installed and chained on all nodes
+        /// Next step: The agent reinstalls the plugin; if it stays missing, see the agent log and
+        /// check cniBinDir and cniConfDir of the chart.
+        PLUGIN_CHAINED = "plugin-chained";
+
+        /// the container runtime calls the plugin on all nodes
+        /// Next step: Check that cniConfDir of the chart is the folder that the runtime of that
+        /// node reads; then recreate the pods that have the event MeshStartedOutside.
+        PLUGIN_CALLED = "plugin-called";
+
+        /// a proxy serves the pods on all nodes
+        /// Next step: See the proxy's pod and log on that node; pods cannot join the mesh until the
+        /// proxy is ready.
+        PROXY_SERVES = "proxy-serves";
+
+        /// proxies respond
+        /// Next step: See the proxy's pod and log on that node.
+        PROXY_ANSWERS = "proxy-answers";
+
+        /// traffic is captured without NAT
+        /// Next step: Load the kernel modules nf_tables, nft_tproxy and nft_socket on that node and
+        /// restart its agent; NAT also works, but is slower.
+        CAPTURE = "capture-routed";
+
+        /// kubelet health probes reach the pods
+        /// Next step: See the reason; without this rule, policies apply to probes as to any other
+        /// connection.
+        HOST_PROBES = "host-probes";
+
+        /// node clocks are in sync with this machine
+        /// Next step: Synchronize the clock of that node, or of this machine, with NTP; a wrong
+        /// clock makes certificates invalid.
+        CLOCK = "clock";
     }
     "pods" {
-        PODS_JOINED = "pods-joined" {
-            "every pod with the label is in the mesh",
-            "See 'underpass status --all' on the node, and the events of the pod; traffic of a pod outside the mesh is plain text."
-        }
-        PODS_VERIFIED = "pods-verified" {
-            "every pod in the mesh has been measured to be in it",
-            "Run 'underpass verify NAMESPACE/NAME' in the agent's pod of that node: it looks now, repairs, and says what it finds."
-        }
-        PODS_ANNOUNCED = "pods-announced" {
-            "istiod is told of exactly the pods that are in the mesh",
-            "The agent writes the annotation ambient.istio.io/redirection again by itself; its log says why it cannot."
-        }
+        /// no pod has capabilities that bypass its capture
+        /// Next step: Drop NET_RAW, NET_ADMIN and SYS_ADMIN where the application does not need
+        /// them; see docs/verification.md for what each allows.
+        POD_CAPABILITIES = "pod-capabilities";
+
+        /// all pods selected for the mesh are enrolled
+        /// Next step: Run 'underpass status --all' on the node and see the pod's events; traffic of
+        /// a pod outside the mesh is plain text.
+        PODS_JOINED = "pods-joined";
+
+        /// all enrolled pods are verified
+        /// Next step: Run 'underpass verify NAMESPACE/NAME' in the agent's pod on that node: it
+        /// checks the pod, repairs it and prints the result.
+        PODS_VERIFIED = "pods-verified";
+
+        /// no connections bypass the proxies of enrolled pods
+        /// Next step: Check that the pod's annotations underpass.io/exclude-... and
+        /// ambient.istio.io/bypass-inbound-capture are intended, and that connections older than
+        /// the pod's join may stay; cni.allowExclusions=false and cni.existingConnections=reset
+        /// forbid them.
+        NOTHING_EXCLUDED = "nothing-excluded";
+
+        /// pods in the mesh declare only ports that are captured
+        /// Next step: Restrict UDP and SCTP with NetworkPolicies: they reach these ports without
+        /// encryption and policies of the mesh, as 'underpass why --protocol udp' explains.
+        PROTOCOLS_CAPTURED = "protocols-captured";
+
+        /// redirection annotations match the enrolled pods
+        /// Next step: The agent rewrites the annotation ambient.istio.io/redirection; if it cannot,
+        /// its log has the reason.
+        PODS_ANNOUNCED = "pods-announced";
     }
 }
 
@@ -158,9 +204,18 @@ mod tests {
     fn names_are_unique_and_next_steps_are_sentences() {
         let mut seen = std::collections::BTreeSet::new();
         for check in CATEGORIES.iter().flat_map(|(_, checks)| checks.iter()) {
-            assert!(seen.insert(check.id), "{check} is there twice");
-            assert!(check.id.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{check}");
-            assert!(check.next_step.ends_with('.') && !check.holds.ends_with('.'), "{check}");
+            assert!(seen.insert(check.id), "duplicate id {check}");
+            assert!(
+                check
+                    .id
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b == b'-'),
+                "{check}"
+            );
+            assert!(
+                check.next_step.ends_with('.') && !check.description.ends_with('.'),
+                "{check}"
+            );
         }
     }
 }

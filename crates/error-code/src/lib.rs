@@ -1,13 +1,13 @@
 //! Every error code of Underpass, in one place: what happened, the likely cause, the next step.
 //!
-//! Errors elsewhere carry one of these; `docs/errors.md` is written from them, and a test keeps it complete. A code, once
-//! released, never changes its meaning and is never given to something else.
+//! The doc comment of a code is its text: users see it, and `docs/errors.md` is generated from it
+//! (a test keeps it up to date). A released code never changes its meaning and is never reused.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
-/// One thing that can go wrong, as users meet it.
+/// A failure as users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorCode {
     /// `UP-AREA-NNN`, stable across releases.
@@ -26,13 +26,18 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// Declares the codes of one area and lists them in `ALL`.
+/// Declares the codes of one area and lists them in `ALL`. The doc comment of a code is its text:
+/// what happened, then the paragraphs "Cause:" and "Next step:", on as many lines as needed.
 macro_rules! codes {
-    ($( $name:ident = $code:literal { what: $what:literal, cause: $cause:literal, next_step: $next:literal $(,)? } )*) => {
+    ($( $(#[doc = $text:literal])+ $name:ident = $code:literal; )*) => {
         $(
-            #[doc = concat!($code, ": ", $what)]
-            pub const $name: $crate::ErrorCode =
-                $crate::ErrorCode { code: $code, what: $what, cause: $cause, next_step: $next };
+            #[doc = concat!($code, ":")]
+            $(#[doc = $text])+
+            pub const $name: $crate::ErrorCode = {
+                let (what, rest) = $crate::text::split(concat!($($text),+), " Cause: ");
+                let (cause, next_step) = $crate::text::split(rest, " Next step: ");
+                $crate::ErrorCode { code: $code, what, cause, next_step }
+            };
         )*
         /// The codes of this area, in order.
         pub const ALL: &[$crate::ErrorCode] = &[$( $name ),*];
@@ -45,11 +50,13 @@ pub mod cli;
 pub mod cni;
 pub mod control;
 pub mod mesh;
+pub mod printable;
 pub mod proxy;
 pub mod redirect;
 pub mod sandbox;
+mod text;
 
-/// All areas with their codes, in the order of the documentation.
+/// All areas with their codes, in the order used by the documentation.
 pub const AREAS: &[(&str, &[ErrorCode])] = &[
     ("CNI plugin", cni::ALL),
     ("Redirection", redirect::ALL),
@@ -71,7 +78,11 @@ mod tests {
         for code in AREAS.iter().flat_map(|(_, codes)| codes.iter()) {
             let parts: Vec<&str> = code.code.split('-').collect();
             assert!(
-                matches!(parts[..], ["UP", area, n] if area.chars().all(|c| c.is_ascii_uppercase()) && n.len() == 3),
+                matches!(
+                    parts[..],
+                    ["UP", area, n]
+                        if area.chars().all(|c| c.is_ascii_uppercase()) && n.len() == 3
+                ),
                 "{code} is not UP-AREA-NNN"
             );
             assert!(seen.insert(code.code), "{code} is used twice");

@@ -1,16 +1,18 @@
-//! The protocol between the CNI plugin and the node agent: one JSON message a packet on a `SOCK_SEQPACKET` socket.
+//! The protocol between the CNI plugin and the node agent: one JSON message per packet on a
+//! `SOCK_SEQPACKET` socket.
 //!
 //! ```text
 //! plugin ── Add + netns fd ──▶ agent          plugin ── Del [+ netns fd] ──▶ agent
-//!        ◀── Enrol{plan} | Skip | Failed ──           ◀── Gone ──
+//!        ◀── Enrol{plan} | Skip | Failed ──           ◀── Gone | Skip ──
 //!        ── Installed ──▶
 //!        ◀── Ready | Failed ──
 //!
-//! plugin ── Check | Status ──▶ agent          plugin ── Gc ──▶ agent
-//!        ◀── Ready | Skip | Failed ──                ◀── Gone ──
+//! plugin ── Check + netns fd ──▶ agent        plugin ── Status | Gc ──▶ agent
+//!        ◀── Ready | Skip | Failed ──                ◀── Ready | Failed | Gone ──
 //! ```
 //!
-//! The descriptor, not a path, says which namespace is meant. A connection that closes before `Ready` undoes the ADD.
+//! The file descriptor, not a path, identifies the network namespace. If the connection closes
+//! before `Ready`, the ADD is rolled back.
 
 #![forbid(unsafe_code)]
 
@@ -21,101 +23,113 @@ use std::path::PathBuf;
 use redirect::Plan;
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol. An agent refuses a plugin of another version by name, so that a half-done upgrade says so.
+/// Version of this protocol. An agent rejects plugins of other versions with an error that names
+/// both, so that an incomplete upgrade is visible.
 pub const VERSION: u32 = 1;
 
-/// Where the agent listens unless told otherwise.
+/// The agent's default socket.
 pub const DEFAULT_SOCKET: &str = "/run/underpass/agent.sock";
 
-/// What the plugin says.
+/// A message from the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "message", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "message",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum FromPlugin {
-    /// Here is a pod; its network namespace comes with this packet.
+    /// Enrol a pod. Its network namespace is attached to the packet.
     Add {
         /// [`VERSION`].
         version: u32,
-        /// Which attachment this is.
+        /// The attachment.
         attachment: Attachment,
-        /// Which pod it is.
+        /// The pod.
         pod: PodRef,
         /// The addresses in prevResult, without prefix lengths.
         addresses: Vec<IpAddr>,
-        /// Annotations of the pod that a plan looks at, if the runtime passes them on.
+        /// The pod's redirection annotations, if the runtime passes them.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         annotations: BTreeMap<String, String>,
-        /// CNI_NETNS: where the namespace can be found again after a restart of the agent. Never trusted by itself.
+        /// CNI_NETNS: the path at which a restarted agent finds the namespace again. Never trusted
+        /// without verification.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         netns_path: Option<PathBuf>,
         /// W3C trace context of the runtime, if it sent one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         traceparent: Option<String>,
-        /// How long the plugin will wait in all, in milliseconds.
+        /// Total time that the plugin waits, in milliseconds.
         deadline_ms: u64,
     },
-    /// The rules of the plan are in the namespace.
+    /// The rules of the plan are installed.
     Installed,
-    /// Is this attachment still as it should be?
+    /// Check that the attachment is still as ADD left it. The network namespace is attached to the
+    /// packet.
     Check {
         /// [`VERSION`].
         version: u32,
-        /// Which attachment it is.
+        /// The attachment.
         attachment: Attachment,
-        /// Which pod it is.
+        /// The pod.
         pod: PodRef,
     },
-    /// Could a pod be enrolled now?
+    /// Check whether a pod could be enrolled now.
     Status {
         /// [`VERSION`].
         version: u32,
     },
-    /// Forget every attachment that is not named here.
+    /// Forget all attachments that are not listed.
     Gc {
         /// [`VERSION`].
         version: u32,
         /// The attachments that are still in use.
         valid: Vec<Attachment>,
     },
-    /// The attachment goes away. The namespace comes along if it still exists.
+    /// Remove an attachment. The network namespace is attached to the packet if it still exists.
     Del {
         /// [`VERSION`].
         version: u32,
-        /// Which attachment this is.
+        /// The attachment.
         attachment: Attachment,
-        /// Which pod it was, if the runtime said so.
+        /// The pod, if the runtime named it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pod: Option<PodRef>,
     },
 }
 
-/// What the agent says.
+/// A message from the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "message", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "message",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum FromAgent {
-    /// The pod belongs to the mesh: install this.
+    /// The pod belongs to the mesh: install the plan.
     Enrol {
-        /// What to install in the pod's namespace.
+        /// The rules to install in the pod's namespace.
         plan: Box<Plan>,
     },
-    /// The pod does not belong to the mesh.
+    /// The pod does not belong to the mesh, or belongs to it by another attachment. To a `Del`: the
+    /// rules stay for that one.
     Skip {
-        /// Why, for the log.
+        /// The reason, for the log.
         reason: String,
     },
-    /// The proxy serves the pod; also the answer to `Check` and `Status` when all is well.
+    /// The proxy serves the pod. Also the answer to a successful `Check` or `Status`.
     Ready,
     /// The pod cannot be enrolled.
     Failed {
-        /// Stable code, such as `UP-AGENT-003`.
+        /// Stable error code, such as `UP-AGENT-003`.
         code: String,
-        /// What happened, and its cause.
+        /// What happened, and the cause.
         why: String,
         /// What to do next.
         next_step: String,
-        /// Whether trying again later can help.
+        /// Whether a later retry may succeed.
         retry: bool,
     },
-    /// The answer to `Del` and `Gc`: the agent and the proxies have forgotten the attachments.
+    /// The answer to `Del` and `Gc`: agent and proxies have removed the attachments.
     Gone,
 }
 
@@ -137,7 +151,7 @@ pub struct PodRef {
     pub namespace: String,
     /// K8S_POD_NAME.
     pub name: String,
-    /// K8S_POD_UID, which not every runtime sends.
+    /// K8S_POD_UID; not every runtime sends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
 }

@@ -1,68 +1,70 @@
-//! Events: what people see of an object with `kubectl describe`.
+//! Events, as shown by `kubectl describe`.
 
 use kube::core::NamespaceResourceScope;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::{ObjectMeta, core_object, light};
+use crate::metadata::{ObjectMeta, api_object, slim_metadata};
 
-/// Something that happened to an object. The same again raises its count.
+/// An event of an object. Repeated events increment the count.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Event {
-    /// Its own name, in the object's namespace.
-    #[serde(deserialize_with = "light")]
+    /// Name of the event, and the object's namespace.
+    #[serde(deserialize_with = "slim_metadata")]
     pub metadata: ObjectMeta,
-    /// The object.
+    /// The object that the event is about.
     pub involved_object: ObjectReference,
-    /// In a word, such as `NotEnrolled`.
+    /// CamelCase reason, e.g. `NotEnrolled`.
     pub reason: String,
-    /// For people; at most 1,024 bytes.
+    /// Human-readable message of at most 1,024 bytes.
     pub message: String,
-    /// Normal or Warning.
+    /// `Normal` or `Warning`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Who tells.
+    /// Origin of the event.
     pub source: EventSource,
-    /// RFC 3339.
+    /// First occurrence, in RFC 3339 format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_timestamp: Option<String>,
-    /// RFC 3339.
+    /// Last occurrence, in RFC 3339 format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_timestamp: Option<String>,
-    /// How often it happened.
+    /// Number of occurrences.
     pub count: u32,
 }
 
-/// Who tells.
+/// Origin of an event.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventSource {
-    /// The program.
+    /// Name of the program.
     pub component: String,
-    /// Its node.
+    /// Name of its node.
     pub host: String,
 }
 
-/// An object that an event is about.
+/// A reference to an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ObjectReference {
-    /// Such as v1.
+    /// API version, e.g. `v1`.
     pub api_version: String,
-    /// Such as Pod.
+    /// Kind, e.g. `Pod`.
     pub kind: String,
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its uid.
+    /// Uid.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub uid: String,
 }
 
-/// Now, as Kubernetes writes it.
+/// The current time in the format of Kubernetes objects.
 pub fn now() -> String {
-    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    k8s_openapi::jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }
 
-core_object!(Event, "Event", "events", NamespaceResourceScope);
+api_object!(Event, "", "Event", "events", NamespaceResourceScope);

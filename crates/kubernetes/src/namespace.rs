@@ -3,14 +3,21 @@
 use kube::core::ClusterResourceScope;
 use serde::Deserialize;
 
-use crate::metadata::{ObjectMeta, core_object, light};
+use crate::metadata::{ObjectMeta, api_object, slim_metadata};
 
-/// A namespace: its name, its labels.
+/// A namespace, of which only metadata is fetched.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Namespace {
-    /// Name and labels.
-    #[serde(deserialize_with = "light")]
+    /// Name, labels and deletion timestamp.
+    #[serde(deserialize_with = "slim_metadata")]
     pub metadata: ObjectMeta,
 }
 
-core_object!(Namespace, "Namespace", "namespaces", ClusterResourceScope);
+api_object!(
+    Namespace,
+    "",
+    "Namespace",
+    "namespaces",
+    ClusterResourceScope,
+    metadata_only
+);

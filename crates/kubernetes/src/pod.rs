@@ -1,81 +1,166 @@
 //! Pods.
 
 use std::net::IpAddr;
+use std::time::SystemTime;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::NamespaceResourceScope;
 use serde::Deserialize;
 
-use crate::metadata::{ObjectMeta, core_object, light};
+use crate::metadata::{ObjectMeta, api_object, slim_metadata};
 
 /// A pod.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Pod {
-    /// Names, uid, labels and annotations.
-    #[serde(deserialize_with = "light")]
+    /// Name, namespace, uid, labels and annotations.
+    #[serde(deserialize_with = "slim_metadata")]
     pub metadata: ObjectMeta,
-    /// What it should be.
+    /// Desired state.
     #[serde(default)]
     pub spec: PodSpec,
-    /// What has become of it.
+    /// Current state.
     #[serde(default)]
     pub status: PodStatus,
 }
 
-/// What a pod should be.
+/// Desired state of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
-    /// Where it runs; empty until that is decided.
+    /// Name of its node; empty until it is scheduled.
     pub node_name: String,
-    /// Its identity.
+    /// Name of its service account.
     pub service_account_name: String,
-    /// Whether it has the node's network.
+    /// Whether it uses the node's network namespace.
     pub host_network: bool,
+    /// Its runtime class; `None` for the node's default runtime.
+    pub runtime_class_name: Option<String>,
+    /// Its containers.
+    pub containers: Vec<Container>,
+    /// Its init containers, sidecars included.
+    pub init_containers: Vec<Container>,
+    /// Containers that were added to debug it.
+    pub ephemeral_containers: Vec<Container>,
 }
 
-/// What has become of a pod.
+impl PodSpec {
+    /// The containers of every kind.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        let others = self
+            .init_containers
+            .iter()
+            .chain(&self.ephemeral_containers);
+        self.containers.iter().chain(others)
+    }
+}
+
+/// A container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// The name.
+    pub name: String,
+    /// The ports that it declares; it may listen on others.
+    pub ports: Vec<ContainerPort>,
+    /// What its processes may do.
+    pub security_context: SecurityContext,
+}
+
+/// A port that a container declares.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPort {
+    /// The port.
+    pub container_port: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+}
+
+/// What a container's processes may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecurityContext {
+    /// Whether they have every capability.
+    pub privileged: bool,
+    /// Changes to the runtime's default capabilities.
+    pub capabilities: Capabilities,
+}
+
+/// Changes to the default capabilities, by names with or without `CAP_`, or `ALL`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// Added.
+    pub add: Vec<String>,
+    /// Dropped.
+    pub drop: Vec<String>,
+}
+
+/// Current state of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
-    /// Pending, Running, Succeeded, Failed or Unknown.
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     pub phase: String,
-    /// Its addresses, one of each family; none before they are known, and after its end.
+    /// Addresses, one of each family; empty before they are assigned and after the pod has
+    /// finished.
     #[serde(rename = "podIPs")]
-    pub pod_ips: Vec<Address>,
+    pub pod_ips: Vec<PodIp>,
+    /// When the kubelet accepted it, before its sandbox was created; in whole seconds.
+    pub start_time: Option<Time>,
 }
 
 /// An address of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub struct Address {
+pub struct PodIp {
     /// The address.
     pub ip: IpAddr,
 }
 
 impl Pod {
-    /// Its namespace.
+    /// The pod's namespace.
     pub fn namespace(&self) -> &str {
         self.metadata.namespace.as_deref().unwrap_or_default()
     }
 
-    /// Its name.
+    /// The pod's name.
     pub fn name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
     }
 
-    /// Its uid, which no other pod ever has.
+    /// The pod's uid, which is never reused.
     pub fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
 
-    /// Whether its containers have ended for good.
+    /// When the kubelet accepted it, before its sandbox was created; in whole seconds.
+    pub fn started(&self) -> Option<SystemTime> {
+        self.status.start_time.as_ref().map(|time| time.0.into())
+    }
+
+    /// The uid by which the kubelet and the runtime know the pod, in CNI_ARGS and cgroup names.
+    /// That of a static pod is a digest of its manifest; the API server has another uid for its
+    /// mirror pod, which changes whenever that is recreated.
+    pub fn runtime_uid(&self) -> &str {
+        /// Set on mirror pods by the kubelet (pkg/kubelet/types/pod_update.go).
+        const MIRROR: &str = "kubernetes.io/config.mirror";
+        const HASH: &str = "kubernetes.io/config.hash";
+        let annotations = self.metadata.annotations.as_ref();
+        let annotations = annotations.filter(|a| a.contains_key(MIRROR));
+        annotations
+            .and_then(|a| a.get(HASH))
+            .map_or(self.uid(), String::as_str)
+    }
+
+    /// Whether all its containers have terminated and will not restart.
     pub fn has_finished(&self) -> bool {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
     }
 }
 
-core_object!(Pod, "Pod", "pods", NamespaceResourceScope);
+api_object!(Pod, "", "Pod", "pods", NamespaceResourceScope);
 
-/// Its ports can be reached by the API server.
+/// Allows port forwarding to pods through the API server.
 impl kube::api::Portforward for Pod {}
 
 #[cfg(test)]
@@ -85,33 +170,78 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_keeps_what_is_looked_at_and_needs_none_of_it() {
+    fn pods_decode_the_fields_in_use_and_require_none_of_them() {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {
-                "name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "labels": { "x": "y" },
+                "name": "a",
+                "namespace": "n",
+                "uid": "u",
+                "resourceVersion": "7",
+                "labels": { "x": "y" },
                 "managedFields": [{ "manager": "kubelet", "fieldsV1": { "f:status": {} } }],
             },
-            "spec": { "nodeName": "node", "serviceAccountName": "s", "containers": [{ "name": "main" }] },
-            "status": { "phase": "Running", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }] },
+            "spec": {
+                "nodeName": "node",
+                "serviceAccountName": "s",
+                "containers": [{ "name": "main", "securityContext": { "privileged": true } }],
+            },
+            "status": {
+                "phase": "Running",
+                "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }],
+                "startTime": "1970-01-01T00:01:40Z",
+            },
         }))
         .unwrap();
         assert_eq!((pod.namespace(), pod.name(), pod.uid()), ("n", "a", "u"));
         assert_eq!(pod.metadata.resource_version.as_deref(), Some("7"));
-        assert!(pod.metadata.managed_fields.is_none() && !pod.has_finished() && !pod.spec.host_network);
+        assert!(
+            pod.metadata.managed_fields.is_none() && !pod.has_finished() && !pod.spec.host_network
+        );
         assert_eq!(pod.status.pod_ips.len(), 2);
+        let started = pod
+            .started()
+            .map(|at| at.duration_since(SystemTime::UNIX_EPOCH));
+        assert_eq!(started.unwrap().unwrap().as_secs(), 100);
         let bare: Pod = serde_json::from_value(json!({ "metadata": { "name": "a" } })).unwrap();
         assert_eq!((bare.namespace(), bare.uid()), ("", ""));
         assert_eq!(bare.spec, PodSpec::default());
     }
 
     #[test]
-    fn a_finished_pod_is_one_that_ended_well_or_badly() {
-        let ended = |phase: &str| {
-            let status = PodStatus { phase: phase.to_owned(), ..PodStatus::default() };
-            Pod { status, ..Pod::default() }.has_finished()
+    fn the_runtime_knows_a_static_pod_by_the_hash_of_its_manifest() {
+        let runtime_uid = |annotations: serde_json::Value| {
+            let metadata = json!({ "name": "a", "uid": "api", "annotations": annotations });
+            let pod: Pod = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
+            pod.runtime_uid().to_owned()
+        };
+        let hash = "9d0cf4ea8a5d4b6f8f1f3b0f2f1a2b3c";
+        let of = |mirror: Option<&str>| {
+            let mut annotations = json!({ "kubernetes.io/config.hash": hash });
+            if let Some(mirror) = mirror {
+                annotations["kubernetes.io/config.mirror"] = json!(mirror);
+            }
+            runtime_uid(annotations)
+        };
+        assert_eq!(of(Some(hash)), hash);
+        assert_eq!(of(None), "api", "not a mirror pod");
+        assert_eq!(runtime_uid(json!(null)), "api");
+    }
+
+    #[test]
+    fn succeeded_and_failed_pods_have_finished() {
+        let has_finished = |phase: &str| {
+            let status = PodStatus {
+                phase: phase.to_owned(),
+                ..PodStatus::default()
+            };
+            Pod {
+                status,
+                ..Pod::default()
+            }
+            .has_finished()
         };
         assert_eq!(
-            ["Pending", "Running", "Succeeded", "Failed", "Unknown"].map(ended),
+            ["Pending", "Running", "Succeeded", "Failed", "Unknown"].map(has_finished),
             [false, false, true, true, false]
         );
     }

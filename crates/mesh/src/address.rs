@@ -1,7 +1,9 @@
-//! A type for every kind of address, so that two of them cannot be mixed up.
+//! A newtype for each kind of address, so that the compiler keeps them apart.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
@@ -10,7 +12,7 @@ macro_rules! address {
         pub struct $name(pub SocketAddr);
 
         impl $name {
-            /// The IP address, never an IPv4-mapped one.
+            /// The IP address in canonical form: never IPv4-mapped.
             pub fn ip(&self) -> IpAddr {
                 self.0.ip().to_canonical()
             }
@@ -22,7 +24,7 @@ macro_rules! address {
         }
 
         impl From<SocketAddr> for $name {
-            /// An IPv4-mapped IPv6 address becomes the IPv4 address that it means.
+            /// Converts an IPv4-mapped IPv6 address to IPv4.
             fn from(a: SocketAddr) -> Self {
                 Self(SocketAddr::new(a.ip().to_canonical(), a.port()))
             }
@@ -37,18 +39,55 @@ macro_rules! address {
 }
 
 address! {
-    /// Who opened a connection: the application's own address.
+    /// The client's address: that of the application that opened the connection.
     ClientAddr
 }
 address! {
-    /// Where the application wanted to go, before redirection.
+    /// The original destination, before redirection.
     OrigDst
 }
 address! {
-    /// Where an application listens in a pod.
+    /// The address on which an application listens in a pod.
     PodAddr
 }
 address! {
-    /// Where a proxy accepts HBONE.
+    /// The address on which a proxy accepts HBONE.
     TunnelAddr
+}
+address! {
+    /// The server's address of a connection: that of an application in a pod, of another proxy, or
+    /// of a host outside the mesh.
+    ServerAddr
+}
+
+impl From<OrigDst> for ServerAddr {
+    fn from(a: OrigDst) -> Self {
+        Self(a.0)
+    }
+}
+
+impl From<PodAddr> for ServerAddr {
+    fn from(a: PodAddr) -> Self {
+        Self(a.0)
+    }
+}
+
+impl From<TunnelAddr> for ServerAddr {
+    fn from(a: TunnelAddr) -> Self {
+        Self(a.0)
+    }
+}
+
+/// A range of IPv4 addresses that is written as one of IPv4-mapped IPv6 addresses, such as
+/// `::ffff:10.0.0.0/104`, in its own form; any other range as it is.
+pub fn canonical_net(net: IpNet) -> IpNet {
+    let IpAddr::V4(v4) = net.addr().to_canonical() else {
+        return net;
+    };
+    let length = net
+        .prefix_len()
+        .checked_sub(if net.addr().is_ipv6() { 96 } else { 0 });
+    length
+        .and_then(|length| IpNet::new(v4.into(), length).ok())
+        .unwrap_or(net)
 }

@@ -1,59 +1,64 @@
-//! Whether a connection may reach a workload.
+//! Decides whether a connection may reach a workload.
 
 use std::fmt;
+use std::sync::Arc;
 
-use crate::address::{ClientAddr, PodAddr};
-use crate::compiled::{Compiled, Subject};
+use crate::compiled::{CompiledPolicy, Matching, Subject};
 use crate::decision::Decision;
-use crate::identity::Identity;
 use crate::policy::Action;
 use crate::snapshot::Mesh;
 use crate::text::Text;
+use crate::trust_domains::TrustDomains;
 use crate::workload::Workload;
 
-/// What policies look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Connection {
-    /// Who opened it.
-    pub client: ClientAddr,
-    /// The client's identity, if a certificate proved one.
-    pub identity: Option<Identity>,
-    /// Where it goes in the pod.
-    pub destination: PodAddr,
-}
+pub use crate::connection::Connection;
 
-/// Yes or no.
+/// Whether a connection is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may pass.
+    /// The connection is allowed.
     Allow,
-    /// It may not.
+    /// The connection is denied.
     Deny,
 }
 
-/// What policies say of a connection.
+/// The result of evaluating the policies for a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruling {
-    /// Whether it may pass.
-    pub verdict: Verdict,
-    /// What decided.
-    pub why: Why,
-    /// The first policy on trial that would have denied it, or been the one to allow it.
-    pub dry_run: Option<(Action, Rule)>,
+    /// The reason for the verdict; it implies the verdict.
+    pub reason: RulingReason,
+    /// What each dry-run policy would have done, if it were the only one that is enforced as well.
+    pub dry_run: Vec<DryRun>,
 }
 
-/// What decided.
+/// What a dry-run policy would have done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Why {
-    /// The workload refers to a policy of this key, and nobody knows it.
+pub enum DryRun {
+    /// A rule matches, or may match; the policy's action would have been taken.
+    Matches(Action, Rule),
+    /// An allow policy, `namespace/name`, of which no rule matches, while no other one allows the
+    /// connection: it would have been denied.
+    NotAllowed(Text),
+}
+
+/// The reason for a verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RulingReason {
+    /// The workload with this uid is not understood, so its policies are unknown.
+    UnknownWorkload(Text),
+    /// The workload refers to this policy, but the policy is unknown.
     UnknownPolicy(Text),
-    /// A rule of a deny policy.
+    /// A rule of a deny policy matched.
     Denied(Rule),
-    /// A rule of an allow policy.
+    /// A rule of a deny policy may match: it has these parts that are not understood.
+    DeniedInDoubt(Rule, String),
+    /// A rule of an allow policy matched.
     Allowed(Rule),
-    /// There are allow policies, and none of them matches.
+    /// Allow policies exist, but none matched.
     NoneAllowed,
-    /// There is no allow policy.
+    /// Like `NoneAllowed`, but a rule may match: it has these parts that are not understood.
+    NotAllowedInDoubt(Rule, String),
+    /// No allow policy exists.
     NoAllowPolicy,
 }
 
@@ -62,103 +67,223 @@ pub enum Why {
 pub struct Rule {
     /// `namespace/name` of the policy.
     pub policy: Text,
-    /// Which of its rules; the first is 0.
+    /// Index of the rule, starting at 0.
     pub index: usize,
 }
 
-/// What was looked at on the way to a ruling.
-enum Looked<'a> {
-    DryRun(&'a Compiled, Option<usize>),
-    NoMatch(&'a Compiled),
+/// A policy that was considered but did not decide.
+enum ConsideredPolicy<'a> {
+    DryRun(&'a CompiledPolicy, Option<Matching>),
+    /// With the names of the trust domain, and that of the workload.
+    NoMatch(&'a CompiledPolicy, &'a TrustDomains, &'a str),
 }
 
-/// Decides whether a connection may reach `workload` now: deny policies first, then allow policies, and a policy that the
-/// workload refers to and nobody knows denies.
+/// Decides whether a connection may reach `workload`. Deny policies are evaluated before allow
+/// policies. If the workload refers to an unknown policy, the connection is denied.
 pub fn check(mesh: &Mesh, workload: &Workload, connection: &Connection) -> Ruling {
     evaluate(mesh, workload, connection, |_| {})
 }
 
-/// The same, with everything that was considered, for people.
+/// Like [`check`], but also records every policy that was considered.
 pub fn authorize(mesh: &Mesh, workload: &Workload, connection: &Connection) -> Decision<Ruling> {
     let mut considered = Vec::new();
-    let ruling = evaluate(mesh, workload, connection, |looked| considered.push(looked.to_string()));
+    let ruling = evaluate(mesh, workload, connection, |policy| {
+        considered.push(policy.to_string())
+    });
     let reason = ruling.to_string();
     Decision::new(ruling, reason).after(considered)
 }
 
-fn evaluate(mesh: &Mesh, workload: &Workload, connection: &Connection, mut look: impl FnMut(&Looked<'_>)) -> Ruling {
-    if let Some(key) = workload.authorization_policies.iter().find(|key| mesh.compiled_policy(key).is_none()) {
-        return Ruling { verdict: Verdict::Deny, why: Why::UnknownPolicy(key.clone()), dry_run: None };
+fn evaluate(
+    mesh: &Mesh,
+    workload: &Workload,
+    connection: &Connection,
+    mut consider: impl FnMut(&ConsideredPolicy<'_>),
+) -> Ruling {
+    let undecided = |reason| Ruling {
+        reason,
+        dry_run: Vec::new(),
+    };
+    if workload.is_placeholder() {
+        return undecided(RulingReason::UnknownWorkload(workload.uid.clone()));
     }
-    let subject = Subject::new(connection);
-    let mut dry_run = None;
-    let mut any_allow = false;
+    if let Some(key) = workload
+        .authorization_policies
+        .iter()
+        .find(|key| mesh.compiled_policy(key).is_none())
+    {
+        return undecided(RulingReason::UnknownPolicy(key.clone()));
+    }
+    let subject = Subject::new(connection, &mesh.trust_domains, &workload.trust_domain);
+    let mut on_trial = Vec::new();
+    let (mut decided, mut any_allow, mut in_doubt) = (None, false, None);
     for action in [Action::Deny, Action::Allow] {
-        for policy in mesh.policies_of(workload).filter(|p| p.policy.action == action) {
-            let matching = policy.matching_rule(&subject);
-            let rule = matching.map(|index| Rule { policy: policy.key.clone(), index });
-            match rule {
-                _ if policy.policy.dry_run => {
-                    look(&Looked::DryRun(policy, matching));
-                    dry_run = dry_run.or(rule.map(|rule| (action, rule)));
-                    continue;
-                }
-                Some(rule) if action == Action::Deny => {
-                    return Ruling { verdict: Verdict::Deny, why: Why::Denied(rule), dry_run };
-                }
-                Some(rule) => return Ruling { verdict: Verdict::Allow, why: Why::Allowed(rule), dry_run },
-                None => look(&Looked::NoMatch(policy)),
+        for policy in mesh
+            .policies_of(workload)
+            .filter(|p| p.policy.action == action)
+        {
+            if policy.policy.dry_run {
+                let matching = policy.matching_rule(&subject);
+                consider(&ConsideredPolicy::DryRun(policy, matching));
+                on_trial.push((policy, matching));
+                continue;
             }
-            any_allow |= action == Action::Allow;
+            if decided.is_some() {
+                continue;
+            }
+            let matching = policy.matching_rule(&subject);
+            let rule = |m: Matching| policy.rule(m.rule);
+            match (action, matching) {
+                (Action::Deny, Some(m)) if m.is_certain => {
+                    decided = Some(RulingReason::Denied(rule(m)));
+                }
+                (Action::Deny, Some(m)) => {
+                    let parts = policy.not_understood(m.rule);
+                    decided = Some(RulingReason::DeniedInDoubt(rule(m), parts));
+                }
+                (Action::Allow, Some(m)) if m.is_certain => {
+                    decided = Some(RulingReason::Allowed(rule(m)));
+                }
+                (_, matching) => {
+                    let (domains, own) = (&mesh.trust_domains, &workload.trust_domain);
+                    consider(&ConsideredPolicy::NoMatch(policy, domains, own));
+                    any_allow |= action == Action::Allow;
+                    in_doubt = in_doubt.or(matching.map(|m| (policy, m)));
+                }
+            }
         }
     }
-    match any_allow {
-        true => Ruling { verdict: Verdict::Deny, why: Why::NoneAllowed, dry_run },
-        false => Ruling { verdict: Verdict::Allow, why: Why::NoAllowPolicy, dry_run },
+    let undecided = || match in_doubt {
+        Some((policy, m)) => {
+            RulingReason::NotAllowedInDoubt(policy.rule(m.rule), policy.not_understood(m.rule))
+        }
+        None if any_allow => RulingReason::NoneAllowed,
+        None => RulingReason::NoAllowPolicy,
+    };
+    let reason = decided.unwrap_or_else(undecided);
+    let outcome = |(policy, matching): &(&Arc<CompiledPolicy>, Option<Matching>)| {
+        let action = policy.policy.action;
+        match matching {
+            Some(m) if m.is_certain || action == Action::Deny => {
+                Some(DryRun::Matches(action, policy.rule(m.rule)))
+            }
+            _ => (action == Action::Allow && reason == RulingReason::NoAllowPolicy)
+                .then(|| DryRun::NotAllowed(policy.key.clone())),
+        }
+    };
+    let dry_run = on_trial.iter().filter_map(outcome).collect();
+    Ruling { reason, dry_run }
+}
+
+impl CompiledPolicy {
+    fn rule(&self, index: usize) -> Rule {
+        Rule {
+            policy: self.key.clone(),
+            index,
+        }
     }
 }
 
 impl Ruling {
-    /// The rule that decided, if one did.
+    /// Whether the connection is allowed.
+    pub fn verdict(&self) -> Verdict {
+        match self.reason {
+            RulingReason::Allowed(_) | RulingReason::NoAllowPolicy => Verdict::Allow,
+            RulingReason::UnknownWorkload(_)
+            | RulingReason::UnknownPolicy(_)
+            | RulingReason::Denied(_)
+            | RulingReason::DeniedInDoubt(..)
+            | RulingReason::NoneAllowed
+            | RulingReason::NotAllowedInDoubt(..) => Verdict::Deny,
+        }
+    }
+
+    /// The rule that decided, if any.
     pub fn rule(&self) -> Option<&Rule> {
-        match &self.why {
-            Why::Denied(rule) | Why::Allowed(rule) => Some(rule),
-            Why::UnknownPolicy(_) | Why::NoneAllowed | Why::NoAllowPolicy => None,
+        match &self.reason {
+            RulingReason::Denied(rule)
+            | RulingReason::DeniedInDoubt(rule, _)
+            | RulingReason::Allowed(rule) => Some(rule),
+            RulingReason::UnknownWorkload(_)
+            | RulingReason::UnknownPolicy(_)
+            | RulingReason::NoneAllowed
+            | RulingReason::NotAllowedInDoubt(..)
+            | RulingReason::NoAllowPolicy => None,
         }
     }
 }
 
 impl fmt::Display for Ruling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.why {
-            Why::UnknownPolicy(key) => write!(f, "policy {key} is referred to and unknown"),
-            Why::Denied(rule) => write!(f, "explicitly denied by: {rule}"),
-            Why::Allowed(rule) => write!(f, "allowed by: {rule}"),
-            Why::NoneAllowed => f.write_str("allow policies exist, but none allowed"),
-            Why::NoAllowPolicy => f.write_str("no allow policy exists"),
+        match &self.reason {
+            RulingReason::UnknownWorkload(uid) => {
+                write!(f, "this version does not understand workload {uid}")
+            }
+            RulingReason::UnknownPolicy(key) => {
+                write!(f, "the workload refers to unknown policy {key}")
+            }
+            RulingReason::Denied(rule) => write!(f, "explicitly denied by: {rule}"),
+            RulingReason::DeniedInDoubt(rule, parts) => write!(
+                f,
+                "denied by: {rule}, in which this version does not understand: {parts}"
+            ),
+            RulingReason::Allowed(rule) => write!(f, "allowed by: {rule}"),
+            RulingReason::NoneAllowed => f.write_str("allow policies exist, but none allowed"),
+            RulingReason::NotAllowedInDoubt(rule, parts) => write!(
+                f,
+                "allow policies exist, but none allowed; {rule} might, but this version does not \
+                 understand: {parts}"
+            ),
+            RulingReason::NoAllowPolicy => f.write_str("no allow policy exists"),
+        }
+    }
+}
+
+impl fmt::Display for DryRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Matches(action, rule) => write!(f, "{action:?} by {rule}"),
+            Self::NotAllowed(policy) => {
+                write!(f, "Deny by {policy}: an allow policy, and no rule matches")
+            }
         }
     }
 }
 
 impl fmt::Display for Rule {
-    /// Rules are counted from 1 for people.
+    /// Numbers rules from 1.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (rule {})", self.policy, self.index + 1)
     }
 }
 
-impl fmt::Display for Looked<'_> {
+impl fmt::Display for ConsideredPolicy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let action = |policy: &Compiled| match policy.policy.action {
+        let action = |policy: &CompiledPolicy| match policy.policy.action {
             Action::Allow => "allow",
             Action::Deny => "deny",
         };
         match self {
-            Self::DryRun(p, Some(rule)) => {
-                write!(f, "{} policy {} (dry run) matches by rule {}", action(p), p.key, rule + 1)
+            Self::DryRun(p, Some(m)) => {
+                let matches = if m.is_certain { "matches" } else { "may match" };
+                write!(
+                    f,
+                    "{} policy {} (dry run) {matches} by rule {}",
+                    action(p),
+                    p.key,
+                    m.rule + 1
+                )
             }
-            Self::DryRun(p, None) => write!(f, "{} policy {} (dry run) does not match", action(p), p.key),
-            Self::NoMatch(p) => write!(f, "{} policy {} does not match", action(p), p.key),
+            Self::DryRun(p, None) => {
+                write!(f, "{} policy {} (dry run) does not match", action(p), p.key)
+            }
+            Self::NoMatch(p, domains, own) => {
+                write!(f, "{} policy {} does not match", action(p), p.key)?;
+                match p.policy.impossible_principal(domains, Some(*own)) {
+                    Some(why) => write!(f, "; {why}"),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }

@@ -1,9 +1,9 @@
-//! What the ends of a tunnel tell each other about their workloads, for telemetry only.
+//! The `baggage` header, in which both ends of a tunnel describe their workloads for telemetry.
 
 use crate::text::Text;
 use crate::workload::{Workload, WorkloadType};
 
-/// Attributes of a workload as the `baggage` header carries them; empty where unknown.
+/// Attributes of a workload in the `baggage` header; empty if unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Baggage {
     /// `k8s.cluster.name`
@@ -12,7 +12,7 @@ pub struct Baggage {
     pub namespace: Text,
     /// `k8s.{deployment|cronjob|pod|job}.name`
     pub workload_name: Text,
-    /// Which of these it was.
+    /// The kind of owner in that key.
     pub workload_type: WorkloadType,
     /// `service.name`
     pub canonical_name: Text,
@@ -40,7 +40,7 @@ impl From<&Workload> for Baggage {
 }
 
 impl Baggage {
-    /// The value of the header; empty attributes are left out.
+    /// Encodes the header value; empty attributes are omitted.
     pub fn encode(&self) -> String {
         let name = format!("k8s.{}.name", self.workload_type.as_str());
         let pairs = [
@@ -52,16 +52,23 @@ impl Baggage {
             ("cloud.region", &self.region),
             ("cloud.availability_zone", &self.zone),
         ];
-        let given: Vec<String> =
-            pairs.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| format!("{k}={v}")).collect();
+        let given: Vec<String> = pairs
+            .into_iter()
+            .filter(|(_, v)| !v.is_empty())
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
         given.join(",")
     }
 
-    /// Reads the values of all `baggage` headers. What is not understood is left out; nothing fails.
+    /// Decodes the values of all `baggage` headers. Unknown and malformed entries are ignored.
     pub fn decode<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
         let mut baggage = Self::default();
-        for (key, value) in values.into_iter().flat_map(|v| v.split(',')).filter_map(|p| p.split_once('=')) {
-            // Properties after a semicolon say something about the value, not what it is.
+        for (key, value) in values
+            .into_iter()
+            .flat_map(|v| v.split(','))
+            .filter_map(|p| p.split_once('='))
+        {
+            // Ignore properties after a semicolon.
             let value = value.split(';').next().unwrap_or_default().trim();
             let field = match key.trim() {
                 "k8s.cluster.name" => &mut baggage.cluster_id,
@@ -71,8 +78,8 @@ impl Baggage {
                 "cloud.region" => &mut baggage.region,
                 "cloud.availability_zone" => &mut baggage.zone,
                 other => {
-                    let kinds = [WorkloadType::Deployment, WorkloadType::Cronjob, WorkloadType::Pod, WorkloadType::Job];
-                    let Some(kind) = kinds.into_iter().find(|k| other == format!("k8s.{}.name", k.as_str())) else {
+                    let is_key = |k: &WorkloadType| other == format!("k8s.{}.name", k.as_str());
+                    let Some(kind) = WorkloadType::ALL.into_iter().find(is_key) else {
                         continue;
                     };
                     baggage.workload_type = kind;
@@ -90,12 +97,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_goes_both_ways_and_leaves_out_what_is_empty() {
-        let text = "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=web,service.version=v2";
+    fn baggage_round_trips_and_omits_empty_attributes() {
+        let text = "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.\
+                    name=web,service.version=v2";
         let baggage = Baggage::decode([text]);
         assert_eq!(baggage.workload_type, WorkloadType::Deployment);
         assert_eq!(baggage.encode(), text);
-        assert_eq!(Baggage::decode(["k8s.job.name=x;a=b", "junk,=,a=b, cloud.region = r1 "]).region, "r1");
+        assert_eq!(
+            Baggage::decode(["k8s.job.name=x;a=b", "junk,=,a=b, cloud.region = r1 "]).region,
+            "r1"
+        );
         assert_eq!(Baggage::default().encode(), "");
     }
 }

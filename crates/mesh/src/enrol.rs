@@ -1,83 +1,134 @@
-//! Who belongs to the mesh, by Istio's labels.
+//! Decides which pods belong to the mesh, by Istio's labels.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use istio::annotation::SIDECAR_STATUS;
+use istio::label::DATAPLANE_MODE;
 
 use crate::decision::Decision;
 use crate::snapshot::{Mesh, Namespace};
 use crate::workload::Workload;
 
-/// The label of namespaces and pods that says whether they belong to the mesh.
-pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
-/// The annotation that a pod with a sidecar carries.
-pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
-/// The annotation that an enrolled pod carries, with `enabled`: nothing else tells istiod.
-pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+pub use crate::decision::EnrolmentReason;
 
-/// What becomes of a pod.
+/// The enrolment decision for a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Enrolment {
-    /// It joins.
+    /// The pod joins the mesh.
     Enrol(Arc<Workload>),
-    /// It stays outside.
+    /// The pod stays outside the mesh.
     Skip,
-    /// It would join, but what is known about it does not suffice.
+    /// The pod belongs to the mesh, but too little is known about it.
     Unknown,
 }
 
-/// Decides by labels and properties of a pod whether it belongs to the mesh.
-pub fn belongs(
+/// Decides whether a pod belongs to the mesh, by its labels and properties.
+pub fn belongs_to_mesh(
     namespace_labels: Option<&BTreeMap<String, String>>,
     labels: &BTreeMap<String, String>,
     annotations: &BTreeMap<String, String>,
     host_network: bool,
 ) -> Decision<bool> {
-    let of_namespace = namespace_labels.and_then(|l| l.get(DATAPLANE_MODE)).map(String::as_str);
+    let of_namespace = namespace_labels
+        .and_then(|l| l.get(DATAPLANE_MODE))
+        .map(String::as_str);
     let of_pod = labels.get(DATAPLANE_MODE).map(String::as_str);
-    if host_network {
-        return Decision::new(false, "the pod has the node's network namespace (hostNetwork)");
-    }
-    if annotations.contains_key(SIDECAR_STATUS) {
-        return Decision::new(false, format!("the pod has a sidecar (annotation {SIDECAR_STATUS})"));
-    }
-    match (of_namespace, of_pod) {
-        (_, Some("none")) => Decision::new(false, format!("the pod opted out (label {DATAPLANE_MODE}=none)")),
-        (_, Some("ambient")) => Decision::new(true, format!("label {DATAPLANE_MODE}=ambient on the pod")),
-        (Some("ambient"), _) => Decision::new(true, format!("label {DATAPLANE_MODE}=ambient on the namespace")),
-        _ => Decision::new(false, format!("no label {DATAPLANE_MODE}=ambient on the pod or its namespace")),
-    }
+    let (belongs, code, reason) = match (of_namespace, of_pod) {
+        _ if host_network => (
+            false,
+            EnrolmentReason::HostNetwork,
+            "the pod uses the node's network namespace (hostNetwork)".to_owned(),
+        ),
+        _ if annotations.contains_key(SIDECAR_STATUS) => (
+            false,
+            EnrolmentReason::Sidecar,
+            format!("the pod has a sidecar (annotation {SIDECAR_STATUS})"),
+        ),
+        (_, Some("none")) => (
+            false,
+            EnrolmentReason::OptedOut,
+            format!("the pod opted out (label {DATAPLANE_MODE}=none)"),
+        ),
+        (_, Some("ambient")) => (
+            true,
+            EnrolmentReason::PodLabel,
+            format!("label {DATAPLANE_MODE}=ambient on the pod"),
+        ),
+        (Some("ambient"), _) => (
+            true,
+            EnrolmentReason::NamespaceLabel,
+            format!("label {DATAPLANE_MODE}=ambient on the namespace"),
+        ),
+        _ => (
+            false,
+            EnrolmentReason::NoLabel,
+            format!("no label {DATAPLANE_MODE}=ambient on the pod or its namespace"),
+        ),
+    };
+    Decision::new(belongs, reason).with_code(code)
 }
 
-/// Decides whether a pod that a runtime is about to start on `node` belongs to the mesh.
-pub fn decide(mesh: &Mesh, node: &str, namespace: &str, name: &str) -> Decision<Enrolment> {
-    let labels = mesh.namespace(namespace).map(|n: &Arc<Namespace>| &n.labels);
-    let Some(workload) = mesh.workload_by_name(namespace, name) else {
+/// Decides whether a pod that the runtime starts on `node` belongs to the mesh. Pods of other
+/// clusters may have the same name: the one on this node and with these addresses is meant.
+pub fn decide(
+    mesh: &Mesh,
+    node: &str,
+    namespace: &str,
+    name: &str,
+    addresses: &[IpAddr],
+) -> Decision<Enrolment> {
+    let labels = mesh
+        .namespace(namespace)
+        .map(|n: &Arc<Namespace>| &n.labels);
+    let own = mesh
+        .workloads_by_name(namespace, name)
+        .iter()
+        .min_by_key(|w| {
+            let is_elsewhere = !w.node.is_empty() && w.node != node;
+            let is_other = addresses.iter().any(|a| !w.workload_ips.contains(a));
+            (is_elsewhere, is_other, &w.uid)
+        });
+    let Some(workload) = own else {
         let nothing = BTreeMap::new();
-        return if belongs(labels, &nothing, &nothing, false).outcome {
-            let reason = format!("pod {namespace}/{name} is unknown, and its namespace belongs to the mesh");
-            Decision::new(Enrolment::Unknown, reason)
+        return if belongs_to_mesh(labels, &nothing, &nothing, false).outcome {
+            let reason =
+                format!("pod {namespace}/{name} is unknown, but its namespace belongs to the mesh");
+            Decision::new(Enrolment::Unknown, reason).with_code(EnrolmentReason::Unknown)
         } else {
-            let reason = format!("pod {namespace}/{name} is unknown, and its namespace does not belong to the mesh");
-            Decision::new(Enrolment::Skip, reason)
+            let reason =
+                format!("pod {namespace}/{name} is unknown, and its namespace is not in the mesh");
+            Decision::new(Enrolment::Skip, reason).with_code(EnrolmentReason::NoLabel)
         };
     };
     decide_known(labels, workload, node)
 }
 
-/// The same about a pod that is known, wherever that is from.
+/// Like [`decide`], for a pod whose workload is known.
 pub fn decide_known(
     namespace_labels: Option<&BTreeMap<String, String>>,
     workload: &Arc<Workload>,
     node: &str,
 ) -> Decision<Enrolment> {
-    let belongs = belongs(namespace_labels, &workload.labels, &workload.annotations, workload.host_network);
+    let belongs = belongs_to_mesh(
+        namespace_labels,
+        &workload.labels,
+        &workload.annotations,
+        workload.host_network,
+    );
     if !belongs.outcome {
-        return Decision::new(Enrolment::Skip, belongs.reason);
+        return Decision::new(Enrolment::Skip, belongs.reason).with_code(belongs.code);
     }
     if !workload.node.is_empty() && workload.node != node {
         let pod = workload.namespaced_name();
-        let reason = format!("pod {pod} is assigned to node {}, and this is {node}", workload.node);
-        return Decision::new(Enrolment::Unknown, reason).after(vec![belongs.reason]);
+        let reason = format!(
+            "pod {pod} is assigned to node {}, not to {node}",
+            workload.node
+        );
+        return Decision::new(Enrolment::Unknown, reason)
+            .with_code(EnrolmentReason::OtherNode)
+            .after(vec![belongs.reason]);
     }
-    Decision::new(Enrolment::Enrol(workload.clone()), belongs.reason)
+    Decision::new(Enrolment::Enrol(workload.clone()), belongs.reason).with_code(belongs.code)
 }

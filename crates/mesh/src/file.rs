@@ -1,4 +1,5 @@
-//! The mesh file: the shape of ztunnel's local configuration, with namespaces and labels for the agent.
+//! The mesh file: ztunnel's local configuration format, extended by namespaces and labels for the
+//! agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,7 +7,7 @@ use std::net::IpAddr;
 use error_code::{ErrorCode, mesh as codes};
 use serde::Deserialize;
 
-use crate::enrol::belongs;
+use crate::enrol::belongs_to_mesh;
 use crate::gateway::{ApplicationTunnel, GatewayAddress, Vip, WeightedWaypoint};
 use crate::identity::DEFAULT_TRUST_DOMAIN;
 use crate::membership::Memberships;
@@ -17,22 +18,23 @@ use crate::snapshot::{Mesh, Namespace};
 use crate::text::Text;
 use crate::workload::{HealthStatus, Locality, Protocol, Workload, WorkloadType};
 
-/// Why a mesh file is not taken.
+/// Why a mesh file is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MeshFileError {
-    /// Not YAML of the right shape. The text names line, column and field.
+    /// The file is not valid YAML or has unexpected fields or values. The message names line,
+    /// column and field.
     #[error("{0}")]
-    Shape(String),
-    /// Well formed, but it contradicts itself.
+    Malformed(String),
+    /// The file is well-formed but inconsistent.
     #[error("{0}")]
     Contradiction(String),
 }
 
 impl MeshFileError {
-    /// The code under which users find this in the documentation.
+    /// The documented error code.
     pub fn code(&self) -> &'static ErrorCode {
         match self {
-            Self::Shape(_) => &codes::SHAPE,
+            Self::Malformed(_) => &codes::MALFORMED,
             Self::Contradiction(_) => &codes::CONTRADICTION,
         }
     }
@@ -98,7 +100,7 @@ struct FileWorkload {
     network_mode: NetworkMode,
 }
 
-/// ztunnel's way to say `hostNetwork`.
+/// ztunnel's equivalent of `hostNetwork`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 enum NetworkMode {
     #[default]
@@ -132,31 +134,57 @@ struct FileService {
     visibility: Visibility,
 }
 
-/// Reads a mesh file.
+/// Parses a mesh file.
 ///
 /// # Errors
-/// [`MeshFileError`], which names the line and the field.
+/// Returns [`MeshFileError`], whose message names the line and the field.
 pub fn parse_mesh_file(text: &str) -> Result<Mesh, MeshFileError> {
-    let file: File = serde_saphyr::from_str(text).map_err(|e| MeshFileError::Shape(e.to_string()))?;
+    let file: File =
+        serde_saphyr::from_str(text).map_err(|e| MeshFileError::Malformed(e.to_string()))?;
     check(&file)?;
-    let labels = |namespace: &str| file.namespaces.iter().find(|n| n.name == namespace).map(|n| &n.labels);
+    let labels = |namespace: &str| {
+        file.namespaces
+            .iter()
+            .find(|n| n.name == namespace)
+            .map(|n| &n.labels)
+    };
     let workloads: Vec<Workload> = file
         .workloads
         .into_iter()
         .map(|w| {
-            let enrolled = belongs(labels(&w.namespace), &w.labels, &w.annotations, w.host_network).outcome;
+            let enrolled = belongs_to_mesh(
+                labels(&w.namespace),
+                &w.labels,
+                &w.annotations,
+                w.host_network,
+            )
+            .outcome;
             workload(w, enrolled)
         })
         .collect();
-    Ok(Mesh::new(workloads, file.services.into_iter().map(service), file.policies, file.namespaces))
+    Ok(Mesh::new(
+        workloads,
+        file.services.into_iter().map(service),
+        file.policies,
+        file.namespaces,
+    ))
 }
 
 fn workload(w: FileWorkload, enrolled: bool) -> Workload {
     let or = |value: Option<Text>, default: &str| value.unwrap_or_else(|| default.into());
     Workload {
-        uid: w.uid.unwrap_or_else(|| format!("{}/{}", w.namespace, w.name).into()),
-        protocol: w.protocol.unwrap_or(if enrolled { Protocol::Hbone } else { Protocol::Tcp }),
-        trust_domain: or(w.trust_domain.filter(|t| !t.is_empty()), DEFAULT_TRUST_DOMAIN),
+        uid: w
+            .uid
+            .unwrap_or_else(|| format!("{}/{}", w.namespace, w.name).into()),
+        protocol: w.protocol.unwrap_or(if enrolled {
+            Protocol::Hbone
+        } else {
+            Protocol::Tcp
+        }),
+        trust_domain: or(
+            w.trust_domain.filter(|t| !t.is_empty()),
+            DEFAULT_TRUST_DOMAIN,
+        ),
         service_account: or(w.service_account, "default"),
         workload_name: or(w.workload_name, &w.name),
         canonical_name: or(w.canonical_name, &w.name),
@@ -184,9 +212,18 @@ fn workload(w: FileWorkload, enrolled: bool) -> Workload {
     }
 }
 
+impl FileService {
+    /// Its host name; by default, that of a Kubernetes service.
+    fn hostname(&self) -> Text {
+        self.hostname
+            .clone()
+            .unwrap_or_else(|| format!("{}.{}.svc.cluster.local", self.name, self.namespace).into())
+    }
+}
+
 fn service(s: FileService) -> Service {
     Service {
-        hostname: s.hostname.unwrap_or_else(|| format!("{}.{}.svc.cluster.local", s.name, s.namespace).into()),
+        hostname: s.hostname(),
         name: s.name,
         namespace: s.namespace,
         vips: s.vips,
@@ -202,7 +239,8 @@ fn service(s: FileService) -> Service {
     }
 }
 
-/// Finds what one entry says against another. A policy that is referred to and missing is no error: it denies.
+/// Rejects entries that contradict each other. A reference to a missing policy is not an error: the
+/// workload then denies all connections.
 fn check(file: &File) -> Result<(), MeshFileError> {
     let mut names = BTreeSet::new();
     let mut addresses: BTreeMap<(&str, IpAddr), String> = BTreeMap::new();
@@ -210,24 +248,29 @@ fn check(file: &File) -> Result<(), MeshFileError> {
     let services: BTreeSet<String> = file
         .services
         .iter()
-        .map(|s| {
-            let hostname =
-                s.hostname.clone().unwrap_or_else(|| format!("{}.{}.svc.cluster.local", s.name, s.namespace).into());
-            format!("{}/{hostname}", s.namespace)
-        })
+        .map(|s| format!("{}/{}", s.namespace, s.hostname()))
         .collect();
     for w in &file.workloads {
         let name = format!("{}/{}", w.namespace, w.name);
         if !names.insert(w.uid.clone().unwrap_or_else(|| name.clone().into())) {
-            return error(format!("workloads: {name} is there twice"));
+            return error(format!("workloads: duplicate workload {name}"));
         }
-        for ip in w.workload_ips.iter().filter(|_| !w.host_network) {
+        let own_addresses = if w.host_network {
+            &[]
+        } else {
+            &w.workload_ips[..]
+        };
+        for ip in own_addresses {
             if let Some(other) = addresses.insert((&w.network, *ip), name.clone()) {
-                return error(format!("workloads: {other} and {name} both have the address {ip}"));
+                return error(format!(
+                    "workloads: {other} and {name} both have the address {ip}"
+                ));
             }
         }
         if let Some(key) = w.services.keys().find(|k| !services.contains(k.as_str())) {
-            return error(format!("workloads: {name} belongs to service {key}, which is not in services"));
+            return error(format!(
+                "workloads: {name} belongs to service {key}, which is not in services"
+            ));
         }
     }
     Ok(())

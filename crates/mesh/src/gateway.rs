@@ -1,4 +1,4 @@
-//! What stands before workloads and services: waypoints, network gateways, tunnels of applications.
+//! Waypoints, network gateways and application tunnels.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,19 +9,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::text::Text;
 
-/// An address within a network, written `network/address`.
+/// An address in a network, written `network/address`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetworkAddress {
-    /// Network name; empty for the only one.
+    /// Network name; empty if there is only one network.
     pub network: Text,
     /// The address.
     pub address: IpAddr,
 }
 
-/// A virtual address of a service, or a whole range of them, written `network/address` or `network/address/length`.
+/// A virtual address or address range of a service, written `network/address` or
+/// `network/address/length`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Vip {
-    /// Network name; empty for the only one.
+    /// Network name; empty if there is only one network.
     pub network: Text,
     /// The address or the range.
     pub net: IpNet,
@@ -32,32 +33,34 @@ pub struct Vip {
 pub struct NamespacedHostname {
     /// The service's namespace.
     pub namespace: Text,
-    /// Its fully qualified name.
+    /// Its fully qualified host name.
     pub hostname: Text,
 }
 
-/// Where a gateway is found.
+/// The location of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Destination {
-    /// At an address: that of a workload, or of a service.
+    /// The address of a workload or of a service.
     Address(NetworkAddress),
-    /// As a service.
+    /// The host name of a service.
     Hostname(NamespacedHostname),
+    /// A location that this version does not understand. Nothing passes such a gateway.
+    NotUnderstood,
 }
 
 /// A gateway: a waypoint, or the gateway of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GatewayAddress {
-    /// Where it is found.
+    /// The gateway's location.
     pub destination: Destination,
-    /// Where it accepts HBONE; 0 for the usual port.
+    /// The port on which it accepts HBONE; 0 for the default, 15008.
     #[serde(default = "default_hbone_port")]
     pub hbone_mtls_port: u16,
 }
 
 fn default_hbone_port() -> u16 {
-    crate::route::HBONE_PORT
+    istio::port::HBONE
 }
 
 /// One of several waypoints that share a service's traffic.
@@ -66,36 +69,39 @@ fn default_hbone_port() -> u16 {
 pub struct WeightedWaypoint {
     /// The waypoint.
     pub waypoint: GatewayAddress,
-    /// Its share; 0 for none.
+    /// Its relative weight; 0 for no traffic.
     pub weight: u32,
 }
 
-/// How tunnels to a workload are passed on to its application, which wants to know what they were for.
+/// How tunnelled connections are delivered to an application that needs their original destination.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ApplicationTunnel {
-    /// What the application is told first.
+    /// The header that precedes each connection.
     pub protocol: TunnelProtocol,
-    /// The port that takes all of them; without one each goes to its own.
+    /// The port that receives all connections; if absent, each goes to its own port.
     pub port: Option<u16>,
 }
 
-/// What an application is told about a connection before its bytes.
+/// The header that precedes a connection to an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum TunnelProtocol {
-    /// Nothing.
+    /// No header.
     #[default]
     #[serde(rename = "NONE")]
     None,
     /// A PROXY protocol header, version 2.
     #[serde(rename = "PROXY")]
     Proxy,
+    /// One that this version does not understand: nothing is delivered.
+    #[serde(rename = "UNSUPPORTED", skip_deserializing)]
+    Unsupported,
 }
 
-/// A text that is not of the form that it should be.
+/// A text that does not have the expected form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not of the form {form}")]
-pub struct WrongForm {
+#[error("invalid value {text:?}: expected {form}")]
+pub struct FormatError {
     text: String,
     form: &'static str,
 }
@@ -103,7 +109,10 @@ pub struct WrongForm {
 impl Vip {
     /// A single address.
     pub fn single(network: impl Into<Text>, address: IpAddr) -> Self {
-        Self { network: network.into(), net: address.into() }
+        Self {
+            network: network.into(),
+            net: address.into(),
+        }
     }
 
     /// The address, unless it is a range.
@@ -119,12 +128,17 @@ impl fmt::Display for NetworkAddress {
 }
 
 impl FromStr for NetworkAddress {
-    type Err = WrongForm;
+    type Err = FormatError;
 
-    fn from_str(text: &str) -> Result<Self, WrongForm> {
+    fn from_str(text: &str) -> Result<Self, FormatError> {
         let (network, address) = text.rsplit_once('/').unwrap_or(("", text));
-        let address = address.parse().map_err(|_| wrong(text, "NETWORK/ADDRESS"))?;
-        Ok(Self { network: network.into(), address })
+        let address = address
+            .parse()
+            .map_err(|_| format_error(text, "NETWORK/ADDRESS"))?;
+        Ok(Self {
+            network: network.into(),
+            address,
+        })
     }
 }
 
@@ -138,13 +152,19 @@ impl fmt::Display for Vip {
 }
 
 impl FromStr for Vip {
-    type Err = WrongForm;
+    type Err = FormatError;
 
-    fn from_str(text: &str) -> Result<Self, WrongForm> {
+    fn from_str(text: &str) -> Result<Self, FormatError> {
         let (network, net) = text.split_once('/').unwrap_or(("", text));
-        let net = net.parse::<IpNet>().or_else(|_| net.parse::<IpAddr>().map(IpNet::from));
-        let net = net.map_err(|_| wrong(text, "NETWORK/ADDRESS or NETWORK/ADDRESS/LENGTH"))?;
-        Ok(Self { network: network.into(), net: net.trunc() })
+        let net = net
+            .parse::<IpNet>()
+            .or_else(|_| net.parse::<IpAddr>().map(IpNet::from));
+        let net =
+            net.map_err(|_| format_error(text, "NETWORK/ADDRESS or NETWORK/ADDRESS/LENGTH"))?;
+        Ok(Self {
+            network: network.into(),
+            net: net.trunc(),
+        })
     }
 }
 
@@ -155,14 +175,17 @@ impl fmt::Display for NamespacedHostname {
 }
 
 impl FromStr for NamespacedHostname {
-    type Err = WrongForm;
+    type Err = FormatError;
 
-    fn from_str(text: &str) -> Result<Self, WrongForm> {
+    fn from_str(text: &str) -> Result<Self, FormatError> {
         match text.split_once('/') {
             Some((namespace, hostname)) if !hostname.is_empty() && !hostname.contains('/') => {
-                Ok(Self { namespace: namespace.into(), hostname: hostname.into() })
+                Ok(Self {
+                    namespace: namespace.into(),
+                    hostname: hostname.into(),
+                })
             }
-            _ => Err(wrong(text, "NAMESPACE/HOSTNAME")),
+            _ => Err(format_error(text, "NAMESPACE/HOSTNAME")),
         }
     }
 }
@@ -172,26 +195,30 @@ impl fmt::Display for Destination {
         match self {
             Self::Address(address) => address.fmt(f),
             Self::Hostname(hostname) => hostname.fmt(f),
+            Self::NotUnderstood => f.write_str("that this version does not understand"),
         }
     }
 }
 
 impl FromStr for Destination {
-    type Err = WrongForm;
+    type Err = FormatError;
 
-    fn from_str(text: &str) -> Result<Self, WrongForm> {
+    fn from_str(text: &str) -> Result<Self, FormatError> {
         let address = text.parse().map(Self::Address);
         address
             .or_else(|_| text.parse().map(Self::Hostname))
-            .map_err(|_: WrongForm| wrong(text, "NETWORK/ADDRESS or NAMESPACE/HOSTNAME"))
+            .map_err(|_: FormatError| format_error(text, "NETWORK/ADDRESS or NAMESPACE/HOSTNAME"))
     }
 }
 
-fn wrong(text: &str, form: &'static str) -> WrongForm {
-    WrongForm { text: text.to_owned(), form }
+fn format_error(text: &str, form: &'static str) -> FormatError {
+    FormatError {
+        text: text.to_owned(),
+        form,
+    }
 }
 
-/// These are texts in files and dumps.
+/// Serializes these types as text.
 macro_rules! as_text {
     ($($name:ident)*) => {$(
         impl Serialize for $name {
@@ -215,20 +242,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_go_both_ways() {
+    fn text_forms_round_trip() {
         for text in ["net/10.0.0.1", "/fd00::1", "/10.0.0.0/8", "net/fd00::/64"] {
             assert_eq!(text.parse::<Vip>().unwrap().to_string(), text);
         }
         assert_eq!("10.0.0.1".parse::<Vip>().unwrap().to_string(), "/10.0.0.1");
-        assert_eq!("/10.1.2.3/8".parse::<Vip>().unwrap().to_string(), "/10.0.0.0/8");
-        assert_eq!("/10.1.2.3/32".parse::<Vip>().unwrap().address(), Some([10, 1, 2, 3].into()));
+        assert_eq!(
+            "/10.1.2.3/8".parse::<Vip>().unwrap().to_string(),
+            "/10.0.0.0/8"
+        );
+        assert_eq!(
+            "/10.1.2.3/32".parse::<Vip>().unwrap().address(),
+            Some([10, 1, 2, 3].into())
+        );
         let hostname = "istio-system/waypoint.istio-system.svc.cluster.local";
-        assert!(
-            matches!(hostname.parse::<Destination>().unwrap(), Destination::Hostname(h) if h.to_string() == hostname)
-        );
-        assert!(
-            matches!("net/10.0.0.1".parse::<Destination>().unwrap(), Destination::Address(a) if a.network == "net")
-        );
+        assert!(matches!(
+            hostname.parse::<Destination>().unwrap(),
+            Destination::Hostname(h) if h.to_string() == hostname
+        ));
+        assert!(matches!(
+            "net/10.0.0.1".parse::<Destination>().unwrap(),
+            Destination::Address(a) if a.network == "net"
+        ));
         for bad in ["", "/", "waypoint", "a/b/c", "/10.0.0.0/33"] {
             assert!(bad.parse::<Destination>().is_err(), "{bad}");
         }

@@ -1,4 +1,4 @@
-//! Where something is: at an address, or at a name that is looked up first.
+//! Hosts: IP addresses, or names to resolve.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use crate::text::Text;
 use crate::workload::Workload;
 
-/// An address, or a name.
+/// An IP address or a host name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Host {
-    /// An address.
+    /// An IP address.
     Address(IpAddr),
-    /// A name.
+    /// A host name.
     Name(Text),
 }
 
@@ -25,10 +25,15 @@ pub struct HostPort {
 }
 
 impl Host {
-    /// Where a workload is: at its address of the same family as `like`, if it has one; at its first; or at its name.
+    /// The host of a workload: its address of the same family as `like`, else its first address,
+    /// else its host name.
     pub fn of(workload: &Workload, like: IpAddr) -> Self {
         let ips = &workload.workload_ips;
-        match ips.iter().find(|ip| ip.is_ipv6() == like.is_ipv6()).or(ips.first()) {
+        match ips
+            .iter()
+            .find(|ip| ip.is_ipv6() == like.is_ipv6())
+            .or(ips.first())
+        {
             Some(ip) => Self::Address(*ip),
             None => Self::Name(workload.hostname.clone()),
         }
@@ -36,7 +41,7 @@ impl Host {
 }
 
 impl HostPort {
-    /// The address, if it is one.
+    /// The socket address, if the host is an IP address.
     pub fn address(&self) -> Option<SocketAddr> {
         match self.host {
             Host::Address(ip) => Some(SocketAddr::new(ip, self.port)),

@@ -1,17 +1,17 @@
-//! SPIFFE identities as Istio forms them.
+//! SPIFFE identities in Istio's format.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::text::Text;
 
-/// The trust domain when nothing else is said.
+/// The default trust domain.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
-/// Who a workload is: `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`.
+/// The identity of a workload: `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
-    /// Such as `cluster.local`.
+    /// Trust domain, such as `cluster.local`.
     pub trust_domain: Text,
     /// Kubernetes namespace.
     pub namespace: Text,
@@ -19,29 +19,43 @@ pub struct Identity {
     pub service_account: Text,
 }
 
-/// A text that is no identity of the form that Istio uses.
+/// A text that is not a SPIFFE identity in Istio's format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not of the form spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT")]
-pub struct NotAnIdentity(pub String);
+#[error("invalid identity {0:?}: expected spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT")]
+pub struct InvalidIdentity(pub String);
 
 impl Identity {
-    /// The identity as policies write it, without `spiffe://`.
+    /// The principal used in policies: the identity without `spiffe://`.
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        self.principal_in(&self.trust_domain)
+    }
+
+    /// The principal under another name of the trust domain.
+    pub(crate) fn principal_in(&self, trust_domain: &str) -> String {
+        let (namespace, account) = (&self.namespace, &self.service_account);
+        format!("{trust_domain}/ns/{namespace}/sa/{account}")
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
 impl FromStr for Identity {
-    type Err = NotAnIdentity;
+    type Err = InvalidIdentity;
 
-    fn from_str(s: &str) -> Result<Self, NotAnIdentity> {
-        let parts: Vec<&str> = s.strip_prefix("spiffe://").unwrap_or_default().split('/').collect();
+    fn from_str(s: &str) -> Result<Self, InvalidIdentity> {
+        let parts: Vec<&str> = s
+            .strip_prefix("spiffe://")
+            .unwrap_or_default()
+            .split('/')
+            .collect();
         match parts[..] {
             [trust_domain, "ns", namespace, "sa", service_account]
                 if ![trust_domain, namespace, service_account].contains(&"") =>
@@ -52,7 +66,7 @@ impl FromStr for Identity {
                     service_account: service_account.into(),
                 })
             }
-            _ => Err(NotAnIdentity(s.to_owned())),
+            _ => Err(InvalidIdentity(s.to_owned())),
         }
     }
 }
@@ -62,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_form_goes_both_ways_and_nothing_else_is_taken() {
+    fn identities_round_trip_and_other_texts_are_rejected() {
         let text = "spiffe://cluster.local/ns/default/sa/client";
         let identity: Identity = text.parse().unwrap();
         assert_eq!(identity.to_string(), text);

@@ -1,4 +1,4 @@
-//! The same text is kept once.
+//! Interning of texts and port mappings.
 
 use std::collections::HashSet;
 
@@ -7,19 +7,19 @@ use crate::service::Service;
 use crate::text::Text;
 use crate::workload::Workload;
 
-/// What is not looked through for things that nobody has any more.
-const SMALL: usize = 4096;
+/// Number of entries below which unused ones are not purged.
+const MIN_PURGE_LEN: usize = 4096;
 
-/// Texts and ports that many workloads have in common.
+/// Texts and port mappings that many workloads share.
 #[derive(Debug, Default)]
 pub(crate) struct Interner {
     texts: HashSet<Text>,
     ports: HashSet<Ports>,
-    tidy_at: usize,
+    purge_at: usize,
 }
 
 impl Interner {
-    /// Makes a workload share what others have, too.
+    /// Replaces texts and ports of a workload with shared clones.
     pub(crate) fn workload(&mut self, w: &mut Workload) {
         let own = [
             &mut w.namespace,
@@ -36,26 +36,30 @@ impl Interner {
             &mut w.locality.zone,
             &mut w.locality.subzone,
         ];
-        own.into_iter().chain(&mut w.authorization_policies).for_each(|text| self.text(text));
+        own.into_iter()
+            .chain(&mut w.authorization_policies)
+            .for_each(|text| self.text(text));
         for (key, ports) in w.services.iter_mut() {
             self.text(key);
             self.ports(ports);
         }
     }
 
-    /// Makes a service share what others have, too.
+    /// Replaces texts and ports of a service with shared clones.
     pub(crate) fn service(&mut self, s: &mut Service) {
         self.text(&mut s.namespace);
         self.ports(&mut s.ports);
-        s.vips.iter_mut().for_each(|vip| self.text(&mut vip.network));
+        s.vips
+            .iter_mut()
+            .for_each(|vip| self.text(&mut vip.network));
     }
 
-    /// Forgets what nobody has any more; now and then, so that it costs nothing by and large.
-    pub(crate) fn tidy(&mut self) {
-        if self.texts.len() + self.ports.len() > self.tidy_at.max(SMALL) {
+    /// Removes unused entries once their number has doubled: amortized O(1) per entry.
+    pub(crate) fn purge(&mut self) {
+        if self.texts.len() + self.ports.len() > self.purge_at.max(MIN_PURGE_LEN) {
             self.texts.retain(Text::is_shared);
             self.ports.retain(Ports::is_shared);
-            self.tidy_at = 2 * (self.texts.len() + self.ports.len());
+            self.purge_at = 2 * (self.texts.len() + self.ports.len());
         }
     }
 

@@ -1,7 +1,8 @@
-//! What a mesh is: identities, addresses, workloads, services, policies, and the decisions made from them.
+//! The mesh: identities, addresses, workloads, services, policies, and decisions based on them.
 //!
-//! Everything here is data and pure functions. A [`Mesh`] is an immutable snapshot: whoever needs it holds an `Arc` of it,
-//! and a change is a new snapshot, made by the [`Store`] at the cost of what changed.
+//! This crate contains only data and pure functions. A [`Mesh`] is an immutable snapshot that
+//! readers hold by `Arc`. The [`Store`] turns each update into a new snapshot; the cost depends on
+//! the size of the update, not of the mesh.
 
 #![forbid(unsafe_code)]
 
@@ -10,31 +11,37 @@ pub mod admit;
 pub mod authorize;
 pub mod baggage;
 mod compiled;
+mod connection;
 pub mod decision;
 mod endpoints;
 pub mod enrol;
 pub mod explain;
-mod few;
 pub mod file;
 pub mod gateway;
 mod host;
 pub mod identity;
 mod intern;
 mod membership;
+mod one_or_many;
 pub mod policy;
+mod policy_set;
 mod ports;
 pub mod probe;
+pub mod proxy_protocol;
 pub mod route;
 pub mod service;
+mod settling;
+mod shared_host;
 mod snapshot;
 mod store;
 mod table;
 mod text;
+mod trust_domains;
 mod waypoint;
 mod weighted;
 pub mod workload;
 
-pub use address::{ClientAddr, OrigDst, PodAddr, TunnelAddr};
+pub use address::{ClientAddr, OrigDst, PodAddr, ServerAddr, TunnelAddr};
 pub use decision::Decision;
 pub use endpoints::Endpoint;
 pub use file::{MeshFileError, parse_mesh_file};
@@ -42,9 +49,13 @@ pub use host::{Host, HostPort};
 pub use identity::Identity;
 pub use membership::Memberships;
 pub use policy::Policy;
+pub use policy_set::PolicySet;
 pub use ports::Ports;
 pub use service::Service;
-pub use snapshot::{Mesh, Namespace};
-pub use store::{Removed, Resource, Store};
+pub use settling::SettlingStore;
+pub use snapshot::{Mesh, MeshSettings, Namespace};
+pub use store::{Placeholder, Removal, Resource, Store};
 pub use text::Text;
+pub use trust_domains::TrustDomains;
+pub use waypoint::is_gateway_of_network;
 pub use workload::Workload;

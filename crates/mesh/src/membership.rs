@@ -1,4 +1,4 @@
-//! Which services a workload belongs to.
+//! The services that a workload belongs to.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,15 @@ use crate::text::Text;
 pub struct Memberships(Box<[(Text, Ports)]>);
 
 impl Memberships {
-    /// The workload's own ports for a service, if it belongs to it.
+    /// The workload's own ports for a service, if it is a member.
     pub fn get(&self, key: &str) -> Option<&Ports> {
-        self.0.binary_search_by(|(k, _)| k.as_str().cmp(key)).ok().map(|at| &self.0[at].1)
+        self.0
+            .binary_search_by(|(k, _)| k.as_str().cmp(key))
+            .ok()
+            .map(|at| &self.0[at].1)
     }
 
-    /// All of them, by key.
+    /// All memberships, ordered by key.
     pub fn iter(&self) -> impl Iterator<Item = &(Text, Ports)> {
         self.0.iter()
     }

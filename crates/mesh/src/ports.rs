@@ -1,11 +1,12 @@
-//! Which port stands for which.
+//! Mappings from service ports to target ports.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Target port for each service port. Clones share it, for all workloads of a Deployment have the same.
+/// Target port for each service port. Clones share memory, since all workloads of a Deployment have
+/// the same ports.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Ports(Option<Arc<[(u16, u16)]>>);
 
@@ -13,22 +14,27 @@ impl Ports {
     /// The target port of a service port.
     pub fn get(&self, port: u16) -> Option<u16> {
         let pairs = self.as_slice();
-        pairs.binary_search_by_key(&port, |(service, _)| *service).ok().map(|at| pairs[at].1)
+        pairs
+            .binary_search_by_key(&port, |(service, _)| *service)
+            .ok()
+            .map(|at| pairs[at].1)
     }
 
-    /// All of them, by service port.
+    /// All mappings, ordered by service port.
     pub fn as_slice(&self) -> &[(u16, u16)] {
         self.0.as_deref().unwrap_or_default()
     }
 
-    /// Whether there is a clone of it.
+    /// Whether other clones exist.
     pub(crate) fn is_shared(&self) -> bool {
-        self.0.as_ref().is_some_and(|pairs| Arc::strong_count(pairs) > 1)
+        self.0
+            .as_ref()
+            .is_some_and(|pairs| Arc::strong_count(pairs) > 1)
     }
 }
 
 impl FromIterator<(u16, u16)> for Ports {
-    /// Of a service port that is there twice, the last target port counts.
+    /// If a service port occurs twice, the last target port wins.
     fn from_iter<I: IntoIterator<Item = (u16, u16)>>(pairs: I) -> Self {
         let sorted: BTreeMap<u16, u16> = pairs.into_iter().collect();
         Self((!sorted.is_empty()).then(|| sorted.into_iter().collect()))

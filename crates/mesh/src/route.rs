@@ -1,10 +1,10 @@
-//! Where a connection that a pod opens goes.
+//! Decides where an outbound connection of a pod goes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::address::OrigDst;
-use crate::decision::Decision;
+use crate::decision::{Decision, Reason, Unread, reason};
 use crate::endpoints::Group;
 use crate::gateway::GatewayAddress;
 use crate::host::{Host, HostPort};
@@ -14,156 +14,244 @@ use crate::text::Text;
 use crate::waypoint::{Gateway, find_gateway, is_gateway, is_waypoint_of, waypoint_of};
 use crate::workload::{Protocol, Workload};
 
-/// The port on which every proxy accepts HBONE.
-pub const HBONE_PORT: u16 = 15008;
-
-/// The way to a destination.
+/// The route to a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// Through a tunnel.
     Tunnel {
         /// The proxy at the other end.
         tunnel: HostPort,
-        /// What the tunnel leads to.
+        /// The CONNECT authority.
         authority: HostPort,
-        /// SPIFFE ids, one of which the other end must prove.
+        /// SPIFFE ids; the other end must prove one of them.
         expected: Vec<Text>,
-        /// For a destination in another network: the SPIFFE ids of which one must be proved within a second tunnel, to the
-        /// same authority inside the first, which ends at the gateway.
+        /// For a destination in another network: accepted SPIFFE ids for a second tunnel to the
+        /// same authority, inside the first one, which ends at the gateway.
         inner: Option<Vec<Text>>,
-        /// What stands between.
+        /// The kind of proxy at the other end.
         via: Via,
-        /// The workload that is reached: a waypoint, or the destination.
+        /// The workload that is reached: a waypoint or the destination.
         workload: Arc<Workload>,
-        /// The uid of the workload that is connected to: of the gateway, if there is one.
+        /// The uid of the workload that the proxy connects to; the gateway's, if there is one.
         peer: Text,
-        /// The service that was addressed.
+        /// The addressed service.
         service: Option<Arc<Service>>,
     },
     /// In plain text.
     Direct {
-        /// Where to.
+        /// The destination.
         to: HostPort,
-        /// The workload there, if it is known.
+        /// The workload at the destination, if known.
         workload: Option<Arc<Workload>>,
-        /// The service that was addressed.
+        /// The addressed service.
         service: Option<Arc<Service>>,
     },
-    /// Nowhere.
+    /// Refused.
     Refuse {
-        /// The service that was addressed.
+        /// The addressed service.
         service: Option<Arc<Service>>,
     },
 }
 
-/// What stands between a client and its destination.
+/// The kind of proxy between a client and its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Via {
-    /// Nothing: the tunnel ends at the destination's own proxy.
+    /// None: the tunnel ends at the destination's own proxy.
     Nothing,
-    /// The waypoint of the service that was addressed.
+    /// The waypoint of the addressed service.
     ServiceWaypoint,
-    /// The waypoint of the workload that was addressed.
+    /// The waypoint of the addressed workload.
     WorkloadWaypoint,
-    /// The gateway of the network that the destination is in.
+    /// The gateway of the destination's network.
     NetworkGateway,
 }
 
-/// Decides where a connection of `source` to `orig_dst` goes. `random` chooses among endpoints; none of the workloads whose
-/// uids are in `tried` is chosen, as long as there are others.
-pub fn route(mesh: &Mesh, source: &Workload, orig_dst: OrigDst, random: u64, tried: &[Text]) -> Decision<Route> {
-    let (network, namespace) = (source.network.as_str(), source.namespace.as_str());
-    let ask = Ask { mesh, source, orig_dst, random, tried };
-    let workload = mesh.workload_by_ip(network, orig_dst.ip());
-    let addressed = mesh.group_by_vip(network, orig_dst.ip(), namespace);
-    let addressed = addressed.and_then(|group| Some((group.as_ref(), group.service.as_ref()?)));
-    match (addressed, workload) {
-        (Some((group, service)), workload) => ask.to_service(group, service, workload),
-        (None, Some(workload)) => {
-            let reason = format!("{} is workload {}", orig_dst.ip(), workload.namespaced_name());
-            ask.to_workload(workload, HostPort::from(orig_dst.0), None, reason)
-        }
-        (None, None) => {
-            let direct = Route::Direct { to: orig_dst.0.into(), workload: None, service: None };
-            Decision::new(direct, format!("{} is not in the mesh", orig_dst.ip()))
-        }
-    }
-}
-
-/// What is asked.
-struct Ask<'a> {
-    mesh: &'a Mesh,
-    source: &'a Workload,
+/// Decides where a connection from `source` to `orig_dst` goes. `random` determines the choice
+/// among endpoints; workloads whose uids are in `tried` are excluded.
+pub fn route(
+    mesh: &Mesh,
+    source: &Workload,
     orig_dst: OrigDst,
     random: u64,
-    tried: &'a [Text],
+    tried: &[Text],
+) -> Decision<Route> {
+    RouteQuery::new(mesh, source, orig_dst, random, tried).decide()
 }
 
-impl Ask<'_> {
-    fn to_service(&self, group: &Group, service: &Arc<Service>, workload: Option<&Arc<Workload>>) -> Decision<Route> {
-        let Self { mesh, source, orig_dst, random, tried } = *self;
-        let key = service.key();
-        let mut considered = vec![format!("{} is service {key}", orig_dst.ip())];
-        match waypoint_of(service, random) {
-            Some(_) if workload.is_some() => considered.push(format!(
-                "the waypoint of service {key} is left out: {} is a workload's own address, too",
+/// The outcome of [`route`], for connections, whose reasons are formatted only when someone reads
+/// them.
+pub fn route_unexplained(
+    mesh: &Mesh,
+    source: &Workload,
+    orig_dst: OrigDst,
+    random: u64,
+    tried: &[Text],
+) -> Route {
+    let query = RouteQuery::new(mesh, source, orig_dst, random, tried);
+    query.decide::<Unread>().outcome
+}
+
+/// The parameters of [`route`].
+pub(crate) struct RouteQuery<'a> {
+    pub(crate) mesh: &'a Mesh,
+    pub(crate) source: &'a Workload,
+    pub(crate) orig_dst: OrigDst,
+    pub(crate) random: u64,
+    pub(crate) tried: &'a [Text],
+}
+
+impl<'a> RouteQuery<'a> {
+    fn new(
+        mesh: &'a Mesh,
+        source: &'a Workload,
+        orig_dst: OrigDst,
+        random: u64,
+        tried: &'a [Text],
+    ) -> Self {
+        Self {
+            mesh,
+            source,
+            orig_dst,
+            random,
+            tried,
+        }
+    }
+
+    fn decide<R: Reason>(&self) -> Decision<Route, R> {
+        let (mesh, source, orig_dst) = (self.mesh, self.source, self.orig_dst);
+        let workload = mesh.workload_by_ip(&source.network, orig_dst.ip());
+        match (mesh.addressed_service(source, orig_dst), workload) {
+            (Some(addressed), workload) => {
+                let query = RouteQuery {
+                    orig_dst: addressed.orig_dst,
+                    ..*self
+                };
+                let route = query.to_service(addressed.group, addressed.service, workload);
+                match addressed.instead_of {
+                    Some(first) => route.after(vec![reason!(
+                        "{} is service {}, which does not have port {}",
+                        orig_dst.ip(),
+                        first.display_key(),
+                        orig_dst.port()
+                    )]),
+                    None => route,
+                }
+            }
+            (None, Some(workload)) => {
+                let name = workload.display_name();
+                let reason = reason!("{} is workload {name}", orig_dst.ip());
+                self.to_workload(workload, HostPort::from(orig_dst.0), None, reason)
+            }
+            (None, None) => {
+                let direct = Route::Direct {
+                    to: orig_dst.0.into(),
+                    workload: None,
+                    service: None,
+                };
+                Decision::because(direct, reason!("{} is not in the mesh", orig_dst.ip()))
+            }
+        }
+    }
+
+    fn to_service<R: Reason>(
+        &self,
+        group: &Group,
+        service: &Arc<Service>,
+        workload: Option<&Arc<Workload>>,
+    ) -> Decision<Route, R> {
+        let orig_dst = self.orig_dst;
+        let key = service.display_key();
+        let mut considered = vec![reason!("{} is service {key}", orig_dst.ip())];
+        match waypoint_of(service, self.random) {
+            Some(_) if workload.is_some() => considered.push(reason!(
+                "the waypoint of service {key} is skipped: {} is also a workload's own address",
                 orig_dst.ip()
             )),
-            // Any of several: else they would send to each other.
-            Some(_) if is_waypoint_of(mesh, source, service) => {
-                considered.push(format!("{} is the waypoint of service {key}", source.namespaced_name()));
+            // Any waypoint of the service: otherwise several would forward to each other.
+            Some(_) if is_waypoint_of(self.mesh, self.source, service) => {
+                considered.push(reason!(
+                    "{} is the waypoint of service {key}",
+                    self.source.display_name()
+                ));
             }
             Some(waypoint) => {
-                let reason = format!("service {key} has the waypoint {}", waypoint.destination);
-                return self.to_waypoint(waypoint, Via::ServiceWaypoint, Some(service), reason).after(considered);
+                let reason = reason!("service {key} has the waypoint {}", waypoint.destination);
+                return self
+                    .to_waypoint(waypoint, Via::ServiceWaypoint, Some(service), reason)
+                    .after(considered);
             }
             None => {}
         }
         if service.load_balancer.mode == LoadBalancerMode::Passthrough {
-            let reason = format!("service {key} is passed through");
+            let reason = reason!("service {key} is passed through");
             return match workload {
-                // Known to have a proxy: nothing goes there in plain text.
-                Some(workload) => self.to_workload(workload, orig_dst.0.into(), Some(service), reason),
+                // It may have a proxy: a known workload gets a tunnel, not plain text.
+                Some(workload) => {
+                    self.to_workload(workload, orig_dst.0.into(), Some(service), reason)
+                }
                 None => {
                     let to = orig_dst.0.into();
-                    Decision::new(Route::Direct { to, workload: None, service: Some(service.clone()) }, reason)
+                    Decision::because(
+                        Route::Direct {
+                            to,
+                            workload: None,
+                            service: Some(service.clone()),
+                        },
+                        reason,
+                    )
                 }
             }
             .after(considered);
         }
-        match group.choose(orig_dst.port(), source, random, tried) {
+        match group.choose(orig_dst.port(), self.source, self.random, self.tried) {
             Some((workload, port)) => {
-                let to = HostPort { host: Host::of(workload, orig_dst.ip()), port };
-                let reason = format!("service {key} is served by workload {}", workload.namespaced_name());
-                self.to_workload(workload, to, Some(service), reason).after(considered)
+                let to = HostPort {
+                    host: Host::of(workload, orig_dst.ip()),
+                    port,
+                };
+                let reason = reason!(
+                    "service {key} is served by workload {}",
+                    workload.display_name()
+                );
+                self.to_workload(workload, to, Some(service), reason)
+                    .after(considered)
             }
             None => {
-                considered.push(format!("service {key} has {} endpoints", group.len()));
-                considered.extend((!tried.is_empty()).then(|| format!("{} of them were tried", tried.len())));
-                let reason = format!("no healthy upstream: service {key} has no endpoint for port {}", orig_dst.port());
+                considered.push(reason!("service {key} has {} endpoints", group.len()));
+                let tried = self.tried.len();
+                if tried > 0 {
+                    considered.push(reason!("{tried} endpoints were already tried"));
+                }
+                let reason = reason!(
+                    "no healthy upstream: service {key} has no endpoint for port {}",
+                    orig_dst.port()
+                );
                 refuse(Some(service), reason).after(considered)
             }
         }
     }
 
-    fn to_workload(
+    fn to_workload<R: Reason>(
         &self,
         workload: &Arc<Workload>,
         to: HostPort,
         service: Option<&Arc<Service>>,
-        reason: String,
-    ) -> Decision<Route> {
+        reason: R,
+    ) -> Decision<Route, R> {
         if workload.network != self.source.network {
             return self.to_network(workload, service, reason);
         }
         let mut considered = Vec::new();
         match &workload.waypoint {
             Some(waypoint) if service.is_none() && is_gateway(self.mesh, self.source, waypoint) => {
-                considered.push(format!("{} is the waypoint itself", self.source.namespaced_name()));
+                considered.push(reason!(
+                    "{} is the waypoint itself",
+                    self.source.display_name()
+                ));
             }
             Some(waypoint) if service.is_none() => {
-                let reason = format!("{reason}, which has the waypoint {}", waypoint.destination);
+                let reason = reason!("{reason}, which has the waypoint {}", waypoint.destination);
                 return self.to_waypoint(waypoint, Via::WorkloadWaypoint, None, reason);
             }
             _ => {}
@@ -171,111 +259,165 @@ impl Ask<'_> {
         let route = match workload.protocol {
             Protocol::Hbone => {
                 let route = Route::Tunnel {
-                    tunnel: HostPort { host: to.host.clone(), port: HBONE_PORT },
+                    tunnel: HostPort {
+                        host: to.host.clone(),
+                        port: istio::port::HBONE,
+                    },
                     authority: to,
-                    expected: expected(service, workload),
+                    expected: expected_identities(service, workload),
                     inner: None,
                     via: Via::Nothing,
                     peer: workload.uid.clone(),
                     workload: workload.clone(),
                     service: service.cloned(),
                 };
-                Decision::new(route, format!("{reason}, reached by HBONE"))
+                Decision::because(route, reason!("{reason}, reached by HBONE"))
+            }
+            Protocol::Unsupported => {
+                let reason = reason!(
+                    "no valid destination: {reason}, but this version does not understand {}",
+                    workload.uid
+                );
+                refuse(service, reason)
             }
             Protocol::Tcp => {
-                let route = Route::Direct { to, workload: Some(workload.clone()), service: service.cloned() };
-                Decision::new(route, format!("{reason}, not in the mesh"))
+                let route = Route::Direct {
+                    to,
+                    workload: Some(workload.clone()),
+                    service: service.cloned(),
+                };
+                Decision::because(route, reason!("{reason}, not in the mesh"))
             }
         };
         route.after(considered)
     }
 
-    /// To a waypoint, which is told the destination as the application said it.
-    fn to_waypoint(
+    /// Routes to a waypoint; the CONNECT authority is the original destination.
+    fn to_waypoint<R: Reason>(
         &self,
         waypoint: &GatewayAddress,
         via: Via,
         service: Option<&Arc<Service>>,
-        reason: String,
-    ) -> Decision<Route> {
-        match self.find(waypoint) {
+        reason: R,
+    ) -> Decision<Route, R> {
+        match find_gateway(self, waypoint) {
             Ok(found) if found.workload.network != self.source.network => self.to_network(
                 found.workload,
                 service,
-                format!("{reason}, workload {}", found.workload.namespaced_name()),
+                reason!("{reason}, workload {}", found.workload.display_name()),
             ),
-            Ok(Gateway { workload, to, service: of_waypoint }) => {
+            Ok(Gateway {
+                workload,
+                to,
+                service: of_waypoint,
+            }) => {
                 let route = Route::Tunnel {
                     tunnel: to,
                     authority: self.orig_dst.0.into(),
-                    expected: expected(of_waypoint, workload),
+                    expected: expected_identities(of_waypoint, workload),
                     inner: None,
                     via,
                     peer: workload.uid.clone(),
                     workload: workload.clone(),
                     service: service.cloned(),
                 };
-                Decision::new(route, format!("{reason}, workload {}", workload.namespaced_name()))
+                Decision::because(
+                    route,
+                    reason!("{reason}, workload {}", workload.display_name()),
+                )
             }
-            // Whatever the waypoint would have refused must not pass.
-            Err(why) => refuse(service, format!("{reason}: {why}")),
+            // Fail closed: the waypoint might have denied the connection.
+            Err(why) => refuse(service, reason!("{reason}: {why}")),
         }
     }
 
-    fn find(&self, gateway: &GatewayAddress) -> Result<Gateway<'_>, String> {
-        find_gateway(self.mesh, self.source, gateway, self.orig_dst.ip(), self.random, self.tried)
-    }
-
-    /// To a workload of another network: through its gateway, within which a tunnel leads to the workload.
-    fn to_network(&self, workload: &Arc<Workload>, service: Option<&Arc<Service>>, reason: String) -> Decision<Route> {
-        let reason = format!("{reason}, which is in network {:?}", workload.network);
+    fn to_network<R: Reason>(
+        &self,
+        workload: &Arc<Workload>,
+        service: Option<&Arc<Service>>,
+        reason: R,
+    ) -> Decision<Route, R> {
+        let reason: R = reason!("{reason}, which is in network {:?}", workload.network);
         let (Some(gateway), Some(service)) = (&workload.network_gateway, service) else {
-            let what = if service.is_some() { "it has no gateway" } else { "no service was addressed" };
-            return refuse(service, format!("no valid destination: {reason}, and {what}"));
+            let what = if service.is_some() {
+                "it has no gateway"
+            } else {
+                "no service was addressed"
+            };
+            return refuse(
+                service,
+                reason!("no valid destination: {reason}, and {what}"),
+            );
         };
-        match self.find(gateway) {
+        match find_gateway(self, gateway) {
             Ok(found) => {
-                // The workload stands for many: who they are is said by the service, if it says so.
-                let inner = match service.subject_alt_names.is_empty() {
-                    true => expected(None, workload),
-                    false => service.subject_alt_names.clone(),
+                // The workload represents many, whose identities the service may list.
+                let inner = if service.subject_alt_names.is_empty() {
+                    expected_identities(None, workload)
+                } else {
+                    service.subject_alt_names.clone()
                 };
-                let authority = HostPort { host: Host::Name(service.hostname.clone()), port: self.orig_dst.port() };
+                let authority = HostPort {
+                    host: Host::Name(service.hostname.clone()),
+                    port: self.orig_dst.port(),
+                };
                 let route = Route::Tunnel {
                     tunnel: found.to,
                     authority,
-                    expected: expected(found.service, found.workload),
+                    expected: expected_identities(found.service, found.workload),
                     inner: Some(inner),
                     via: Via::NetworkGateway,
                     peer: found.workload.uid.clone(),
                     workload: workload.clone(),
                     service: Some(service.clone()),
                 };
-                Decision::new(route, format!("{reason}, reached through the gateway {}", gateway.destination))
+                Decision::because(
+                    route,
+                    reason!(
+                        "{reason}, reached through the gateway {}",
+                        gateway.destination
+                    ),
+                )
             }
-            Err(why) => refuse(Some(service), format!("no valid destination: {reason}: {why}")),
+            Err(why) => refuse(
+                Some(service),
+                reason!("no valid destination: {reason}: {why}"),
+            ),
         }
     }
 }
 
-fn refuse(service: Option<&Arc<Service>>, reason: String) -> Decision<Route> {
-    Decision::new(Route::Refuse { service: service.cloned() }, reason)
+fn refuse<R: Reason>(service: Option<&Arc<Service>>, reason: R) -> Decision<Route, R> {
+    Decision::because(
+        Route::Refuse {
+            service: service.cloned(),
+        },
+        reason,
+    )
 }
 
-/// Who may be at the other end: the workload itself, and whoever else its service says.
-fn expected(service: Option<&Arc<Service>>, workload: &Workload) -> Vec<Text> {
-    let mut expected = service.map(|s| s.subject_alt_names.clone()).unwrap_or_default();
+/// The accepted identities of the other end: the workload's own, and those that the service lists.
+fn expected_identities(service: Option<&Arc<Service>>, workload: &Workload) -> Vec<Text> {
+    let mut expected = service
+        .map(|s| s.subject_alt_names.clone())
+        .unwrap_or_default();
     expected.push(workload.identity().to_string().into());
     expected
 }
 
 impl Route {
-    /// The uid of the workload that is connected to, if there may be another one for the same purpose.
+    /// The uid of the workload that the proxy connects to, if another one can replace it.
     pub fn replaceable(&self) -> Option<&Text> {
         match self {
-            Self::Tunnel { via: Via::Nothing, service: None, .. } => None,
+            Self::Tunnel {
+                via: Via::Nothing,
+                service: None,
+                ..
+            } => None,
             Self::Tunnel { peer, .. } => Some(peer),
-            Self::Direct { workload, service, .. } => service.as_ref().and(workload.as_ref()).map(|w| &w.uid),
+            Self::Direct {
+                workload, service, ..
+            } => service.as_ref().and(workload.as_ref()).map(|w| &w.uid),
             Self::Refuse { .. } => None,
         }
     }
@@ -283,6 +425,9 @@ impl Route {
 
 impl From<SocketAddr> for HostPort {
     fn from(address: SocketAddr) -> Self {
-        Self { host: Host::Address(address.ip().to_canonical()), port: address.port() }
+        Self {
+            host: Host::Address(address.ip().to_canonical()),
+            port: address.port(),
+        }
     }
 }

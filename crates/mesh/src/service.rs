@@ -1,5 +1,6 @@
-//! Services: names and virtual addresses that stand for workloads.
+//! Services: names and virtual addresses of groups of workloads.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use crate::gateway::{GatewayAddress, Vip, WeightedWaypoint};
 use crate::ports::Ports;
 use crate::text::Text;
 
-/// A Kubernetes Service, or a ServiceEntry.
+/// A Kubernetes Service or an Istio ServiceEntry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
@@ -16,118 +17,123 @@ pub struct Service {
     pub name: Text,
     /// Service namespace.
     pub namespace: Text,
-    /// Fully qualified name.
+    /// Fully qualified host name.
     pub hostname: Text,
     /// Virtual addresses, and ranges of them.
     pub vips: Vec<Vip>,
-    /// Target port for each service port; 0 where each workload has its own.
+    /// Target port for each service port; 0 if only the workloads define it.
     pub ports: Ports,
-    /// Identities that its workloads may have besides their own.
+    /// SPIFFE ids that its workloads may prove instead of their own.
     pub subject_alt_names: Vec<Text>,
-    /// What traffic to it passes through.
+    /// The waypoint for traffic to it.
     pub waypoint: Option<GatewayAddress>,
-    /// Several waypoints that share its traffic, and go before the one above.
+    /// Waypoints that share its traffic; they take precedence over `waypoint`.
     pub weighted_waypoints: Vec<WeightedWaypoint>,
-    /// Whether ingress gateways use the waypoint, too. Nothing to us: it is said for them.
+    /// Whether ingress gateways also use the waypoint. Only they evaluate it.
     pub ingress_use_waypoint: bool,
-    /// How an endpoint is chosen.
+    /// How endpoints are chosen.
     pub load_balancer: LoadBalancer,
-    /// Which families it has, if that is said.
+    /// Its address families, if specified.
     pub ip_families: Option<IpFamilies>,
-    /// Whether it is the one that a host name means where no namespace decides.
+    /// Whether it wins over services with the same host name in other namespaces.
     pub canonical: bool,
-    /// Who may see it.
+    /// The namespaces that can use it.
     pub visibility: Visibility,
 }
 
-/// Families of addresses.
+/// Address families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum IpFamilies {
-    /// Both.
+    /// IPv4 and IPv6.
     Dual,
-    /// IPv4 alone.
+    /// IPv4 only.
     IPv4,
-    /// IPv6 alone.
+    /// IPv6 only.
     IPv6,
 }
 
-/// Who may see a service.
+/// The namespaces that can use a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Visibility {
-    /// Everybody.
+    /// All namespaces.
     #[default]
     Public,
-    /// Its own namespace.
+    /// Only its own namespace.
     Namespace,
 }
 
-/// How an endpoint is chosen among those of a service.
+/// How endpoints of a service are chosen.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct LoadBalancer {
-    /// What should be the same for caller and endpoint, most important first.
+    /// Scopes that client and endpoint should share, most important first.
     pub routing_preferences: Vec<Scope>,
-    /// What these preferences mean.
+    /// How the preferences are applied.
     pub mode: LoadBalancerMode,
-    /// Which endpoints may be chosen.
+    /// The endpoints that can be chosen, by health.
     pub health_policy: HealthPolicy,
 }
 
-/// Something that caller and endpoint can have in common.
+/// A property that client and endpoint can share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Scope {
-    /// locality.region
+    /// `locality.region`
     Region,
-    /// locality.zone
+    /// `locality.zone`
     Zone,
-    /// locality.subzone
+    /// `locality.subzone`
     Subzone,
-    /// node
+    /// `node`
     Node,
-    /// clusterId
+    /// `clusterId`
     Cluster,
-    /// network
+    /// `network`
     Network,
 }
 
-/// What routing preferences mean.
+/// How routing preferences are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum LoadBalancerMode {
-    /// They mean nothing: any endpoint.
+    /// Preferences are ignored.
     #[default]
     Standard,
-    /// Only endpoints that have all of them in common with the caller.
+    /// Only endpoints that share all scopes with the client.
     Strict,
-    /// The endpoints with the most leading ones in common.
+    /// The endpoints that share the most leading scopes with the client.
     Failover,
-    /// No choice: the original destination.
+    /// The original destination; no endpoint is chosen.
     Passthrough,
 }
 
-/// Which endpoints may be chosen.
+/// The endpoints that can be chosen, by health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum HealthPolicy {
-    /// Healthy ones.
+    /// Only healthy endpoints.
     #[default]
     OnlyHealthy,
-    /// All.
+    /// All endpoints.
     AllowAll,
 }
 
 impl Service {
-    /// `namespace/hostname`: what workloads and others refer to.
+    /// `namespace/hostname`, as used in references.
     pub fn key(&self) -> String {
-        format!("{}/{}", self.namespace, self.hostname)
+        self.display_key().to_string()
     }
 
-    /// Whether workloads of a namespace may see it.
+    /// [`Service::key`], formatted when it is read.
+    pub(crate) fn display_key(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| write!(f, "{}/{}", self.namespace, self.hostname))
+    }
+
+    /// Whether workloads of a namespace can use it.
     pub fn is_visible_to(&self, namespace: &str) -> bool {
         self.visibility == Visibility::Public || self.namespace == *namespace
     }
 }
 
 impl IpFamilies {
-    /// Whether an address is of one of these families.
+    /// Whether an address belongs to one of these families.
     pub fn contain(self, ip: IpAddr) -> bool {
         match self {
             Self::Dual => true,

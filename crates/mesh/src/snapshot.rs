@@ -1,4 +1,4 @@
-//! The whole mesh at one moment, indexed for the questions that are asked of it.
+//! An immutable snapshot of the mesh, indexed for lookups.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,42 +7,51 @@ use std::sync::Arc;
 use hashbrown::Equivalent;
 use ipnet::IpNet;
 
-use crate::compiled::Compiled;
+use crate::compiled::CompiledPolicy;
 use crate::endpoints::{Endpoint, Group, target_port};
-use crate::few::Few;
-use crate::gateway::NetworkAddress;
+use crate::one_or_many::OneOrMany;
 use crate::policy::Policy;
 use crate::service::Service;
-use crate::store::{Resource, Store};
 use crate::table::Table;
 use crate::text::Text;
-use crate::workload::Workload;
+use crate::trust_domains::TrustDomains;
+use crate::workload::{Protocol, Workload};
 
-/// An immutable snapshot of the mesh. Clones and later snapshots share with it what has not changed.
+/// An immutable snapshot of the mesh. Clones and later snapshots share its unchanged parts.
 #[derive(Debug, Clone, Default)]
 pub struct Mesh {
     pub(crate) workloads: Table<Text, Arc<Workload>>,
-    /// Of several that say they have an address, the one that said so last is at the end.
-    pub(crate) by_address: Table<NetworkAddress, Few<Arc<Workload>>>,
-    pub(crate) by_name: Table<Name, Few<Arc<Workload>>>,
-    /// Services with their workloads, by key.
+    /// Usually one workload; see [`Mesh::workload_by_ip`] for the choice among several.
+    pub(crate) by_address: Table<Scoped<Text, IpAddr>, OneOrMany<Arc<Workload>>>,
+    pub(crate) by_name: Table<Scoped<Text, Text>, OneOrMany<Arc<Workload>>>,
+    /// Services with their workloads, by service key.
     pub(crate) groups: Table<Text, Arc<Group>>,
-    /// Keys of services.
-    pub(crate) by_vip: Table<NetworkAddress, Few<Text>>,
-    pub(crate) by_range: Table<Range, Few<Text>>,
-    /// How many ranges there are of each length, by family; IPv6 is `true`.
+    /// Service keys by virtual address.
+    pub(crate) by_vip: Table<Scoped<Text, IpAddr>, OneOrMany<Text>>,
+    pub(crate) by_range: Table<Scoped<Text, IpNet>, OneOrMany<Text>>,
+    /// The number of ranges by family (`true` for IPv6) and prefix length.
     pub(crate) range_lengths: Arc<BTreeMap<(bool, u8), usize>>,
-    /// In lower case.
-    pub(crate) by_hostname: Table<Text, Few<Text>>,
-    pub(crate) policies: Table<Text, Arc<Compiled>>,
-    pub(crate) global_policies: Arc<Vec<Arc<Compiled>>>,
-    pub(crate) namespace_policies: Table<Text, Arc<Vec<Arc<Compiled>>>>,
-    pub(crate) policy_epoch: u64,
+    /// Service keys by lower-case host name.
+    pub(crate) by_hostname: Table<Text, OneOrMany<Text>>,
+    pub(crate) policies: Table<Text, Arc<CompiledPolicy>>,
+    pub(crate) global_policies: Arc<Vec<Arc<CompiledPolicy>>>,
+    pub(crate) namespace_policies: Table<Text, Arc<Vec<Arc<CompiledPolicy>>>>,
     pub(crate) namespaces: Arc<BTreeMap<Text, Arc<Namespace>>>,
     pub(crate) preferred_namespace: Option<Text>,
+    pub(crate) trust_domains: Arc<TrustDomains>,
 }
 
-/// A Kubernetes namespace, as far as enrolment looks at it.
+/// What does not come from the source of the mesh, but from the settings of the proxy.
+#[derive(Debug, Clone, Default)]
+pub struct MeshSettings {
+    /// The namespace whose services win when several have the same address or host name, and none
+    /// of them is canonical or in the client's namespace.
+    pub preferred_namespace: Option<Text>,
+    /// The names of the own trust domain.
+    pub trust_domains: Arc<TrustDomains>,
+}
+
+/// The parts of a Kubernetes namespace that enrolment needs.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Namespace {
@@ -53,146 +62,148 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A name within a namespace.
+/// A key of an index: a name within a namespace, or an address or range within a network.
+/// Borrowed as `Scoped<&str, Q>`, it is looked up without being copied.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Name {
-    pub(crate) namespace: Text,
-    pub(crate) name: Text,
+pub(crate) struct Scoped<S, K> {
+    pub(crate) scope: S,
+    pub(crate) key: K,
 }
 
-#[derive(Hash)]
-struct NameRef<'a> {
-    namespace: &'a str,
-    name: &'a str,
-}
-
-impl Equivalent<Name> for NameRef<'_> {
-    fn equivalent(&self, key: &Name) -> bool {
-        key.namespace == *self.namespace && key.name == *self.name
+impl<K: PartialEq<Q>, Q> Equivalent<Scoped<Text, K>> for Scoped<&str, Q> {
+    fn equivalent(&self, owned: &Scoped<Text, K>) -> bool {
+        owned.key == self.key && owned.scope == *self.scope
     }
 }
 
-/// A range of addresses in a network.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Range {
-    pub(crate) network: Text,
-    pub(crate) net: IpNet,
-}
-
-#[derive(Hash)]
-struct RangeRef<'a> {
-    network: &'a str,
-    net: IpNet,
-}
-
-impl Equivalent<Range> for RangeRef<'_> {
-    fn equivalent(&self, key: &Range) -> bool {
-        key.net == self.net && key.network == *self.network
-    }
-}
-
-#[derive(Hash)]
-struct AddressRef<'a> {
-    network: &'a str,
-    address: IpAddr,
-}
-
-impl Equivalent<NetworkAddress> for AddressRef<'_> {
-    fn equivalent(&self, key: &NetworkAddress) -> bool {
-        key.address == self.address && key.network == *self.network
-    }
+pub(crate) fn scoped<S, K>(scope: S, key: K) -> Scoped<S, K> {
+    Scoped { scope, key }
 }
 
 impl Mesh {
-    /// A mesh of these. Of two workloads with one address, the later one is found by it.
-    pub fn new(
-        workloads: impl IntoIterator<Item = Workload>,
-        services: impl IntoIterator<Item = Service>,
-        policies: impl IntoIterator<Item = Policy>,
-        namespaces: impl IntoIterator<Item = Namespace>,
-    ) -> Self {
-        let mut store = Store::default();
-        let namespaces = namespaces.into_iter().map(Resource::Namespace);
-        let services = services.into_iter().map(Resource::Service);
-        let policies = policies.into_iter().map(Resource::Policy);
-        let workloads = workloads.into_iter().map(Resource::Workload);
-        store.apply(namespaces.chain(services).chain(policies).chain(workloads), []);
-        store.into_mesh()
+    /// Applies settings.
+    pub fn set(&mut self, settings: MeshSettings) {
+        self.preferred_namespace = settings.preferred_namespace;
+        self.trust_domains = settings.trust_domains;
     }
 
-    /// Services of this namespace go before those of others, where several have one address or name and none is in the
-    /// namespace of whoever asks, or canonical.
-    pub fn prefer(&mut self, namespace: Option<&str>) {
-        self.preferred_namespace = namespace.map(Text::from);
-    }
-
-    /// The workload of this uid.
+    /// The workload with this uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)
     }
 
-    /// The workload that has this address in this network.
+    /// The workload with this address in this network. If several claim it, one with a proxy wins,
+    /// so that none of them is reached in plain text, then the first by uid: the order in which
+    /// they became known has no influence.
     pub fn workload_by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_address.get(&AddressRef { network, address: ip })?.as_slice().last()
+        let all = self.by_address.get(&scoped(network, ip))?.as_slice();
+        all.iter()
+            .min_by_key(|w| (w.protocol != Protocol::Hbone, &w.uid))
     }
 
-    /// The workload of this name; of several in different clusters, the one that came last.
+    /// The workload with this name; if several clusters have one, the first by uid.
     pub fn workload_by_name(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
-        self.workloads_by_name(namespace, name).last()
+        let all = self.workloads_by_name(namespace, name);
+        all.iter().min_by_key(|w| &w.uid)
     }
 
-    /// All workloads of this name: there may be one in each cluster.
+    /// All workloads with this name; each cluster may have one.
     pub fn workloads_by_name(&self, namespace: &str, name: &str) -> &[Arc<Workload>] {
-        self.by_name.get(&NameRef { namespace, name }).map_or(&[], Few::as_slice)
+        self.by_name
+            .get(&scoped(namespace, name))
+            .map_or(&[], OneOrMany::as_slice)
     }
 
-    /// The service of this key, `namespace/hostname`.
+    /// The service with this key, `namespace/hostname`.
     pub fn service(&self, key: &str) -> Option<&Arc<Service>> {
         self.groups.get(key)?.service.as_ref()
     }
 
-    /// The service that has this virtual address in this network, as a workload of `namespace` sees it: by the address
-    /// itself, else by the longest range; of several, the one in that namespace, else the canonical one, else one in the
-    /// preferred namespace, else the first by key. Among ranges this goes before the length.
-    pub fn service_by_vip(&self, network: &str, ip: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
+    /// The service with this virtual address in this network, as seen from `namespace`: a single
+    /// address, or else the longest range, unless the address is a workload's own. Among several
+    /// services, the one in `namespace` wins, then the canonical one, then one in the preferred
+    /// namespace, then the first by key.
+    pub fn service_by_vip(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        namespace: &str,
+    ) -> Option<&Arc<Service>> {
         self.group_by_vip(network, ip, namespace)?.service.as_ref()
     }
 
-    pub(crate) fn group_by_vip(&self, network: &str, ip: IpAddr, namespace: &str) -> Option<&Arc<Group>> {
-        let exact = self.by_vip.get(&AddressRef { network, address: ip });
-        if let Some((_, group)) = exact.and_then(|keys| self.best(keys, namespace)) {
+    pub(crate) fn group_by_vip(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        namespace: &str,
+    ) -> Option<&Arc<Group>> {
+        let exact = self.by_vip.get(&scoped(network, ip));
+        if let Some(group) = exact.and_then(|keys| self.best(keys, namespace)) {
             return Some(group);
         }
-        let lengths = self.range_lengths.range((ip.is_ipv6(), 0)..=(ip.is_ipv6(), u8::MAX)).rev();
-        let ranges = lengths.filter_map(|((_, length), _)| {
+        // A range may contain pods, which are reached by their own address, never by way of it.
+        if self.workload_by_ip(network, ip).is_some() {
+            return None;
+        }
+        let lengths = self
+            .range_lengths
+            .range((ip.is_ipv6(), 0)..=(ip.is_ipv6(), u8::MAX))
+            .rev();
+        lengths.into_iter().find_map(|((_, length), _)| {
             let net = IpNet::new(ip, *length).ok()?.trunc();
-            self.best(self.by_range.get(&RangeRef { network, net })?, namespace)
-        });
-        // The longest comes first, and stays unless another one is better.
-        ranges.reduce(|best, next| if next.0 < best.0 { next } else { best }).map(|(_, group)| group)
+            self.best(self.by_range.get(&scoped(network, net))?, namespace)
+        })
     }
 
-    /// The service of this host name, which is in lower case and without a dot at its end, as a workload of `namespace`
-    /// sees it. Of several, the one in that namespace, else the canonical one, else one in the preferred
-    /// namespace, else the first by key.
+    /// The service with this host name, as seen from `namespace`. The host name must be in lower
+    /// case, without a trailing dot. Among several services, the order is that of
+    /// [`service_by_vip`](Self::service_by_vip).
     pub fn service_by_hostname(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
-        self.best(self.by_hostname.get(hostname)?, namespace)?.1.service.as_ref()
+        self.best(self.by_hostname.get(hostname)?, namespace)?
+            .service
+            .as_ref()
     }
 
-    /// The best of these services for a namespace, with how good it is: 0 is best.
-    fn best<'m>(&'m self, keys: &'m Few<Text>, namespace: &str) -> Option<(u8, &'m Arc<Group>)> {
-        let visible = keys.as_slice().iter().filter_map(|key| {
+    /// The best of these services for a namespace.
+    fn best<'m>(&'m self, keys: &'m OneOrMany<Text>, namespace: &str) -> Option<&'m Arc<Group>> {
+        let visible = self.visible(keys, namespace);
+        visible
+            .min_by_key(|(rank, _)| *rank)
+            .map(|(_, group)| group)
+    }
+
+    /// Those of these services that a namespace can use, best first.
+    pub(crate) fn ranked<'m>(
+        &'m self,
+        keys: &'m OneOrMany<Text>,
+        namespace: &str,
+    ) -> Vec<&'m Arc<Group>> {
+        let mut visible: Vec<_> = self.visible(keys, namespace).collect();
+        visible.sort_by_key(|(rank, _)| *rank);
+        visible.into_iter().map(|(_, group)| group).collect()
+    }
+
+    /// Those of these services that a namespace can use, each with its rank.
+    fn visible<'m>(
+        &'m self,
+        keys: &'m OneOrMany<Text>,
+        namespace: &str,
+    ) -> impl Iterator<Item = ((u8, &'m Text), &'m Arc<Group>)> {
+        keys.as_slice().iter().filter_map(move |key| {
             let group = self.groups.get(key.as_str())?;
-            let service = group.service.as_ref().filter(|s| s.is_visible_to(namespace))?;
+            let service = group
+                .service
+                .as_ref()
+                .filter(|s| s.is_visible_to(namespace))?;
             let rank = match service {
                 s if s.namespace == *namespace => 0,
                 s if s.canonical => 1,
                 s if self.preferred_namespace.as_ref() == Some(&s.namespace) => 2,
                 _ => 3,
             };
-            Some((rank, key, group))
-        });
-        visible.min_by_key(|(rank, key, _)| (*rank, *key)).map(|(rank, _, group)| (rank, group))
+            Some(((rank, key), group))
+        })
     }
 
     /// The first service that a workload belongs to, for telemetry of inbound connections.
@@ -200,9 +211,12 @@ impl Mesh {
         workload.services.keys().find_map(|key| self.service(key))
     }
 
-    /// The port of a workload that stands for a port of the service of this host name.
+    /// The target port of a workload for a port of the service with this host name.
     pub fn target_port(&self, workload: &Workload, hostname: &str, port: u16) -> Option<u16> {
-        let of_name = |key: &str| key.split_once('/').is_some_and(|(_, h)| h.eq_ignore_ascii_case(hostname));
+        let of_name = |key: &str| {
+            key.split_once('/')
+                .is_some_and(|(_, h)| h.eq_ignore_ascii_case(hostname))
+        };
         workload
             .services
             .iter()
@@ -210,54 +224,81 @@ impl Mesh {
             .find_map(|(key, own)| target_port(self.service(key)?, own, port))
     }
 
-    /// The workloads of a service, whether or not they may be chosen.
+    /// All workloads of a service, including those that cannot be chosen.
     pub fn endpoints(&self, service: &Service) -> impl Iterator<Item = &Endpoint> {
-        self.groups.get(service.key().as_str()).into_iter().flat_map(|group| group.endpoints())
+        self.groups
+            .get(service.key().as_str())
+            .into_iter()
+            .flat_map(|group| group.endpoints())
     }
 
-    /// A namespace by name.
+    /// The namespace with this name.
     pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
         self.namespaces.get(name)
     }
 
-    /// All workloads, by uid.
+    /// All workloads, ordered by uid.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.sorted().into_iter()
     }
 
-    /// All services, by key.
+    /// All services, ordered by key.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.groups.sorted().into_iter().filter_map(|group| group.service.as_ref())
+        self.groups
+            .sorted()
+            .into_iter()
+            .filter_map(|group| group.service.as_ref())
     }
 
-    /// Keys of services that workloads belong to and nobody knows, with the uids of these workloads.
+    /// Keys of unknown services that workloads refer to, with the uids of these workloads.
     pub fn staged_services(&self) -> BTreeMap<&Text, Vec<&Text>> {
-        let staged = self.groups.iter().filter(|(_, group)| group.service.is_none());
-        staged.map(|(key, group)| (key, group.endpoints().map(|e| &e.workload.uid).collect())).collect()
+        let staged = self
+            .groups
+            .iter()
+            .filter(|(_, group)| group.service.is_none());
+        staged
+            .map(|(key, group)| (key, group.endpoints().map(|e| &e.workload.uid).collect()))
+            .collect()
     }
 
-    /// All policies, by key.
+    /// All policies, ordered by key.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.policies.sorted().into_iter().map(|compiled| &compiled.policy)
+        self.policies
+            .sorted()
+            .into_iter()
+            .map(|compiled| &compiled.policy)
     }
 
-    /// Differs between snapshots of which one has another policy than the other.
-    pub fn policy_epoch(&self) -> u64 {
-        self.policy_epoch
+    /// Whether a workload refers to a policy that is not known.
+    pub fn lacks_policy_of(&self, workload: &Workload) -> bool {
+        let policies = &workload.authorization_policies;
+        policies
+            .iter()
+            .any(|key| self.compiled_policy(key).is_none())
     }
 
-    pub(crate) fn compiled_policy(&self, key: &str) -> Option<&Arc<Compiled>> {
+    pub(crate) fn compiled_policy(&self, key: &str) -> Option<&Arc<CompiledPolicy>> {
         self.policies.get(key)
     }
 
-    /// The policies that apply to a workload: global ones, those of its namespace, and those that it refers to.
-    pub(crate) fn policies_of<'m>(&'m self, workload: &'m Workload) -> impl Iterator<Item = &'m Arc<Compiled>> {
+    /// The policies that apply to a workload: global ones, those of its namespace, and those that
+    /// it refers to.
+    pub(crate) fn policies_of<'m>(
+        &'m self,
+        workload: &'m Workload,
+    ) -> impl Iterator<Item = &'m Arc<CompiledPolicy>> {
         let of_namespace = self.namespace_policies.get(workload.namespace.as_str());
-        let selected = workload.authorization_policies.iter().filter_map(|key| self.policies.get(key.as_str()));
-        self.global_policies.iter().chain(of_namespace.into_iter().flat_map(|all| all.iter())).chain(selected)
+        let selected = workload
+            .authorization_policies
+            .iter()
+            .filter_map(|key| self.policies.get(key.as_str()));
+        self.global_policies
+            .iter()
+            .chain(of_namespace.into_iter().flat_map(|all| all.iter()))
+            .chain(selected)
     }
 
-    /// How many workloads, services, policies there are.
+    /// The numbers of workloads, services and policies.
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.workloads.len(), self.groups.len(), self.policies.len())
     }

@@ -1,42 +1,56 @@
-//! The mesh as it changes: what a control plane says goes in, snapshots come out.
+//! The mutable mesh: applies updates from a control plane and produces snapshots.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::compiled::Compiled;
+use crate::compiled::CompiledPolicy;
 use crate::endpoints::{Endpoint, Group};
-use crate::gateway::NetworkAddress;
 use crate::intern::Interner;
 use crate::policy::{Policy, PolicyScope};
 use crate::service::Service;
-use crate::snapshot::{Mesh, Name, Namespace, Range};
+use crate::snapshot::{Mesh, MeshSettings, Namespace, Scoped, scoped};
 use crate::text::Text;
 use crate::workload::Workload;
 
-/// Something that a mesh consists of.
+/// A resource of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // moved once
 pub enum Resource {
-    /// Named by its uid.
+    /// A workload, named by its uid.
     Workload(Workload),
-    /// Named by its key, `namespace/hostname`.
+    /// A service, named by its key, `namespace/hostname`.
     Service(Service),
-    /// Named by its key, `namespace/name`.
+    /// A policy, named by its key, `namespace/name`.
     Policy(Policy),
-    /// Named by its name. A control plane says nothing of namespaces; the mesh file does.
+    /// A namespace. Only the mesh file has them; a control plane does not send them.
     Namespace(Namespace),
+    /// A stand-in for a resource that cannot be used; see [`Workload::placeholder`] and
+    /// [`Policy::placeholder`]. An earlier version of the resource takes precedence.
+    Placeholder(Placeholder),
 }
 
-/// The name of something that is gone, as a control plane says it. A service and a policy may have the same name.
+/// A stand-in for a resource that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // moved once
+pub enum Placeholder {
+    /// For a workload or a service.
+    Address(Workload),
+    /// For a policy.
+    Policy(Policy),
+}
+
+/// The name of a removed resource. A service and a policy may have the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Removed<'a> {
+pub enum Removal<'a> {
     /// A workload by its uid, or a service by its key.
     Address(&'a str),
     /// A policy by its key.
     Policy(&'a str),
 }
 
-/// What the control thread keeps: it applies updates, and gives snapshots to all others. An update costs what it changes,
-/// and a snapshot next to nothing, however large the mesh is.
+/// The mesh state of the control thread, which applies updates and hands snapshots to other
+/// threads. The cost of an update depends on its size, not on that of the mesh; a snapshot is
+/// cheap.
 #[derive(Debug, Default)]
 pub struct Store {
     mesh: Mesh,
@@ -45,28 +59,29 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty one, whose snapshots prefer the services of this namespace, as [`Mesh::prefer`] says.
-    pub fn preferring(namespace: Option<&str>) -> Self {
+    /// Creates an empty store.
+    pub fn new(settings: MeshSettings) -> Self {
         let mut store = Self::default();
-        store.mesh.prefer(namespace);
+        store.mesh.set(settings);
         store
     }
 
-    /// Puts resources in, each in place of an earlier one of its name, and takes others out: what is gone first, for a name
-    /// may come back as something else. Names that are unknown, and resources that are known as they are, change nothing.
+    /// Removes resources, then inserts or replaces others. Removals come first because a name may
+    /// be reused for another kind of resource. Unknown names and unchanged resources have no
+    /// effect.
     pub fn apply<'a>(
         &mut self,
         upserts: impl IntoIterator<Item = Resource>,
-        removed: impl IntoIterator<Item = Removed<'a>>,
+        removed: impl IntoIterator<Item = Removal<'a>>,
     ) {
         self.snapshot = None;
         for name in removed {
             match name {
-                Removed::Address(name) => {
+                Removal::Address(name) => {
                     self.mesh.remove_workload(name);
                     self.mesh.remove_service(name);
                 }
-                Removed::Policy(key) => self.mesh.remove_policy(key),
+                Removal::Policy(key) => self.mesh.remove_policy(key),
             }
         }
         for resource in upserts {
@@ -80,50 +95,97 @@ impl Store {
                     self.mesh.put_service(service);
                 }
                 Resource::Policy(policy) => self.mesh.put_policy(policy),
+                Resource::Placeholder(Placeholder::Address(workload)) => {
+                    let uid = workload.uid.as_str();
+                    if self.mesh.workload(uid).is_none() && self.mesh.service(uid).is_none() {
+                        self.mesh.put_workload(workload);
+                    }
+                }
+                Resource::Placeholder(Placeholder::Policy(policy)) => {
+                    if self.mesh.compiled_policy(&policy.key()).is_none() {
+                        self.mesh.put_policy(policy);
+                    }
+                }
                 Resource::Namespace(namespace) => {
-                    Arc::make_mut(&mut self.mesh.namespaces).insert(namespace.name.clone(), Arc::new(namespace));
+                    Arc::make_mut(&mut self.mesh.namespaces)
+                        .insert(namespace.name.clone(), Arc::new(namespace));
                 }
             }
         }
-        self.interner.tidy();
+        self.interner.purge();
     }
 
-    /// The mesh as it is now.
+    /// The current state.
+    pub(crate) fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// A snapshot of the current state.
     pub fn snapshot(&mut self) -> Arc<Mesh> {
-        self.snapshot.get_or_insert_with(|| Arc::new(self.mesh.clone())).clone()
-    }
-
-    pub(crate) fn into_mesh(self) -> Mesh {
-        self.mesh
+        self.snapshot
+            .get_or_insert_with(|| Arc::new(self.mesh.clone()))
+            .clone()
     }
 }
 
 impl Mesh {
+    /// Builds a mesh.
+    pub fn new(
+        workloads: impl IntoIterator<Item = Workload>,
+        services: impl IntoIterator<Item = Service>,
+        policies: impl IntoIterator<Item = Policy>,
+        namespaces: impl IntoIterator<Item = Namespace>,
+    ) -> Self {
+        let mut store = Store::default();
+        let namespaces = namespaces.into_iter().map(Resource::Namespace);
+        let services = services.into_iter().map(Resource::Service);
+        let policies = policies.into_iter().map(Resource::Policy);
+        let workloads = workloads.into_iter().map(Resource::Workload);
+        store.apply(
+            namespaces.chain(services).chain(policies).chain(workloads),
+            [],
+        );
+        store.mesh
+    }
+
     fn put_workload(&mut self, workload: Workload) {
-        if self.workloads.get(workload.uid.as_str()).is_some_and(|known| **known == workload) {
+        if self
+            .workloads
+            .get(workload.uid.as_str())
+            .is_some_and(|known| **known == workload)
+        {
             return;
         }
         self.remove_workload(&workload.uid);
         let workload = Arc::new(workload);
         for address in addresses(&workload) {
-            self.by_address.update(&address, |all| all.push(workload.clone()));
+            self.by_address
+                .update(&address, |all| all.push(workload.clone()));
         }
-        self.by_name.update(&name(&workload), |all| all.push(workload.clone()));
+        self.by_name
+            .update(&name(&workload), |all| all.push(workload.clone()));
         for (key, ports) in workload.services.iter() {
-            let endpoint = Endpoint { workload: workload.clone(), ports: ports.clone() };
-            self.change_group(key, |group| group.insert(endpoint));
+            let endpoint = Endpoint {
+                workload: workload.clone(),
+                ports: ports.clone(),
+            };
+            self.update_group(key, |group| group.insert(endpoint));
         }
         self.workloads.insert(workload.uid.clone(), workload);
     }
 
     fn remove_workload(&mut self, uid: &str) {
-        let Some(workload) = self.workloads.remove(uid) else { return };
+        let Some(workload) = self.workloads.remove(uid) else {
+            return;
+        };
         for address in addresses(&workload) {
-            self.by_address.update(&address, |all| all.retain(|w| w.uid != *uid));
+            self.by_address
+                .update(&address, |all| all.retain(|w| w.uid != *uid));
         }
-        self.by_name.update(&name(&workload), |all| all.retain(|w| w.uid != *uid));
+        self.by_name
+            .update(&name(&workload), |all| all.retain(|w| w.uid != *uid));
         for key in workload.services.keys() {
-            self.change_group(key, |group| group.remove(uid));
+            self.update_group(key, |group| group.remove(uid));
         }
     }
 
@@ -137,42 +199,55 @@ impl Mesh {
             }
             None => {}
         }
+        self.remove_workload(&key); // its placeholder
         let service = Arc::new(service);
         self.index_service(&key, &service, true);
-        self.change_group(&key, |group| group.set_service(Some(service)));
+        self.update_group(&key, |group| group.set_service(Some(service)));
     }
 
     fn remove_service(&mut self, key: &str) {
-        let Some(service) = self.service(key).cloned() else { return };
+        let Some(service) = self.service(key).cloned() else {
+            return;
+        };
         let key = Text::from(key);
         self.index_service(&key, &service, false);
-        self.change_group(&key, |group| group.set_service(None));
+        self.update_group(&key, |group| group.set_service(None));
     }
 
-    /// Has a service found by its addresses and its name, or not any more.
-    fn index_service(&mut self, key: &Text, service: &Service, found: bool) {
-        let change = |keys: &mut crate::few::Few<Text>| match found {
-            true => keys.push(key.clone()),
-            false => keys.retain(|k| k != key),
+    /// Adds a service to the address and host name indexes, or removes it from them.
+    fn index_service(&mut self, key: &Text, service: &Service, present: bool) {
+        let change = |keys: &mut crate::one_or_many::OneOrMany<Text>| {
+            if present {
+                keys.push(key.clone());
+            } else {
+                keys.retain(|k| k != key);
+            }
         };
-        self.by_hostname.update(&service.hostname.to_ascii_lowercase().into(), change);
+        self.by_hostname
+            .update(&service.hostname.to_ascii_lowercase().into(), change);
         for vip in &service.vips {
             if let Some(address) = vip.address() {
-                self.by_vip.update(&NetworkAddress { network: vip.network.clone(), address }, change);
+                let key = scoped(vip.network.clone(), address);
+                self.by_vip.update(&key, change);
                 continue;
             }
-            self.by_range.update(&Range { network: vip.network.clone(), net: vip.net }, change);
+            let key = scoped(vip.network.clone(), vip.net);
+            self.by_range.update(&key, change);
             let lengths = Arc::make_mut(&mut self.range_lengths);
             let of_length = (vip.net.network().is_ipv6(), vip.net.prefix_len());
             let count = lengths.entry(of_length).or_default();
-            *count = if found { *count + 1 } else { count.saturating_sub(1) };
+            *count = if present {
+                *count + 1
+            } else {
+                count.saturating_sub(1)
+            };
             if *count == 0 {
                 lengths.remove(&of_length);
             }
         }
     }
 
-    fn change_group(&mut self, key: &Text, change: impl FnOnce(&mut Group)) {
+    fn update_group(&mut self, key: &Text, change: impl FnOnce(&mut Group)) {
         let mut group = self.groups.remove(key.as_str()).unwrap_or_default();
         change(Arc::make_mut(&mut group));
         if !group.is_empty() {
@@ -182,13 +257,15 @@ impl Mesh {
 
     fn put_policy(&mut self, policy: Policy) {
         let key = policy.key();
-        if self.compiled_policy(&key).is_some_and(|known| *known.policy == policy) {
+        if self
+            .compiled_policy(&key)
+            .is_some_and(|known| *known.policy == policy)
+        {
             return;
         }
         self.remove_policy(&key);
-        self.policy_epoch += 1;
-        let compiled = Arc::new(Compiled::new(policy));
-        self.change_scope(&compiled, |all| {
+        let compiled = Arc::new(CompiledPolicy::new(policy));
+        self.update_scope(&compiled, |all| {
             let at = all.partition_point(|p| p.key < compiled.key);
             all.insert(at, compiled.clone());
         });
@@ -196,18 +273,26 @@ impl Mesh {
     }
 
     fn remove_policy(&mut self, key: &str) {
-        let Some(compiled) = self.policies.remove(key) else { return };
-        self.policy_epoch += 1;
-        self.change_scope(&compiled, |all| all.retain(|p| p.key != compiled.key));
+        let Some(compiled) = self.policies.remove(key) else {
+            return;
+        };
+        self.update_scope(&compiled, |all| all.retain(|p| p.key != compiled.key));
     }
 
-    /// Changes the list of all policies whose scope is that of this one, if there is such a list.
-    fn change_scope(&mut self, policy: &Compiled, change: impl FnOnce(&mut Vec<Arc<Compiled>>)) {
+    /// Updates the list of policies with the same scope as this one, if there is such a list.
+    fn update_scope(
+        &mut self,
+        policy: &CompiledPolicy,
+        change: impl FnOnce(&mut Vec<Arc<CompiledPolicy>>),
+    ) {
         match policy.policy.scope {
             PolicyScope::Global => change(Arc::make_mut(&mut self.global_policies)),
             PolicyScope::Namespace => {
                 let namespace = &policy.policy.namespace;
-                let mut all = self.namespace_policies.remove(namespace.as_str()).unwrap_or_default();
+                let mut all = self
+                    .namespace_policies
+                    .remove(namespace.as_str())
+                    .unwrap_or_default();
                 change(Arc::make_mut(&mut all));
                 if !all.is_empty() {
                     self.namespace_policies.insert(namespace.clone(), all);
@@ -218,12 +303,17 @@ impl Mesh {
     }
 }
 
-/// Pods in the node's network namespace share its address, so the address does not tell which one is meant.
-fn addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> + '_ {
-    let own = if workload.host_network { &[] } else { workload.workload_ips.as_slice() };
-    own.iter().map(|ip| NetworkAddress { network: workload.network.clone(), address: *ip })
+/// The addresses that identify a workload. Pods in the node's network namespace have none, as they
+/// share the node's address.
+fn addresses(workload: &Workload) -> impl Iterator<Item = Scoped<Text, IpAddr>> + '_ {
+    let own = if workload.host_network {
+        &[]
+    } else {
+        workload.workload_ips.as_slice()
+    };
+    own.iter().map(|ip| scoped(workload.network.clone(), *ip))
 }
 
-fn name(workload: &Workload) -> Name {
-    Name { namespace: workload.namespace.clone(), name: workload.name.clone() }
+fn name(workload: &Workload) -> Scoped<Text, Text> {
+    scoped(workload.namespace.clone(), workload.name.clone())
 }

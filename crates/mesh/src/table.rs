@@ -1,8 +1,9 @@
-//! A hash table whose clones share what is equal: a clone costs nothing, and a change costs one small leaf and the few
-//! nodes above it, however much there is.
+//! A persistent hash table: clones share unchanged nodes. Cloning is O(1); a change copies one
+//! small leaf and the few nodes above it, regardless of the table's size.
 //!
-//! It is a trie of six bits a level whose leaves are hash tables of up to [`LARGEST_LEAF`] entries, so that small tables
-//! are one hash table, and large ones take little more memory than one.
+//! It is a trie with six bits per level, whose leaves are hash tables of up to [`MAX_LEAF_LEN`]
+//! entries. A small table is a single hash table, and a large one takes little more memory than
+//! one.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash};
@@ -12,12 +13,13 @@ use hashbrown::{Equivalent, HashTable};
 
 const BITS: u32 = 6;
 const FAN_OUT: usize = 1 << BITS;
-const LARGEST_LEAF: usize = 128;
-/// The lowest bits choose a slot within a leaf, and the highest are its tags: the trie takes those between.
-const FIRST_BIT: u32 = 24;
-const DEEPEST: u32 = 4;
+const MAX_LEAF_LEN: usize = 128;
+/// hashbrown uses the lowest bits for the slot in a leaf and the highest for tags; the trie uses
+/// the bits in between.
+const FIRST_BRANCH_BIT: u32 = 24;
+const MAX_DEPTH: u32 = 4;
 
-/// Random for each process, so that nobody can choose names that collide.
+/// Seeded at random per process, so that chosen names cannot force collisions.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 pub(crate) fn hash_of(key: &(impl Hash + ?Sized)) -> u64 {
@@ -26,17 +28,17 @@ pub(crate) fn hash_of(key: &(impl Hash + ?Sized)) -> u64 {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Table<K, V> {
-    root: Node<K, V>,
+    root: TableNode<K, V>,
     len: usize,
 }
 
 #[derive(Debug)]
-enum Node<K, V> {
+enum TableNode<K, V> {
     Leaf(Arc<HashTable<(K, V)>>),
-    Branch(Arc<[Node<K, V>]>),
+    Branch(Arc<[TableNode<K, V>]>),
 }
 
-impl<K, V> Clone for Node<K, V> {
+impl<K, V> Clone for TableNode<K, V> {
     fn clone(&self) -> Self {
         match self {
             Self::Leaf(leaf) => Self::Leaf(leaf.clone()),
@@ -47,12 +49,15 @@ impl<K, V> Clone for Node<K, V> {
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Self { root: Node::Leaf(Arc::default()), len: 0 }
+        Self {
+            root: TableNode::Leaf(Arc::default()),
+            len: 0,
+        }
     }
 }
 
 fn branch_at(hash: u64, depth: u32) -> usize {
-    (hash >> (FIRST_BIT + depth * BITS)) as usize % FAN_OUT
+    (hash >> (FIRST_BRANCH_BIT + depth * BITS)) as usize % FAN_OUT
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Table<K, V> {
@@ -60,15 +65,17 @@ impl<K: Hash + Eq + Clone, V: Clone> Table<K, V> {
         self.len
     }
 
-    /// A value. The key may be anything that hashes as the stored one does.
+    /// The value of a key. The key may have another type with the same hash as the stored one.
     pub(crate) fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<&V> {
         let hash = hash_of(key);
         let mut node = &self.root;
         let mut depth = 0;
         loop {
             match node {
-                Node::Leaf(leaf) => return leaf.find(hash, |(k, _)| key.equivalent(k)).map(|(_, v)| v),
-                Node::Branch(nodes) => {
+                TableNode::Leaf(leaf) => {
+                    return leaf.find(hash, |(k, _)| key.equivalent(k)).map(|(_, v)| v);
+                }
+                TableNode::Branch(nodes) => {
                     node = &nodes[branch_at(hash, depth)];
                     depth += 1;
                 }
@@ -76,33 +83,22 @@ impl<K: Hash + Eq + Clone, V: Clone> Table<K, V> {
         }
     }
 
-    /// Puts a value in, and gives back what was there.
+    /// Inserts a value and returns the previous one.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
-        let hash = hash_of(&key);
-        let (leaf, depth) = leaf_mut(&mut self.root, hash);
-        if let Some((_, old)) = leaf.find_mut(hash, |(k, _)| *k == key) {
-            return Some(std::mem::replace(old, value));
-        }
-        leaf.insert_unique(hash, (key, value), |(k, _)| hash_of(k));
-        self.len += 1;
-        if leaf.len() > LARGEST_LEAF && depth < DEEPEST {
-            let full = std::mem::take(leaf);
-            *node_mut(&mut self.root, hash, depth) = split(full, depth);
-        }
-        None
+        let old = self.root.insert(hash_of(&key), 0, key, value);
+        self.len += usize::from(old.is_none());
+        old
     }
 
-    /// Takes a value out.
+    /// Removes and returns a value.
     pub(crate) fn remove<Q: Hash + Equivalent<K> + ?Sized>(&mut self, key: &Q) -> Option<V> {
-        self.get(key)?; // a table that does not have it is not copied
-        let hash = hash_of(key);
-        let (leaf, _) = leaf_mut(&mut self.root, hash);
-        let (_, value) = leaf.find_entry(hash, |(k, _)| key.equivalent(k)).ok()?.remove().0;
+        self.get(key)?; // do not copy nodes for an absent key
         self.len -= 1;
-        Some(value)
+        self.root.remove(hash_of(key), 0, key)
     }
 
-    /// Changes the value of a key, which begins as the default and is taken out when it is the default again.
+    /// Changes the value of a key in place. An absent value starts as the default; a value that
+    /// becomes the default is removed.
     pub(crate) fn update(&mut self, key: &K, change: impl FnOnce(&mut V))
     where
         V: Default + PartialEq,
@@ -114,21 +110,21 @@ impl<K: Hash + Eq + Clone, V: Clone> Table<K, V> {
         }
     }
 
-    /// All entries, in no order.
+    /// All entries, in no particular order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        let mut waiting = vec![&self.root];
+        let mut pending = vec![&self.root];
         std::iter::from_fn(move || {
             loop {
-                match waiting.pop()? {
-                    Node::Leaf(leaf) => return Some(leaf),
-                    Node::Branch(nodes) => waiting.extend(nodes.iter()),
+                match pending.pop()? {
+                    TableNode::Leaf(leaf) => return Some(leaf),
+                    TableNode::Branch(nodes) => pending.extend(nodes.iter()),
                 }
             }
         })
         .flat_map(|leaf| leaf.iter().map(|(k, v)| (k, v)))
     }
 
-    /// All values, by the order of their keys.
+    /// All values, ordered by key.
     pub(crate) fn sorted(&self) -> Vec<&V>
     where
         K: Ord,
@@ -139,39 +135,52 @@ impl<K: Hash + Eq + Clone, V: Clone> Table<K, V> {
     }
 }
 
-/// The leaf of a hash, and how deep it is; whatever is shared on the way there is copied.
-fn leaf_mut<K: Clone, V: Clone>(root: &mut Node<K, V>, hash: u64) -> (&mut HashTable<(K, V)>, u32) {
-    let mut node = root;
-    let mut depth = 0;
-    loop {
-        match node {
-            Node::Leaf(leaf) => return (Arc::make_mut(leaf), depth),
-            Node::Branch(nodes) => {
-                node = &mut Arc::make_mut(nodes)[branch_at(hash, depth)];
-                depth += 1;
+/// Both copy the shared nodes on their path.
+impl<K: Hash + Eq + Clone, V: Clone> TableNode<K, V> {
+    fn insert(&mut self, hash: u64, depth: u32, key: K, value: V) -> Option<V> {
+        let leaf = match self {
+            Self::Leaf(leaf) => Arc::make_mut(leaf),
+            Self::Branch(nodes) => {
+                let node = &mut Arc::make_mut(nodes)[branch_at(hash, depth)];
+                return node.insert(hash, depth + 1, key, value);
             }
+        };
+        if let Some((_, old)) = leaf.find_mut(hash, |(k, _)| *k == key) {
+            return Some(std::mem::replace(old, value));
         }
+        leaf.insert_unique(hash, (key, value), |(k, _)| hash_of(k));
+        if leaf.len() > MAX_LEAF_LEN && depth < MAX_DEPTH {
+            *self = split(std::mem::take(leaf), depth);
+        }
+        None
+    }
+
+    fn remove<Q: Equivalent<K> + ?Sized>(&mut self, hash: u64, depth: u32, key: &Q) -> Option<V> {
+        let leaf = match self {
+            Self::Leaf(leaf) => Arc::make_mut(leaf),
+            Self::Branch(nodes) => {
+                let node = &mut Arc::make_mut(nodes)[branch_at(hash, depth)];
+                return node.remove(hash, depth + 1, key);
+            }
+        };
+        let entry = leaf.find_entry(hash, |(k, _)| key.equivalent(k)).ok()?;
+        let ((_, value), _) = entry.remove();
+        Some(value)
     }
 }
 
-fn node_mut<K, V>(root: &mut Node<K, V>, hash: u64, depth: u32) -> &mut Node<K, V> {
-    let mut node = root;
-    for at in 0..depth {
-        match node {
-            Node::Branch(nodes) => node = &mut Arc::make_mut(nodes)[branch_at(hash, at)],
-            Node::Leaf(_) => unreachable!("a leaf was found below"),
-        }
-    }
-    node
-}
-
-fn split<K: Hash, V>(full: HashTable<(K, V)>, depth: u32) -> Node<K, V> {
+fn split<K: Hash, V>(full: HashTable<(K, V)>, depth: u32) -> TableNode<K, V> {
     let mut leaves: Vec<HashTable<(K, V)>> = (0..FAN_OUT).map(|_| HashTable::new()).collect();
     for (key, value) in full {
         let hash = hash_of(&key);
         leaves[branch_at(hash, depth)].insert_unique(hash, (key, value), |(k, _)| hash_of(k));
     }
-    Node::Branch(leaves.into_iter().map(|leaf| Node::Leaf(Arc::new(leaf))).collect())
+    TableNode::Branch(
+        leaves
+            .into_iter()
+            .map(|leaf| TableNode::Leaf(Arc::new(leaf)))
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -183,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_what_a_map_is_and_snapshots_stay(
+        fn table_equals_map_and_snapshots_stay_unchanged(
             steps in prop::collection::vec((0u16..400, any::<bool>()), 0..1500),
             at in 0usize..1500,
         ) {
@@ -194,9 +203,10 @@ mod tests {
                     snapshot = Some((table.clone(), map.clone()));
                 }
                 let name = Text::from(format!("key-{key}"));
-                let (a, b) = match add {
-                    true => (table.insert(name.clone(), step), map.insert(name, step)),
-                    false => (table.remove(name.as_str()), map.remove(&name)),
+                let (a, b) = if add {
+                    (table.insert(name.clone(), step), map.insert(name, step))
+                } else {
+                    (table.remove(name.as_str()), map.remove(&name))
                 };
                 prop_assert_eq!(a, b);
             }

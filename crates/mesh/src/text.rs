@@ -1,4 +1,4 @@
-//! Texts that many share.
+//! Immutable shared strings.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -6,22 +6,25 @@ use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
-/// An immutable text. Clones share it, and the empty one costs nothing: a mesh has the same few namespaces, nodes and
-/// networks in every workload.
-#[derive(Clone, Default)]
+/// An immutable string. Clones share memory, and the empty string allocates none: the workloads of
+/// a mesh repeat the same few namespaces, nodes and networks.
+#[derive(Clone, Default, Deserialize)]
+#[serde(from = "String")]
 pub struct Text(Option<Arc<str>>);
 
 impl Text {
-    /// The text.
+    /// The string.
     pub fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or_default()
     }
 
-    /// Whether there is a clone of it.
+    /// Whether other clones exist.
     pub(crate) fn is_shared(&self) -> bool {
-        self.0.as_ref().is_some_and(|text| Arc::strong_count(text) > 1)
+        self.0
+            .as_ref()
+            .is_some_and(|text| Arc::strong_count(text) > 1)
     }
 }
 
@@ -29,12 +32,6 @@ impl Deref for Text {
     type Target = str;
 
     fn deref(&self) -> &str {
-        self.as_str()
-    }
-}
-
-impl AsRef<str> for Text {
-    fn as_ref(&self) -> &str {
         self.as_str()
     }
 }
@@ -63,12 +60,6 @@ impl From<String> for Text {
     }
 }
 
-impl From<Text> for String {
-    fn from(text: Text) -> Self {
-        text.as_str().to_owned()
-    }
-}
-
 impl PartialEq for Text {
     fn eq(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
@@ -92,18 +83,6 @@ impl PartialEq<&str> for Text {
     }
 }
 
-impl PartialEq<String> for Text {
-    fn eq(&self, other: &String) -> bool {
-        self.as_str() == other
-    }
-}
-
-impl PartialEq<Text> for str {
-    fn eq(&self, other: &Text) -> bool {
-        self == other.as_str()
-    }
-}
-
 impl PartialOrd for Text {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
@@ -118,7 +97,7 @@ impl Ord for Text {
 
 impl Hash for Text {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state); // as str does, for Borrow
+        self.as_str().hash(state); // must equal the hash of str, for Borrow
     }
 }
 
@@ -137,11 +116,5 @@ impl fmt::Debug for Text {
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        Ok(String::deserialize(d)?.into())
     }
 }

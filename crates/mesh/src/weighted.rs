@@ -1,4 +1,5 @@
-//! Workloads of which one is chosen by weight. Clones share what is equal, as those of [`Table`](crate::table::Table) do.
+//! A set of workloads for weighted random choice. Like those of [`Table`](crate::table::Table),
+//! clones share unchanged nodes.
 
 use std::sync::Arc;
 
@@ -8,15 +9,15 @@ use crate::workload::Workload;
 
 const BITS: u32 = 4;
 const FAN_OUT: usize = 1 << BITS;
-const LARGEST_LEAF: usize = 32;
-const DEEPEST: u32 = 12;
+const MAX_LEAF_LEN: usize = 32;
+const MAX_DEPTH: u32 = 12;
 
-/// A set of workloads, one for each uid. Choosing one, putting one in and taking one out cost O(log n).
+/// A set of workloads, keyed by uid. Choosing, inserting and removing a workload are O(log n).
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Weighted(Option<Arc<Node>>);
+pub(crate) struct WeightedSet(Option<Arc<WeightedNode>>);
 
 #[derive(Debug, Clone)]
-struct Node {
+struct WeightedNode {
     weight: u64,
     len: usize,
     kind: Kind,
@@ -25,7 +26,7 @@ struct Node {
 #[derive(Debug, Clone)]
 enum Kind {
     Leaf(Vec<Arc<Workload>>),
-    Branch([Weighted; FAN_OUT]),
+    Branch([WeightedSet; FAN_OUT]),
 }
 
 fn weight_of(workload: &Workload) -> u64 {
@@ -36,7 +37,7 @@ fn branch_at(hash: u64, depth: u32) -> usize {
     (hash >> (depth * BITS)) as usize % FAN_OUT
 }
 
-impl Weighted {
+impl WeightedSet {
     /// The sum of all weights.
     pub(crate) fn weight(&self) -> u64 {
         self.0.as_ref().map_or(0, |n| n.weight)
@@ -75,18 +76,18 @@ impl Weighted {
         }
     }
 
-    /// Puts a workload in, in place of one of its uid.
+    /// Inserts a workload, replacing one with the same uid.
     pub(crate) fn insert(&mut self, workload: Arc<Workload>) {
         let hash = hash_of(workload.uid.as_str());
         self.insert_at(workload, hash, 0);
     }
 
-    /// Takes the workload of a uid out.
+    /// Removes the workload with this uid.
     pub(crate) fn remove(&mut self, uid: &Text) {
         self.remove_at(uid, hash_of(uid.as_str()), 0);
     }
 
-    /// All of them, in no order.
+    /// All workloads, in no particular order.
     pub(crate) fn iter(&self) -> Box<dyn Iterator<Item = &Arc<Workload>> + '_> {
         match self.0.as_deref().map(|n| &n.kind) {
             None => Box::new(std::iter::empty()),
@@ -96,7 +97,13 @@ impl Weighted {
     }
 
     fn insert_at(&mut self, workload: Arc<Workload>, hash: u64, depth: u32) {
-        let empty = || Arc::new(Node { weight: 0, len: 0, kind: Kind::Leaf(Vec::new()) });
+        let empty = || {
+            Arc::new(WeightedNode {
+                weight: 0,
+                len: 0,
+                kind: Kind::Leaf(Vec::new()),
+            })
+        };
         let node = Arc::make_mut(self.0.get_or_insert_with(empty));
         match &mut node.kind {
             Kind::Leaf(workloads) => {
@@ -104,7 +111,7 @@ impl Weighted {
                     Some(old) => *old = workload,
                     None => workloads.push(workload),
                 }
-                if workloads.len() > LARGEST_LEAF && depth < DEEPEST {
+                if workloads.len() > MAX_LEAF_LEN && depth < MAX_DEPTH {
                     let mut nodes = [const { Self(None) }; FAN_OUT];
                     for workload in workloads.drain(..) {
                         let hash = hash_of(workload.uid.as_str());
@@ -113,9 +120,11 @@ impl Weighted {
                     node.kind = Kind::Branch(nodes);
                 }
             }
-            Kind::Branch(nodes) => nodes[branch_at(hash, depth)].insert_at(workload, hash, depth + 1),
+            Kind::Branch(nodes) => {
+                nodes[branch_at(hash, depth)].insert_at(workload, hash, depth + 1)
+            }
         }
-        node.count();
+        node.recount();
     }
 
     fn remove_at(&mut self, uid: &Text, hash: u64, depth: u32) {
@@ -125,19 +134,25 @@ impl Weighted {
             Kind::Leaf(workloads) => workloads.retain(|w| w.uid != *uid),
             Kind::Branch(nodes) => nodes[branch_at(hash, depth)].remove_at(uid, hash, depth + 1),
         }
-        node.count();
+        node.recount();
         if node.len == 0 {
             self.0 = None;
         }
     }
 }
 
-impl Node {
-    /// Sums up anew, from what is directly below.
-    fn count(&mut self) {
+impl WeightedNode {
+    /// Recomputes weight and length from the direct children.
+    fn recount(&mut self) {
         (self.weight, self.len) = match &self.kind {
-            Kind::Leaf(workloads) => (workloads.iter().map(|w| weight_of(w)).sum(), workloads.len()),
-            Kind::Branch(nodes) => (nodes.iter().map(Weighted::weight).sum(), nodes.iter().map(Weighted::len).sum()),
+            Kind::Leaf(workloads) => (
+                workloads.iter().map(|w| weight_of(w)).sum(),
+                workloads.len(),
+            ),
+            Kind::Branch(nodes) => (
+                nodes.iter().map(WeightedSet::weight).sum(),
+                nodes.iter().map(WeightedSet::len).sum(),
+            ),
         };
     }
 }
@@ -150,15 +165,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_point_belongs_to_one_workload_by_weight(
-            steps in prop::collection::vec((0u16..150, prop::option::weighted(0.7, 0u32..4)), 0..500),
+        fn each_workload_owns_as_many_points_as_its_weight(
+            steps in prop::collection::vec(
+                (0u16..150, prop::option::weighted(0.7, 0u32..4)),
+                0..500,
+            ),
         ) {
-            let (mut set, mut map) = (Weighted::default(), BTreeMap::new());
+            let (mut set, mut map) = (WeightedSet::default(), BTreeMap::new());
             for (n, capacity) in steps {
                 let uid = Text::from(format!("uid-{n}"));
                 match capacity {
                     Some(capacity) => {
-                        set.insert(Arc::new(Workload { uid: uid.clone(), capacity, ..Workload::default() }));
+                        set.insert(Arc::new(Workload {
+                            uid: uid.clone(),
+                            capacity,
+                            ..Workload::default()
+                        }));
                         map.insert(uid, u64::from(capacity));
                     }
                     None => {

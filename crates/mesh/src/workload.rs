@@ -1,6 +1,7 @@
-//! Workloads: the pods of a mesh, and of what it talks to.
+//! Workloads: pods and other endpoints, inside and outside the mesh.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use crate::identity::{DEFAULT_TRUST_DOMAIN, Identity};
 use crate::membership::Memberships;
 use crate::text::Text;
 
-/// A pod, or something else that is reached at an address or by a name.
+/// A pod, or another endpoint with an address or a host name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
@@ -20,23 +21,23 @@ pub struct Workload {
     pub name: Text,
     /// Pod namespace.
     pub namespace: Text,
-    /// Its addresses.
+    /// IP addresses.
     pub workload_ips: Vec<IpAddr>,
-    /// A name to resolve, for one without addresses.
+    /// The host name to resolve if there are no addresses.
     pub hostname: Text,
-    /// How it is reached.
+    /// How to connect to it.
     pub protocol: Protocol,
-    /// Trust domain of its identity.
+    /// The trust domain of its identity.
     pub trust_domain: Text,
-    /// Service account of its identity.
+    /// The service account of its identity.
     pub service_account: Text,
     /// The network that its addresses belong to.
     pub network: Text,
-    /// What traffic to it passes through, unless it is addressed as a service.
+    /// The waypoint for traffic that is addressed to the workload and not to a service.
     pub waypoint: Option<GatewayAddress>,
-    /// Through what it is reached from other networks.
+    /// The gateway through which other networks reach it.
     pub network_gateway: Option<GatewayAddress>,
-    /// The node that it runs on.
+    /// The node where it runs.
     pub node: Text,
     /// Name of the owner (such as a Deployment), for telemetry.
     pub workload_name: Text,
@@ -46,31 +47,31 @@ pub struct Workload {
     pub canonical_name: Text,
     /// Istio's canonical revision, for telemetry.
     pub canonical_revision: Text,
-    /// The cluster that it runs in.
+    /// The cluster where it runs.
     pub cluster_id: Text,
-    /// Where it runs.
+    /// Region, zone and subzone.
     pub locality: Locality,
     /// Whether it speaks HBONE itself.
     pub native_tunnel: bool,
-    /// How tunnels to it are passed on to its application.
+    /// How tunnelled connections are delivered to its application.
     pub application_tunnel: Option<ApplicationTunnel>,
     /// `namespace/name` of the policies that select it by label.
     pub authorization_policies: Vec<Text>,
-    /// Whether it can take traffic.
+    /// Whether it can receive traffic.
     pub status: HealthStatus,
-    /// Share of traffic among the endpoints of a service.
+    /// Weight among the endpoints of a service.
     pub capacity: u32,
-    /// The services that it belongs to, with its own port for each service port that it maps differently.
+    /// The services that it belongs to, with its own target ports where they differ.
     pub services: Memberships,
-    /// Pod labels, as far as the source of this workload has them.
+    /// Pod labels; empty if the source of this workload does not provide them.
     pub labels: BTreeMap<String, String>,
-    /// Pod annotations, as far as the source of this workload has them.
+    /// Pod annotations; empty if the source of this workload does not provide them.
     pub annotations: BTreeMap<String, String>,
-    /// Whether the pod has the node's network namespace.
+    /// Whether the pod uses the node's network namespace.
     pub host_network: bool,
 }
 
-/// How a workload is reached.
+/// How to connect to a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
@@ -78,13 +79,16 @@ pub enum Protocol {
     Hbone,
     /// Directly, in plain text.
     Tcp,
+    /// In a way that this version does not understand: not at all.
+    #[serde(skip_deserializing)]
+    Unsupported,
 }
 
 /// The kind of a workload's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkloadType {
-    /// A Deployment, or anything like it.
+    /// A Deployment or a similar controller.
     Deployment,
     /// A CronJob.
     Cronjob,
@@ -96,7 +100,9 @@ pub enum WorkloadType {
 }
 
 impl WorkloadType {
-    /// The word that baggage uses.
+    pub(crate) const ALL: [Self; 4] = [Self::Deployment, Self::Cronjob, Self::Pod, Self::Job];
+
+    /// The name used in baggage.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Deployment => "deployment",
@@ -107,30 +113,30 @@ impl WorkloadType {
     }
 }
 
-/// Whether a workload can take traffic.
+/// Whether a workload can receive traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum HealthStatus {
-    /// It can.
+    /// The workload can receive traffic.
     #[default]
     Healthy,
-    /// It cannot, now.
+    /// The workload currently cannot receive traffic.
     Unhealthy,
 }
 
-/// Where a workload runs.
+/// The locality of a workload.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Locality {
-    /// Such as `europe-west1`.
+    /// The region, such as `europe-west1`.
     pub region: Text,
-    /// Such as `europe-west1-b`.
+    /// The zone, such as `europe-west1-b`.
     pub zone: Text,
-    /// Within a zone.
+    /// The subzone within the zone.
     pub subzone: Text,
 }
 
 impl Default for Workload {
-    /// One about which nothing is known but what is true unless said otherwise.
+    /// A workload with the defaults of the workload API.
     fn default() -> Self {
         Self {
             uid: Text::default(),
@@ -165,7 +171,7 @@ impl Default for Workload {
 }
 
 impl Workload {
-    /// Who it is.
+    /// The SPIFFE identity.
     pub fn identity(&self) -> Identity {
         Identity {
             trust_domain: self.trust_domain.clone(),
@@ -174,8 +180,33 @@ impl Workload {
         }
     }
 
-    /// `namespace/name`, as people write it.
+    /// A stand-in for a workload or a service of which only the resource name and addresses are
+    /// known. Nothing connects to it, and it accepts nothing.
+    pub fn placeholder(uid: &str, network: &str, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            uid: uid.into(),
+            network: network.into(),
+            workload_ips: addresses,
+            protocol: Protocol::Unsupported,
+            ..Self::default()
+        }
+    }
+
+    /// Whether this is a [`placeholder`](Self::placeholder).
+    pub fn is_placeholder(&self) -> bool {
+        self.protocol == Protocol::Unsupported && self.name.is_empty()
+    }
+
+    /// `namespace/name`; the uid of a placeholder.
     pub fn namespaced_name(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
+        self.display_name().to_string()
+    }
+
+    /// [`Workload::namespaced_name`], formatted when it is read.
+    pub(crate) fn display_name(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| match self.is_placeholder() {
+            true => f.write_str(&self.uid),
+            false => write!(f, "{}/{}", self.namespace, self.name),
+        })
     }
 }

@@ -1,7 +1,8 @@
-//! Network namespaces, file descriptors passed over sockets, and the sockets of a transparent proxy.
+//! Network namespaces, file descriptors passed over sockets, and the sockets of a transparent
+//! proxy.
 //!
-//! This is the only crate of Underpass with `unsafe` code; every block says why it is sound. Everything here is a thin
-//! layer over one kernel interface and decides nothing.
+//! This is the only crate of Underpass with `unsafe` code; every block documents why it is sound.
+//! Each module is a thin layer over one kernel interface, without policy.
 
 #![deny(clippy::undocumented_unsafe_blocks)]
 

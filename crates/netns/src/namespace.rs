@@ -1,50 +1,50 @@
-//! A network namespace, held open by a file descriptor.
+//! A network namespace, kept alive by a file descriptor.
 
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FileStat, fstat, stat};
 
-/// Why something is not a network namespace that we can use.
+/// A network namespace cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NetNsError {
-    /// The path could not be opened. Likely cause: the sandbox is gone already.
+    /// The path cannot be opened. Likely cause: the sandbox was removed already.
     #[error("cannot open network namespace {path}: {source}")]
     Open {
-        /// The path that was tried.
+        /// The path of the namespace.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of open(2).
         source: io::Error,
     },
-    /// The file exists but is no namespace (a regular file, a directory, a socket …).
-    #[error("{what} is not a namespace (no nsfs file)")]
+    /// The file exists, but is not a namespace (a regular file, a directory, a socket …).
+    #[error("{what} is not a namespace (not an nsfs file)")]
     NotANamespace {
-        /// A path, or "the passed file descriptor".
+        /// A path, or "the received file descriptor".
         what: String,
     },
-    /// It is a namespace, but of another type (mount, user, pid …).
+    /// The file is a namespace of another type (mount, user, pid …).
     #[error("{what} is a namespace, but not a network namespace")]
     NotNetwork {
-        /// A path, or "the passed file descriptor".
+        /// A path, or "the received file descriptor".
         what: String,
     },
-    /// Entering failed. Likely cause: CAP_SYS_ADMIN is missing.
+    /// The namespace cannot be entered. Likely cause: CAP_SYS_ADMIN is missing.
     #[error("cannot enter the network namespace: {0}")]
     Enter(#[source] io::Error),
-    /// A new namespace could not be made. Likely cause: CAP_SYS_ADMIN is missing or a limit is reached.
+    /// A namespace cannot be created. Likely cause: CAP_SYS_ADMIN is missing or a limit is reached.
     #[error("cannot create a network namespace: {0}")]
     Create(#[source] io::Error),
 }
 
-/// What tells one namespace from another: device and inode number of its nsfs file.
+/// Identifies a network namespace by the device and inode number of its nsfs file.
 ///
-/// An inode number may be used again after the namespace is gone, so an id is only good while somebody holds it open.
+/// The kernel may reuse an inode number, so an id is valid only while the namespace is kept alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetNsId {
     /// Device number of nsfs.
@@ -60,7 +60,8 @@ impl fmt::Display for NetNsId {
 }
 
 thread_local! {
-    /// Where this thread is, if that is known: opening it again for each visit to a pod would cost more than the visit.
+    /// The namespace of this thread, if known: opening it for each [`NetNs::run`] would dominate
+    /// the cost.
     static HOME: Cell<Option<NetNs>> = const { Cell::new(None) };
 }
 
@@ -72,49 +73,62 @@ pub struct NetNs {
 }
 
 impl NetNs {
-    /// Opens the namespace that a path names and checks that it is one.
+    /// Opens the network namespace at a path.
     ///
     /// # Errors
     /// [`NetNsError::Open`], [`NetNsError::NotANamespace`] or [`NetNsError::NotNetwork`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, NetNsError> {
         let path = path.as_ref();
-        // Without waiting: whoever names a FIFO gets an error, too.
-        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = opened.map_err(|source| NetNsError::Open { path: path.to_path_buf(), source })?;
-        Self::checked(file.into(), || path.display().to_string())
+        // Non-blocking, so that opening a FIFO fails instead of hanging.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path);
+        let file = file.map_err(|source| NetNsError::Open {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        Self::from_nsfs(file.into(), || path.display().to_string())
     }
 
-    /// Takes a descriptor that somebody passed to us and checks that it is a network namespace.
+    /// Wraps a descriptor received from another process, after checking that it is a network
+    /// namespace.
     ///
     /// # Errors
     /// [`NetNsError::NotANamespace`] or [`NetNsError::NotNetwork`].
     pub fn from_fd(fd: OwnedFd) -> Result<Self, NetNsError> {
-        Self::checked(fd, || "the passed file descriptor".to_owned())
+        Self::from_nsfs(fd, || "the received file descriptor".to_owned())
     }
 
-    /// The namespace that the calling thread is in.
+    /// Opens the namespace of the calling thread.
     ///
     /// # Errors
-    /// [`NetNsError::Open`] when /proc is not mounted.
+    /// [`NetNsError::Open`] if /proc is not mounted.
     pub fn current() -> Result<Self, NetNsError> {
         Self::open("/proc/thread-self/ns/net")
     }
 
-    /// Makes a new, empty namespace (its loopback interface is down). The calling thread stays where it is.
+    /// Creates a namespace, whose loopback interface is down. The calling thread does not enter it.
     ///
     /// # Errors
     /// [`NetNsError::Create`].
     pub fn create() -> Result<Self, NetNsError> {
-        let made = std::thread::spawn(|| {
+        let thread = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|e| NetNsError::Create(e.into()))?;
             Self::current()
         });
-        made.join().unwrap_or_else(|_| Err(NetNsError::Create(io::Error::other("the creating thread died"))))
+        thread.join().unwrap_or_else(|_| {
+            Err(NetNsError::Create(io::Error::other(
+                "the creating thread panicked",
+            )))
+        })
     }
 
-    fn checked(fd: OwnedFd, what: impl Fn() -> String) -> Result<Self, NetNsError> {
+    /// Checks that a descriptor is a network namespace.
+    fn from_nsfs(fd: OwnedFd, what: impl Fn() -> String) -> Result<Self, NetNsError> {
         const NSFS_MAGIC: i64 = 0x6e73_6673; // linux/magic.h
-        let fs = nix::sys::statfs::fstatfs(&fd).map_err(|_| NetNsError::NotANamespace { what: what() })?;
+        let fs = nix::sys::statfs::fstatfs(&fd)
+            .map_err(|_| NetNsError::NotANamespace { what: what() })?;
         if fs.filesystem_type().0 as i64 != NSFS_MAGIC {
             return Err(NetNsError::NotANamespace { what: what() });
         }
@@ -124,31 +138,52 @@ impl NetNs {
             return Err(NetNsError::NotNetwork { what: what() });
         }
         let stat = fstat(&fd).map_err(|_| NetNsError::NotANamespace { what: what() })?;
-        Ok(Self { fd, id: NetNsId { dev: stat.st_dev, ino: stat.st_ino } })
+        Ok(Self {
+            fd,
+            id: NetNsId {
+                dev: stat.st_dev,
+                ino: stat.st_ino,
+            },
+        })
     }
 
-    /// Which namespace this is.
+    /// The id of the namespace.
     pub fn id(&self) -> NetNsId {
         self.id
     }
 
-    /// Another handle on the same namespace.
+    /// Whether the namespace belongs to this process's user namespace, so that users have the same
+    /// ids in both; false if that cannot be determined.
+    pub fn is_of_own_users(&self) -> bool {
+        // SAFETY: the descriptor is open, and NS_GET_USERNS takes no argument and writes no memory.
+        let owner = unsafe { ns_get_userns(self.fd.as_raw_fd()) };
+        let Ok(owner) = owner else {
+            return false; // the owner is an ancestor
+        };
+        // SAFETY: the kernel has just opened this descriptor for the caller, who alone knows it.
+        let owner = unsafe { OwnedFd::from_raw_fd(owner) };
+        let id = |stat: FileStat| (stat.st_dev, stat.st_ino);
+        let own = stat("/proc/thread-self/ns/user").map(id);
+        own.is_ok() && fstat(&owner).map(id) == own
+    }
+
+    /// Duplicates the handle.
     ///
     /// # Errors
-    /// [`NetNsError::Enter`] when no descriptor is free.
+    /// [`NetNsError::Enter`] if no file descriptor is available.
     pub fn try_clone(&self) -> Result<Self, NetNsError> {
         let fd = self.fd.try_clone().map_err(NetNsError::Enter)?;
         Ok(Self { fd, id: self.id })
     }
 
-    /// Runs `f` with the calling thread inside the namespace, then returns the thread to where it was.
+    /// Runs `f` with the calling thread inside the namespace, then returns the thread to its own.
     ///
-    /// `f` must not wait for long: other work of this thread would run in the pod's namespace otherwise, which is why
-    /// it is a plain closure and never a future. If the way back is barred the process is aborted, for a thread that
-    /// stays in a pod's namespace would open the node's own sockets there.
+    /// `f` is a closure and not a future, because other tasks of this thread would run in the
+    /// namespace while it waits; it must not block for long. The process aborts if the thread
+    /// cannot return, because the thread would open the node's own sockets in a pod's namespace.
     ///
     /// # Errors
-    /// [`NetNsError::Enter`]; then `f` did not run.
+    /// [`NetNsError::Enter`]; `f` did not run.
     pub fn run<T>(&self, f: impl FnOnce() -> T) -> Result<T, NetNsError> {
         struct Return(Option<NetNs>);
         impl Drop for Return {
@@ -161,7 +196,7 @@ impl NetNs {
                 HOME.set(Some(home));
             }
         }
-        // Taken, so that whoever runs something within `f` looks where the thread is.
+        // Take the value, so that a nested `run` within `f` reads the current namespace.
         let here = HOME.take().map_or_else(Self::current, Ok)?;
         if here.id != self.id {
             setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|e| NetNsError::Enter(e.into()))?;
@@ -172,7 +207,7 @@ impl NetNs {
         Ok(result)
     }
 
-    /// Moves the calling thread into the namespace for good.
+    /// Moves the calling thread into the namespace permanently.
     ///
     /// # Errors
     /// [`NetNsError::Enter`].
@@ -189,7 +224,12 @@ impl AsFd for NetNs {
 }
 
 nix::ioctl_none_bad!(
-    /// NS_GET_NSTYPE of linux/nsfs.h: the CLONE_NEW* flag of a namespace file.
+    /// NS_GET_USERNS (linux/nsfs.h): opens the user namespace that owns a namespace.
+    ns_get_userns,
+    nix::request_code_none!(0xb7, 0x1)
+);
+nix::ioctl_none_bad!(
+    /// NS_GET_NSTYPE (linux/nsfs.h): returns the CLONE_NEW* flag of a namespace.
     ns_get_nstype,
     nix::request_code_none!(0xb7, 0x3)
 );
@@ -199,14 +239,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_regular_file_is_refused() {
-        assert!(matches!(NetNs::open("/etc/hostname"), Err(NetNsError::NotANamespace { .. })));
-        assert!(matches!(NetNs::open("/nonexistent/ns"), Err(NetNsError::Open { .. })));
+    fn namespaces_of_this_process_belong_to_its_users() {
+        assert!(NetNs::current().unwrap().is_of_own_users());
     }
 
     #[test]
-    fn a_namespace_of_another_type_is_refused() {
-        assert!(matches!(NetNs::open("/proc/self/ns/mnt"), Err(NetNsError::NotNetwork { .. })));
+    fn a_regular_file_is_rejected() {
+        assert!(matches!(
+            NetNs::open("/etc/hostname"),
+            Err(NetNsError::NotANamespace { .. })
+        ));
+        assert!(matches!(
+            NetNs::open("/nonexistent/ns"),
+            Err(NetNsError::Open { .. })
+        ));
+    }
+
+    #[test]
+    fn a_namespace_of_another_type_is_rejected() {
+        assert!(matches!(
+            NetNs::open("/proc/self/ns/mnt"),
+            Err(NetNsError::NotNetwork { .. })
+        ));
     }
 
     #[test]
@@ -231,7 +285,11 @@ mod tests {
             third.run(|| ()).unwrap();
             other.enter().unwrap();
             third.run(|| ()).unwrap();
-            assert_eq!(NetNs::current().unwrap().id(), other.id(), "that is where the thread lives now");
+            assert_eq!(
+                NetNs::current().unwrap().id(),
+                other.id(),
+                "the thread entered that namespace permanently"
+            );
         })
         .join()
         .unwrap();

@@ -1,9 +1,9 @@
-//! Starting a process inside a network namespace, tied to the life of its parent.
+//! Starting processes in a network namespace and tying their lifetime to the parent's.
 //!
-//! Only programs that play a container runtime (the sandbox and the tests) start processes; the plugin, the agent and
-//! the proxy never do.
+//! Only the sandbox and the tests, which act as a container runtime, start processes; the plugin,
+//! the agent and the proxy never do.
 
-#![allow(clippy::disallowed_types)] // this module is where the exception is made
+#![allow(clippy::disallowed_types)] // the exception described above
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -18,35 +18,47 @@ use crate::{NetNs, NetNsError};
 /// Makes `command` start inside `netns`.
 ///
 /// # Errors
-/// When no descriptor is free.
-pub fn in_netns<'c>(command: &'c mut Command, netns: &NetNs) -> Result<&'c mut Command, NetNsError> {
+/// If no file descriptor is available.
+pub fn in_netns<'c>(
+    command: &'c mut Command,
+    netns: &NetNs,
+) -> Result<&'c mut Command, NetNsError> {
     let netns = netns.try_clone()?;
-    // SAFETY: between fork and exec only setns(2) is called, which is async-signal-safe; nothing is allocated.
-    Ok(unsafe { command.pre_exec(move || setns(&netns, CloneFlags::CLONE_NEWNET).map_err(Into::into)) })
+    // SAFETY: between fork and exec only setns(2) is called, which is async-signal-safe; nothing is
+    // allocated.
+    Ok(unsafe {
+        command.pre_exec(move || setns(&netns, CloneFlags::CLONE_NEWNET).map_err(Into::into))
+    })
 }
 
-/// Makes the process die with the *thread* that spawns it, so that a killed parent leaves nothing behind.
+/// Makes the kernel kill the process when the *thread* that spawns it exits, so that a killed
+/// parent leaves no processes behind.
 pub fn die_with_parent(command: &mut Command) -> &mut Command {
     let parent = nix::unistd::getpid();
-    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are async-signal-safe.
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are
+    // async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             prctl::set_pdeathsig(Signal::SIGKILL)?;
-            if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+            if nix::unistd::getppid() == parent {
+                Ok(())
+            } else {
+                Err(nix::errno::Errno::ESRCH.into())
+            }
         })
     }
 }
 
-/// Lets the process take every signal, whatever the parent has blocked for itself.
+/// Unblocks all signals in the process, whichever ones the parent has blocked.
 pub fn unblock_signals(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only sigprocmask(2) is called, which is async-signal-safe.
     unsafe { command.pre_exec(|| Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)) }
 }
 
-/// Lets the process inherit `fd` under the same number.
+/// Makes the process inherit `fd` under the same number.
 pub fn inherit(command: &mut Command, fd: OwnedFd) -> &mut Command {
-    // SAFETY: between fork and exec only fcntl(2) is called, which is async-signal-safe; the descriptor is owned by
-    // the closure and so stays open until then.
+    // SAFETY: between fork and exec only fcntl(2) is called, which is async-signal-safe; the
+    // descriptor is owned by the closure and so stays open until then.
     unsafe {
         command.pre_exec(move || {
             let flags = nix::fcntl::FdFlag::empty();

@@ -1,7 +1,8 @@
-//! `SOCK_SEQPACKET` Unix sockets that carry whole messages, each with at most one file descriptor.
+//! `SOCK_SEQPACKET` Unix sockets, which carry messages with at most one file descriptor each.
 //!
-//! Both protocols between our processes (plugin-agent and agent-proxy) use them: one message is one packet, so there is
-//! no framing to get wrong, and a descriptor arrives with exactly the message it belongs to.
+//! Both protocols between Underpass's processes (plugin-agent and agent-proxy) use them: one
+//! message is one packet, so no framing is needed, and a descriptor arrives with the message it
+//! belongs to.
 
 use std::fs;
 use std::io::{self, IoSlice};
@@ -11,20 +12,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
-    listen, sendmsg, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    connect, getsockopt, listen, sendmsg, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-/// The largest message that any of our protocols sends, in bytes.
+/// Maximum message size of these protocols, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
 /// One received message.
 #[derive(Debug)]
 pub struct Packet {
-    /// The bytes, never empty.
+    /// Message bytes; never empty.
     pub data: Vec<u8>,
-    /// Descriptors that came with it (close-on-exec). A well-behaved peer sends at most one.
+    /// Descriptors received with it (close-on-exec). A well-behaved peer sends at most one.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -36,85 +37,121 @@ impl SeqPacket {
     /// Connects to a listening socket.
     ///
     /// # Errors
-    /// Those of connect(2): the path does not exist, nobody listens, permission denied.
+    /// Those of connect(2): the path does not exist, no process is listening, permission denied.
     pub fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path.as_ref())?)?;
         Ok(Self(fd))
     }
 
-    /// A connected pair, for tests of the two ends of a protocol.
+    /// Creates a connected pair, for tests of both ends of a protocol.
     ///
     /// # Errors
-    /// When no descriptor is free.
+    /// If no file descriptor is available.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (a, b) =
-            nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (a, b) = nix::sys::socket::socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
         Ok((Self(a), Self(b)))
     }
 
-    /// Bounds how long one send or receive may block; zero is not allowed.
+    /// Limits how long a send or receive may block; must not be zero.
     ///
     /// # Errors
     /// Those of setsockopt(2).
     pub fn set_timeout(&self, limit: Duration) -> io::Result<()> {
-        let value = TimeVal::microseconds(i64::try_from(limit.as_micros().max(1)).unwrap_or(i64::MAX));
+        // `TimeVal` panics for values close to i64::MAX.
+        let longest = i64::MAX / 2;
+        let micros = i64::try_from(limit.as_micros().max(1)).unwrap_or(longest);
+        let value = TimeVal::microseconds(micros.min(longest));
         setsockopt(&self.0, sockopt::ReceiveTimeout, &value)?;
         setsockopt(&self.0, sockopt::SendTimeout, &value)?;
         Ok(())
     }
 
-    /// Sends one message, with a descriptor if one is given.
+    /// Sends one message, optionally with a descriptor.
     ///
     /// # Errors
-    /// Those of sendmsg(2); `WouldBlock` when the time limit passed.
+    /// Those of sendmsg(2); `WouldBlock` if the time limit was exceeded.
     pub fn send(&self, data: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let raw = fd.map(|fd| [fd.as_raw_fd()]);
-        let control: Vec<ControlMessage<'_>> = raw.iter().map(|fds| ControlMessage::ScmRights(fds)).collect();
+        let control: Vec<ControlMessage<'_>> = raw
+            .iter()
+            .map(|fds| ControlMessage::ScmRights(fds))
+            .collect();
         let iov = [IoSlice::new(data)];
-        let send = || Ok(sendmsg::<()>(self.0.as_raw_fd(), &iov, &control, MsgFlags::MSG_NOSIGNAL, None)?);
-        let sent = self.uninterrupted(send)?;
-        if sent == data.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        let send = || {
+            Ok(sendmsg::<()>(
+                self.0.as_raw_fd(),
+                &iov,
+                &control,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            )?)
+        };
+        let sent = self.retry_interrupted(send)?;
+        if sent == data.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 
-    /// Receives one message; `None` when the peer has closed.
+    /// Receives one message; `None` if the peer has closed the connection.
     ///
     /// # Errors
-    /// Those of recvmsg(2); `WouldBlock` when the time limit passed; `InvalidData` when the message or its descriptors
-    /// were too large to be received whole (descriptors that did arrive are closed).
+    /// Those of recvmsg(2); `WouldBlock` if the time limit was exceeded; `InvalidData` if the
+    /// message or its descriptors were truncated (received descriptors are closed).
     pub fn recv(&self) -> io::Result<Option<Packet>> {
-        self.uninterrupted(|| recv_packet(&self.0, MAX_PACKET))
+        self.retry_interrupted(|| recv_packet(&self.0, MAX_PACKET))
     }
 
-    /// Unlike others, a call with a time limit ends early also when the process is only stopped for a while, by a freezer or
-    /// a debugger. It goes on with what is left of its time.
-    fn uninterrupted<T>(&self, call: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    /// Repeats an interrupted call with the remaining time. A call with a time limit is interrupted
+    /// even when a freezer or a debugger stops and continues the process, without a signal handler
+    /// (signal(7)).
+    fn retry_interrupted<T>(&self, call: impl Fn() -> io::Result<T>) -> io::Result<T> {
         let started = Instant::now();
         let mut limit = None;
-        let outcome = loop {
+        let result = loop {
             match call() {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                outcome => break outcome,
+                result => break result,
             }
-            let Some(whole) = *limit.get_or_insert(self.timeout()?) else { continue };
-            match whole.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
+            let Some(total) = *limit.get_or_insert(self.timeout()?) else {
+                continue;
+            };
+            match total
+                .checked_sub(started.elapsed())
+                .filter(|left| !left.is_zero())
+            {
                 Some(left) => self.set_timeout(left)?,
                 None => break Err(io::ErrorKind::WouldBlock.into()),
             }
         };
-        if let Some(Some(whole)) = limit {
-            self.set_timeout(whole)?;
+        if let Some(Some(total)) = limit {
+            self.set_timeout(total)?;
         }
-        outcome
+        result
     }
 
-    /// How long one send or receive may block, if there is a limit.
+    /// The time limit of a send or receive, if there is one.
     fn timeout(&self) -> io::Result<Option<Duration>> {
         let micros = getsockopt(&self.0, sockopt::ReceiveTimeout)?.num_microseconds();
-        Ok(u64::try_from(micros).ok().filter(|micros| *micros > 0).map(Duration::from_micros))
+        Ok(u64::try_from(micros)
+            .ok()
+            .filter(|micros| *micros > 0)
+            .map(Duration::from_micros))
     }
 
-    /// User and process of the other end, as the kernel recorded them at connect time.
+    /// User and process of the peer, as recorded by the kernel at connect time.
     ///
     /// # Errors
     /// Those of getsockopt(2).
@@ -135,12 +172,12 @@ impl From<OwnedFd> for SeqPacket {
     }
 }
 
-/// Who is at the other end of a Unix socket.
+/// Credentials of the peer of a Unix socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerCredentials {
     /// Effective user id.
     pub uid: u32,
-    /// Process id in our pid namespace; 0 when it is not visible there.
+    /// Process id in the caller's pid namespace; 0 if it is not visible there.
     pub pid: i32,
 }
 
@@ -153,21 +190,36 @@ pub struct SeqPacketListener {
 }
 
 impl SeqPacketListener {
-    /// Binds and listens with mode 0600. A socket file that a dead process left behind is replaced.
+    /// Binds and listens with mode 0600. Replaces a socket file left behind by a dead process.
     ///
     /// # Errors
-    /// `AddrInUse` when another process is listening there; those of bind(2) otherwise.
+    /// `AddrInUse` if another process is listening there; those of bind(2) otherwise.
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
-        let path = path.as_ref().to_path_buf();
-        if SeqPacket::connect(&path).is_ok() {
+        let path = path.as_ref();
+        if SeqPacket::connect(path).is_ok() {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
-                format!("another process listens on {}", path.display()),
+                format!("another process is listening on {}", path.display()),
             ));
         }
-        let fd =
-            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        // Bound under another name and renamed, so that nobody ever meets a socket with looser permissions.
+        Self::replace(path)
+    }
+
+    /// Like [`Self::bind`], but also if another process is listening there: new clients connect to
+    /// this listener instead.
+    ///
+    /// # Errors
+    /// Those of bind(2).
+    pub fn replace(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        // Bind under another name and rename, so that the socket never appears with looser
+        // permissions.
         let staged = path.with_extension(format!("new{}", std::process::id()));
         let _ = fs::remove_file(&staged);
         bind(fd.as_raw_fd(), &UnixAddr::new(&staged)?)?;
@@ -178,25 +230,25 @@ impl SeqPacketListener {
         Ok(Self { fd, path, inode })
     }
 
-    /// Where it listens.
+    /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next waiting connection. Never blocks.
+    /// Accepts the next pending connection. Never blocks.
     ///
     /// # Errors
-    /// `WouldBlock` when nobody waits; those of accept(2) otherwise.
+    /// `WouldBlock` if none is pending; those of accept(2) otherwise.
     pub fn accept(&self) -> io::Result<SeqPacket> {
         let raw = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: accept4 has just returned this descriptor and nobody else knows it.
+        // SAFETY: accept4 has just returned this descriptor, and nothing else uses it.
         Ok(SeqPacket(unsafe { OwnedFd::from_raw_fd(raw) }))
     }
 }
 
 impl Drop for SeqPacketListener {
     fn drop(&mut self) {
-        // Only our own file: a successor may have put its socket in our place.
+        // Remove only this listener's file: a successor may have replaced it.
         if inode_of(&self.path).ok() == Some(self.inode) {
             let _ = fs::remove_file(&self.path);
         }
@@ -212,7 +264,10 @@ fn recv_packet(fd: &OwnedFd, limit: usize) -> io::Result<Option<Packet>> {
     let mut data = vec![0u8; limit];
     let (len, truncated, fds) = recv_with_descriptors(fd, &mut data)?;
     if truncated {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was too large and was cut off"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message was too large and was truncated",
+        ));
     }
     if len == 0 && fds.is_empty() {
         return Ok(None);
@@ -221,40 +276,52 @@ fn recv_packet(fd: &OwnedFd, limit: usize) -> io::Result<Option<Packet>> {
     Ok(Some(Packet { data, fds }))
 }
 
-/// One recvmsg(2): how many bytes, whether anything was cut off, and every descriptor that has been installed here. nix's
-/// own call hides the descriptors of a message that was cut off, which then stay open for ever.
+/// Calls recvmsg(2); returns the number of bytes, whether anything was truncated, and every
+/// installed descriptor. nix's `recvmsg` hides the descriptors of a truncated message, so they
+/// would leak.
 fn recv_with_descriptors(fd: &OwnedFd, data: &mut [u8]) -> io::Result<(usize, bool, Vec<OwnedFd>)> {
-    const ROOM: usize = 4; // descriptors; what does not fit is never installed
-    let mut control = nix::cmsg_space!([RawFd; ROOM]);
-    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
-    // SAFETY: msghdr is plain data, for which all zeros mean "nothing there".
+    const MAX_FDS: usize = 4; // the kernel installs no more than fit
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut iov = libc::iovec {
+        iov_base: data.as_mut_ptr().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: msghdr is plain data, and all zeros is a valid, empty value.
     let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
     (msg.msg_iov, msg.msg_iovlen) = (&raw mut iov, 1);
     (msg.msg_control, msg.msg_controllen) = (control.as_mut_ptr().cast(), control.capacity() as _);
-    // SAFETY: every pointer in `msg` is to a live buffer of the length that stands beside it.
+    // SAFETY: every pointer in `msg` is to a live buffer of the given length.
     let len = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut msg, libc::MSG_CMSG_CLOEXEC) };
     let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
     let mut fds = Vec::new();
-    // SAFETY: the kernel has filled `control` with whole headers and set msg_controllen to where they end; each
-    // descriptor in them has just been installed for this message, and is taken once.
+    // SAFETY: the kernel has filled `control` with complete headers and set msg_controllen to their
+    // end; each descriptor in them was just installed for this message, and is wrapped once.
     unsafe {
         let mut header = libc::CMSG_FIRSTHDR(&raw const msg);
         while !header.is_null() {
             if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
                 let bytes = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                 let first = libc::CMSG_DATA(header).cast::<RawFd>();
-                let installed = (0..bytes / size_of::<RawFd>()).map(|i| first.add(i).read_unaligned());
+                let installed =
+                    (0..bytes / size_of::<RawFd>()).map(|i| first.add(i).read_unaligned());
                 fds.extend(installed.map(|fd| OwnedFd::from_raw_fd(fd)));
             }
             header = libc::CMSG_NXTHDR(&raw const msg, header);
         }
     }
-    Ok((len, msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0, fds))
+    Ok((
+        len,
+        msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+        fds,
+    ))
 }
 
 fn peer_credentials(fd: &OwnedFd) -> io::Result<PeerCredentials> {
     let c = getsockopt(fd, sockopt::PeerCredentials)?;
-    Ok(PeerCredentials { uid: c.uid(), pid: c.pid() })
+    Ok(PeerCredentials {
+        uid: c.uid(),
+        pid: c.pid(),
+    })
 }
 
 #[cfg(feature = "tokio")]
@@ -280,19 +347,22 @@ mod asynchronous {
             Self::new(SeqPacket::connect(path)?)
         }
 
-        /// Puts a connected socket on the current runtime.
+        /// Registers a connected socket with the current runtime.
         ///
         /// # Errors
-        /// When it cannot be made non-blocking or cannot be registered.
+        /// If it cannot be made non-blocking or cannot be registered.
         pub fn new(socket: SeqPacket) -> io::Result<Self> {
             let flags = OFlag::from_bits_retain(fcntl(&socket.0, FcntlArg::F_GETFL)?);
             fcntl(&socket.0, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-            // SAFETY: a SeqPacket owns its descriptor and returns the same open one for as long as it lives.
-            let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE) };
+            // SAFETY: a SeqPacket owns its descriptor and returns the same open one for as long as
+            // it lives.
+            let fd = unsafe {
+                AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)
+            };
             Ok(Self(fd?))
         }
 
-        /// See [`SeqPacket::send`]. Safe to cancel: a message is sent whole or not at all.
+        /// See [`SeqPacket::send`]. Cancel safe: a message is sent completely or not at all.
         ///
         /// # Errors
         /// Those of sendmsg(2).
@@ -306,10 +376,11 @@ mod asynchronous {
             }
         }
 
-        /// See [`SeqPacket::recv`]. Safe to cancel: a message is received whole or stays in the socket.
+        /// See [`SeqPacket::recv`]. Cancel safe: a message is received completely or stays in the
+        /// socket.
         ///
         /// # Errors
-        /// Those of recvmsg(2), and `InvalidData` for a message that was cut off.
+        /// Those of recvmsg(2), and `InvalidData` for a truncated message.
         pub async fn recv(&self) -> io::Result<Option<Packet>> {
             loop {
                 let mut ready = self.0.readable().await?;
@@ -339,13 +410,25 @@ mod asynchronous {
         /// # Errors
         /// Those of [`SeqPacketListener::bind`].
         pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
-            let listener = SeqPacketListener::bind(path)?;
-            // SAFETY: a listener owns its descriptor and returns the same open one for as long as it lives.
+            Self::register(SeqPacketListener::bind(path)?)
+        }
+
+        /// See [`SeqPacketListener::replace`].
+        ///
+        /// # Errors
+        /// Those of [`SeqPacketListener::replace`].
+        pub fn replace(path: impl AsRef<Path>) -> io::Result<Self> {
+            Self::register(SeqPacketListener::replace(path)?)
+        }
+
+        fn register(listener: SeqPacketListener) -> io::Result<Self> {
+            // SAFETY: a listener owns its descriptor and returns the same open one for as long as
+            // it lives.
             let fd = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
             Ok(Self(fd?))
         }
 
-        /// The next connection.
+        /// Accepts the next connection.
         ///
         /// # Errors
         /// Those of accept(2); the caller should pause before the next call.
@@ -384,7 +467,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_arrives_whole_with_its_descriptor() {
+    fn a_message_arrives_with_its_descriptor() {
         let (a, b) = SeqPacket::pair().unwrap();
         let file = fs::File::open("/dev/null").unwrap();
         a.send(b"one", Some(file.as_fd())).unwrap();
@@ -398,13 +481,19 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_of_a_message_that_is_cut_off_are_closed() {
+    fn descriptors_of_a_truncated_message_are_closed() {
         let (a, b) = SeqPacket::pair().unwrap();
         let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
         for count in [3, 100] {
             let raw = vec![writer.as_raw_fd(); count];
             let control = [ControlMessage::ScmRights(&raw)];
-            let sent = sendmsg::<()>(a.0.as_raw_fd(), &[IoSlice::new(b"x")], &control, MsgFlags::empty(), None);
+            let sent = sendmsg::<()>(
+                a.0.as_raw_fd(),
+                &[IoSlice::new(b"x")],
+                &control,
+                MsgFlags::empty(),
+                None,
+            );
             assert_eq!(sent, Ok(1));
             match b.recv() {
                 Ok(packet) => assert_eq!(packet.unwrap().fds.len(), 3),
@@ -412,11 +501,15 @@ mod tests {
             }
         }
         drop(writer);
-        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "no copy of the writing end is open any more");
+        assert_eq!(
+            nix::unistd::read(&reader, &mut [0]),
+            Ok(0),
+            "no copy of the write end is open"
+        );
     }
 
     #[test]
-    fn a_silent_peer_runs_into_the_time_limit() {
+    fn receiving_from_a_silent_peer_times_out() {
         let (_a, b) = SeqPacket::pair().unwrap();
         b.set_timeout(Duration::from_millis(20)).unwrap();
         assert_eq!(b.recv().unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -424,21 +517,32 @@ mod tests {
 
     #[test]
     fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
-        let dir = std::env::temp_dir().join(format!("seqpacket-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
         let path = dir.join("s.sock");
         let first = SeqPacketListener::bind(&path).unwrap();
-        assert_eq!(SeqPacketListener::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            SeqPacketListener::bind(&path).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop(first);
         let other = dir.join("t.sock");
-        let _ = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map(|fd| {
+        let _ = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .map(|fd| {
             bind(fd.as_raw_fd(), &UnixAddr::new(&other).unwrap()).unwrap();
         });
         assert!(other.exists());
         let again = SeqPacketListener::bind(&other).unwrap();
-        assert_eq!(fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&other).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         drop(again);
         assert!(!other.exists());
-        fs::remove_dir_all(&dir).unwrap();
     }
 }

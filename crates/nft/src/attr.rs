@@ -1,15 +1,15 @@
 //! Netlink attributes: a type, a length, a value padded to four bytes (linux/netlink.h).
 
-/// The flag that says "this attribute holds attributes".
+/// Flag for an attribute that contains attributes.
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
-/// Appends attributes to a message.
+/// The attributes of a message.
 #[derive(Debug, Default)]
 pub(crate) struct Writer(pub(crate) Vec<u8>);
 
 impl Writer {
-    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         let len = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.0.extend_from_slice(&len.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
@@ -18,29 +18,26 @@ impl Writer {
         self
     }
 
-    pub(crate) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes)
+    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
+        self.bytes(kind, &[value.as_bytes(), &[0]].concat())
     }
 
-    /// nf_tables numbers travel in network byte order.
-    pub(crate) fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
+    /// Appends a number; nf_tables uses network byte order.
+    pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(crate) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Writer)) -> &mut Self {
-        let start = self.0.len();
-        self.0.extend_from_slice(&[0; 4]);
-        fill(self);
-        let len = u16::try_from(self.0.len() - start).unwrap_or(u16::MAX);
-        self.0[start..start + 2].copy_from_slice(&len.to_ne_bytes());
-        self.0[start + 2..start + 4].copy_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
-        self
+    pub(crate) fn nested(self, kind: u16, inner: Self) -> Self {
+        self.bytes(kind | NLA_F_NESTED, &inner.0)
+    }
+
+    /// Appends a constant, which nf_tables nests in an attribute of its own (NFTA_DATA_VALUE).
+    pub(crate) fn data(self, kind: u16, value: &[u8]) -> Self {
+        self.nested(kind, Self::default().bytes(1, value))
     }
 }
 
-/// Walks the attributes of a message; stops at the first that does not fit.
+/// Iterates over the attributes of a message; stops at the first that exceeds the input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
@@ -75,6 +72,11 @@ impl<'a> Reader<'a> {
     pub(crate) fn nested(self, kind: u16) -> Option<Reader<'a>> {
         self.find(kind).map(Reader)
     }
+
+    /// Reads a constant that [`Writer::data`] wrote.
+    pub(crate) fn data(self, kind: u16) -> Option<&'a [u8]> {
+        self.nested(kind)?.find(1)
+    }
 }
 
 #[cfg(test)]
@@ -82,11 +84,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read() {
-        let mut w = Writer::default();
-        w.text(1, "abc").nested(2, |w| {
-            w.be32(7, 0x0102_0304);
-        });
+    fn written_attributes_are_read_back() {
+        let inner = Writer::default().be32(7, 0x0102_0304);
+        let w = Writer::default().text(1, "abc").nested(2, inner);
         let r = Reader(&w.0);
         assert_eq!(r.text(1).as_deref(), Some("abc"));
         assert_eq!(r.nested(2).and_then(|r| r.be32(7)), Some(0x0102_0304));
@@ -94,12 +94,15 @@ mod tests {
     }
 
     #[test]
-    fn cut_off_input_ends_the_walk() {
-        let mut w = Writer::default();
-        w.text(1, "abcdef");
+    fn truncated_input_ends_the_iteration() {
+        let w = Writer::default().text(1, "abcdef");
         for end in 0..w.0.len() {
             assert!(Reader(&w.0[..end]).count() <= 1);
         }
-        assert_eq!(Reader(&[3, 0, 1, 0]).count(), 0, "a length shorter than the header");
+        assert_eq!(
+            Reader(&[3, 0, 1, 0]).count(),
+            0,
+            "a length shorter than the header"
+        );
     }
 }

@@ -1,15 +1,17 @@
-//! A batch: many changes, applied together or not at all.
-
-use std::net::IpAddr;
+//! Batches: changes that the kernel applies atomically.
 
 use crate::attr::Writer;
 use crate::expr::Expr;
-use crate::object::{Chain, ChainName, Family, Jump, Rule, Set};
-use crate::socket::{NLMSG_ERROR, NftError, Socket, messages};
+use crate::netlink::{messages, set_flag};
+use crate::object::{Chain, ChainName, Family, Jump, Rule, Table};
+use crate::set::{Element, Set};
+use crate::socket::{NftError, Socket};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
-pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// NFNL_BATCH_GENID, an attribute of NFNL_MSG_BATCH_BEGIN (linux/netfilter/nfnetlink.h).
+const GENID: u16 = 1;
+const NFNL_SUBSYS_NFTABLES: u8 = 10;
 const NFPROTO_UNSPEC: u8 = 0;
 
 const NEWTABLE: u16 = 0;
@@ -22,231 +24,351 @@ const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
 const DELSETELEM: u16 = 14;
 
-/// An attribute's length has 16 bits, and an IPv6 address takes 28 bytes.
-const MOST_ELEMENTS: usize = 2000;
+/// Maximum set elements per message: an attribute length has 16 bits, and an IPv6 connection takes
+/// 36 bytes.
+const MAX_ELEMENTS: usize = 1500;
 
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
+pub(crate) const NLM_F_REQUEST: u16 = 0x1;
+pub(crate) const NLM_F_ACK: u16 = 0x4;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 
-/// Changes to one table of the inet family, and what of other tables goes with them, to be applied together.
+/// Atomic changes to one table of the inet family, and deletions from other tables that belong to
+/// the same transaction.
 #[derive(Debug)]
 pub struct Batch {
     table: String,
     buffer: Vec<u8>,
-    /// What each message was about; the index is the sequence number less one.
-    what: Vec<String>,
+    /// A description of each message, for errors; the index is the sequence number minus one.
+    descriptions: Vec<String>,
+    /// Offset of the last message.
+    last: usize,
 }
 
 impl Batch {
-    /// An empty batch for a table.
+    /// Creates an empty batch for a table.
     pub fn new(table: &str) -> Self {
-        let mut batch = Self { table: table.to_owned(), buffer: Vec::new(), what: Vec::new() };
+        let mut batch = Self {
+            table: table.to_owned(),
+            buffer: Vec::new(),
+            descriptions: Vec::new(),
+            last: 0,
+        };
         batch.boundary(NFNL_MSG_BATCH_BEGIN);
         batch
     }
 
-    /// Creates the table; the kernel refuses with EEXIST when it is there already.
-    pub fn create_table(&mut self) -> &mut Self {
-        let table = self.table.clone();
-        self.message(NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, format!("table inet {table}"), |w| {
-            w.text(1, &table).be32(2, 0); // NAME, FLAGS
-        })
-    }
-
-    /// Creates the table, or leaves the one that is there as it is.
-    pub fn ensure_table(&mut self) -> &mut Self {
-        let table = self.table.clone();
-        self.message(NEWTABLE, NLM_F_CREATE, format!("table inet {table}"), |w| {
-            w.text(1, &table).be32(2, 0); // NAME, FLAGS
-        })
-    }
-
-    /// Deletes the table and everything in it; the kernel refuses with ENOENT when it is not there.
-    ///
-    /// Closing the socket of such a batch waits for the kernel to free the objects (about 10 ms), so this has no place
-    /// on the path of a starting pod.
-    pub fn delete_table(&mut self) -> &mut Self {
-        let table = self.table.clone();
-        self.message(DELTABLE, 0, format!("the deletion of table inet {table}"), |w| {
-            w.text(1, &table);
-        })
-    }
-
-    /// Deletes another table and everything in it.
-    pub fn delete_other_table(&mut self, family: Family, table: &str) -> &mut Self {
-        self.message_to(family, DELTABLE, 0, format!("the deletion of table {table}"), |w| {
-            w.text(1, table);
-        })
-    }
-
-    /// Deletes a rule that jumps.
-    pub fn delete_jump(&mut self, jump: &Jump) -> &mut Self {
-        let ChainName { family, table, chain } = &jump.from;
-        self.message_to(*family, DELRULE, 0, format!("the deletion of the jump from {chain} to {}", jump.to), |w| {
-            w.text(1, table).text(2, chain).bytes(3, &jump.handle.to_be_bytes()); // TABLE, CHAIN, HANDLE
-        })
-    }
-
-    /// Deletes all rules of a chain.
-    pub fn flush_chain(&mut self, of: &ChainName) -> &mut Self {
-        self.message_to(of.family, DELRULE, 0, format!("the deletion of what is in chain {}", of.chain), |w| {
-            w.text(1, &of.table).text(2, &of.chain); // TABLE, CHAIN
-        })
-    }
-
-    /// Deletes a chain that is empty, and that nothing jumps to.
-    pub fn delete_chain(&mut self, of: &ChainName) -> &mut Self {
-        self.message_to(of.family, DELCHAIN, 0, format!("the deletion of chain {}", of.chain), |w| {
-            w.text(1, &of.table).text(3, &of.chain); // TABLE, NAME
-        })
-    }
-
-    /// Adds a base chain.
-    pub fn chain(&mut self, chain: &Chain) -> &mut Self {
-        let table = self.table.clone();
-        self.message(NEWCHAIN, NLM_F_CREATE, format!("chain {}", chain.name), |w| {
-            w.text(1, &table).text(3, &chain.name); // TABLE, NAME
-            w.nested(4, |w| {
-                w.be32(1, chain.hook.number()); // HOOKNUM
-                w.bytes(2, &chain.priority.to_be_bytes()); // PRIORITY
-            });
-            w.be32(5, 1).text(7, chain.kind.name()); // POLICY accept, TYPE
-        })
-    }
-
-    /// Appends a rule.
-    pub fn rule(&mut self, rule: &Rule) -> &mut Self {
-        let table = self.table.clone();
-        let number = self.what.len();
-        self.message(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, format!("rule {number} of chain {}", rule.chain), |w| {
-            w.text(1, &table).text(2, &rule.chain); // TABLE, CHAIN
-            w.nested(4, |w| Expr::write_all(&rule.exprs, w)); // EXPRESSIONS
-        })
-    }
-
-    /// Adds a set with its elements.
-    pub fn set(&mut self, set: &Set) -> &mut Self {
-        let table = self.table.clone();
-        let (kind, len) = set.key.type_and_len();
-        let id = u32::try_from(self.what.len()).unwrap_or(0);
-        self.message(NEWSET, NLM_F_CREATE, format!("set {}", set.name), |w| {
-            w.text(1, &table).text(2, &set.name).be32(3, 0); // TABLE, NAME, FLAGS
-            w.be32(4, kind).be32(5, len).be32(10, id); // KEY_TYPE, KEY_LEN, ID
-        });
-        self.add_elements(&set.name, &set.elements)
-    }
-
-    /// Adds addresses to a set; those that are in it already are fine.
-    pub fn add_elements(&mut self, set: &str, addresses: &[IpAddr]) -> &mut Self {
-        self.elements(NEWSETELEM, NLM_F_CREATE, set, addresses)
-    }
-
-    /// Deletes addresses from a set; the kernel refuses with ENOENT when one is not in it.
-    pub fn delete_elements(&mut self, set: &str, addresses: &[IpAddr]) -> &mut Self {
-        self.elements(DELSETELEM, 0, set, addresses)
-    }
-
-    fn elements(&mut self, kind: u16, flags: u16, set: &str, addresses: &[IpAddr]) -> &mut Self {
-        let table = self.table.clone();
-        for some in addresses.chunks(MOST_ELEMENTS) {
-            self.message(kind, flags, format!("the elements of set {set}"), |w| {
-                w.text(1, &table).text(2, set); // TABLE, SET
-                w.nested(3, |w| {
-                    for address in some {
-                        w.nested(1, |w| {
-                            w.nested(1, |w| {
-                                match address {
-                                    IpAddr::V4(a) => w.bytes(1, &a.octets()),
-                                    IpAddr::V6(a) => w.bytes(1, &a.octets()),
-                                };
-                            });
-                        });
-                    }
-                });
-            });
+    /// Creates the batch's table with the contents of `table`; fails with EEXIST if it exists.
+    pub fn create_table(&mut self, table: &Table) -> &mut Self {
+        self.table(NLM_F_CREATE | NLM_F_EXCL);
+        for set in &table.sets {
+            self.set(set);
+        }
+        for chain in &table.chains {
+            self.chain(chain);
+        }
+        for rule in &table.rules {
+            self.rule(rule);
         }
         self
     }
 
-    /// Applies the batch.
+    /// Creates the table if it does not exist.
+    pub fn ensure_table(&mut self) -> &mut Self {
+        self.table(NLM_F_CREATE)
+    }
+
+    fn table(&mut self, flags: u16) -> &mut Self {
+        let what = format!("table inet {}", self.table);
+        let attributes = self.in_table().be32(2, 0); // FLAGS
+        self.push(Family::Inet, NEWTABLE, flags, what, attributes)
+    }
+
+    /// Deletes the table with its contents; fails with ENOENT if it does not exist.
+    ///
+    /// Closing the socket of such a batch waits about 10 ms for the kernel to free the objects, so
+    /// avoid this while a pod starts.
+    pub fn delete_table(&mut self) -> &mut Self {
+        let what = format!("the deletion of table inet {}", self.table);
+        self.push(Family::Inet, DELTABLE, 0, what, self.in_table())
+    }
+
+    /// Deletes another table with its contents.
+    pub fn delete_other_table(&mut self, family: Family, table: &str) -> &mut Self {
+        let what = format!("the deletion of table {table}");
+        self.push(family, DELTABLE, 0, what, in_table(table))
+    }
+
+    /// Deletes a rule that jumps to another chain.
+    pub fn delete_jump(&mut self, jump: &Jump) -> &mut Self {
+        let of = &jump.from;
+        let what = format!("the deletion of the jump from {} to {}", of.chain, jump.to);
+        let handle = jump.handle.to_be_bytes();
+        let attributes = in_table(&of.table).text(2, &of.chain).bytes(3, &handle); // CHAIN, HANDLE
+        self.push(of.family, DELRULE, 0, what, attributes)
+    }
+
+    /// Deletes all rules of a chain.
+    pub fn flush_chain(&mut self, of: &ChainName) -> &mut Self {
+        let what = format!("the deletion of the rules of chain {}", of.chain);
+        let attributes = in_table(&of.table).text(2, &of.chain); // CHAIN
+        self.push(of.family, DELRULE, 0, what, attributes)
+    }
+
+    /// Deletes an empty chain that no rule jumps to.
+    pub fn delete_chain(&mut self, of: &ChainName) -> &mut Self {
+        let what = format!("the deletion of chain {}", of.chain);
+        let attributes = in_table(&of.table).text(3, &of.chain); // NAME
+        self.push(of.family, DELCHAIN, 0, what, attributes)
+    }
+
+    /// Adds a base chain.
+    fn chain(&mut self, chain: &Chain) -> &mut Self {
+        let hook = Writer::default().be32(1, chain.hook.number()); // HOOKNUM
+        let hook = hook.bytes(2, &chain.priority.to_be_bytes()); // PRIORITY
+        let attributes = self.in_table().text(3, &chain.name).nested(4, hook); // NAME, HOOK
+        let attributes = attributes.be32(5, 1).text(7, chain.kind.name()); // POLICY accept, TYPE
+        let what = format!("chain {}", chain.name);
+        self.push(Family::Inet, NEWCHAIN, NLM_F_CREATE, what, attributes)
+    }
+
+    /// Appends a rule.
+    fn rule(&mut self, rule: &Rule) -> &mut Self {
+        let what = format!("rule {} of chain {}", self.descriptions.len(), rule.chain);
+        let attributes = self.in_table().text(2, &rule.chain); // CHAIN
+        let attributes = attributes.nested(4, Expr::encode_all(&rule.exprs)); // EXPRESSIONS
+        self.push(
+            Family::Inet,
+            NEWRULE,
+            NLM_F_CREATE | NLM_F_APPEND,
+            what,
+            attributes,
+        )
+    }
+
+    /// Adds a set with its elements.
+    fn set(&mut self, set: &Set) -> &mut Self {
+        let (kind, len) = set.key.type_and_len();
+        let id = u32::try_from(self.descriptions.len()).unwrap_or(0);
+        let attributes = self.in_table().text(2, &set.name).be32(3, 0); // NAME, FLAGS
+        // KEY_TYPE, KEY_LEN, ID
+        let mut attributes = attributes.be32(4, kind).be32(5, len).be32(10, id);
+        if let Some(size) = set.fixed_size() {
+            attributes = attributes.nested(9, Writer::default().be32(1, size)); // DESC, SIZE
+        }
+        let what = format!("set {}", set.name);
+        self.push(Family::Inet, NEWSET, NLM_F_CREATE, what, attributes);
+        self.add_elements(&set.name, &set.elements)
+    }
+
+    /// Adds elements to a set; existing ones are ignored.
+    pub fn add_elements(&mut self, set: &str, elements: &[Element]) -> &mut Self {
+        self.elements(NEWSETELEM, NLM_F_CREATE, set, elements)
+    }
+
+    /// Deletes elements from a set; fails with ENOENT if one is missing.
+    pub fn delete_elements(&mut self, set: &str, elements: &[Element]) -> &mut Self {
+        self.elements(DELSETELEM, 0, set, elements)
+    }
+
+    fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[Element]) -> &mut Self {
+        for chunk in elements.chunks(MAX_ELEMENTS) {
+            let elements = chunk.iter().fold(Writer::default(), |list, element| {
+                list.nested(1, Writer::default().data(1, &element.key())) // LIST_ELEM, KEY
+            });
+            let attributes = self.in_table().text(2, set).nested(3, elements); // SET, ELEMENTS
+            let what = format!("the elements of set {set}");
+            self.push(Family::Inet, kind, flags, what, attributes);
+        }
+        self
+    }
+
+    fn in_table(&self) -> Writer {
+        in_table(&self.table)
+    }
+
+    /// Restricts the batch to a [`generation`](crate::generation) of the namespace's ruleset: if
+    /// any table was changed since, the kernel rejects the batch with ERESTART.
+    pub fn for_generation(&mut self, generation: u32) -> &mut Self {
+        let begin = boundary(
+            NFNL_MSG_BATCH_BEGIN,
+            1,
+            &Writer::default().be32(GENID, generation),
+        );
+        let unrestricted = begin.len() - 8; // the length of the attribute
+        self.buffer.splice(..unrestricted, begin);
+        if self.descriptions.len() > 1 {
+            self.last += 8;
+        }
+        self
+    }
+
+    /// Applies the batch. A batch without messages changes nothing.
     ///
     /// # Errors
-    /// [`NftError::Refused`] names the first object that the kernel did not take; then nothing was applied.
+    /// [`NftError::Refused`] names the first object that the kernel rejected; nothing was applied.
+    /// The socket must not be used again, because it may hold further answers.
     pub fn commit(mut self, socket: &Socket) -> Result<(), NftError> {
-        self.boundary(NFNL_MSG_BATCH_END);
-        socket.send(&self.buffer)?;
-        // An acknowledgement for each message, or errors; the kernel answers in order and the last one ends it.
-        let last = u32::try_from(self.what.len() - 1).unwrap_or(u32::MAX);
+        let last = self.descriptions.len();
+        if last == 1 {
+            return Ok(());
+        }
+        self.finish();
+        socket.0.send(&self.buffer)?;
         loop {
-            let received = socket.receive()?;
-            for m in messages(&received) {
-                if m.kind != NLMSG_ERROR {
-                    continue;
-                }
-                let errno = m.errno();
-                if errno != 0 {
-                    let index = m.seq.saturating_sub(1) as usize;
-                    let what = self.what.get(index).cloned().unwrap_or_else(|| "the batch".to_owned());
-                    return Err(NftError::Refused { what, source: std::io::Error::from_raw_os_error(errno) });
-                }
-                if m.seq >= last {
-                    return Ok(());
+            for m in messages(&socket.0.receive()?) {
+                match m.outcome() {
+                    Some(Err(source)) => {
+                        let index = m.seq.saturating_sub(1) as usize;
+                        let object = self.descriptions.get(index).cloned();
+                        return Err(NftError::Refused {
+                            object: object.unwrap_or_else(|| "the batch".to_owned()),
+                            source,
+                        });
+                    }
+                    Some(Ok(())) if m.seq as usize >= last => return Ok(()),
+                    _ => {}
                 }
             }
         }
     }
 
+    /// Asks for an acknowledgement of the last message, and ends the batch.
+    ///
+    /// The kernel reports errors of all messages. An acknowledgement for each would overflow the
+    /// receive buffer, and before Linux 6.10 the kernel does not acknowledge the end of a batch.
+    fn finish(&mut self) {
+        set_flag(&mut self.buffer[self.last..], NLM_F_ACK);
+        self.boundary(NFNL_MSG_BATCH_END);
+    }
+
     fn boundary(&mut self, kind: u16) {
-        let what = "the batch".to_owned();
-        self.push(kind, NLM_F_REQUEST, NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES, what, &[]);
+        let seq = self.describe("the batch".to_owned());
+        self.buffer.extend(boundary(kind, seq, &Writer::default()));
     }
 
-    fn message(&mut self, kind: u16, flags: u16, what: String, fill: impl FnOnce(&mut Writer)) -> &mut Self {
-        self.message_to(Family::Inet, kind, flags, what, fill)
-    }
-
-    fn message_to(
+    fn push(
         &mut self,
         family: Family,
         kind: u16,
         flags: u16,
-        what: String,
-        fill: impl FnOnce(&mut Writer),
+        description: String,
+        attributes: Writer,
     ) -> &mut Self {
-        let mut w = Writer::default();
-        fill(&mut w);
-        let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
-        self.push(kind, NLM_F_REQUEST | NLM_F_ACK | flags, family.number(), 0, what, &w.0);
+        let (seq, flags) = (self.describe(description), NLM_F_REQUEST | flags);
+        self.last = self.buffer.len();
+        let header = [family.number(), 0, 0, 0];
+        let message = message(nf_tables(kind), flags, seq, header, &attributes);
+        self.buffer.extend(message);
         self
     }
 
-    fn push(&mut self, kind: u16, flags: u16, family: u8, resource: u16, what: String, attributes: &[u8]) {
-        self.what.push(what);
-        let seq = u32::try_from(self.what.len()).unwrap_or(u32::MAX);
-        push_message(&mut self.buffer, kind, flags, seq, family, resource, attributes);
+    /// Stores the description of the next message; returns its sequence number.
+    fn describe(&mut self, description: String) -> u32 {
+        self.descriptions.push(description);
+        u32::try_from(self.descriptions.len()).unwrap_or(u32::MAX)
     }
 }
 
-/// Appends one nfnetlink message: the netlink header, the four bytes of nfgenmsg, the attributes.
-pub(crate) fn push_message(
-    buffer: &mut Vec<u8>,
+/// The message that begins or ends a batch; its resource is the subsystem.
+fn boundary(kind: u16, seq: u32, attributes: &Writer) -> Vec<u8> {
+    let header = [NFPROTO_UNSPEC, 0, 0, NFNL_SUBSYS_NFTABLES];
+    message(kind, NLM_F_REQUEST, seq, header, attributes)
+}
+
+/// The attribute that names the table of an object.
+fn in_table(table: &str) -> Writer {
+    Writer::default().text(1, table)
+}
+
+/// The type of an nf_tables message among those of all nfnetlink subsystems.
+pub(crate) fn nf_tables(kind: u16) -> u16 {
+    u16::from(NFNL_SUBSYS_NFTABLES) << 8 | kind
+}
+
+/// Builds an nfnetlink message: netlink header, nfgenmsg (family, version, resource), attributes.
+pub(crate) fn message(
     kind: u16,
     flags: u16,
     seq: u32,
-    family: u8,
-    resource: u16,
-    attributes: &[u8],
-) {
-    let len = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
-    buffer.extend_from_slice(&len.to_ne_bytes());
-    buffer.extend_from_slice(&kind.to_ne_bytes());
-    buffer.extend_from_slice(&flags.to_ne_bytes());
-    buffer.extend_from_slice(&seq.to_ne_bytes());
-    buffer.extend_from_slice(&[0; 4]); // port id: the kernel fills it in
-    buffer.extend_from_slice(&[family, 0]);
-    buffer.extend_from_slice(&resource.to_be_bytes());
-    buffer.extend_from_slice(attributes);
+    nfgenmsg: [u8; 4],
+    attributes: &Writer,
+) -> Vec<u8> {
+    let len = u32::try_from(20 + attributes.0.len()).unwrap_or(u32::MAX);
+    let port_id = [0; 4]; // the kernel fills it in
+    let (len, seq) = (len.to_ne_bytes(), seq.to_ne_bytes());
+    let kind_and_flags = [kind.to_ne_bytes(), flags.to_ne_bytes()].concat();
+    [
+        &len,
+        &kind_and_flags[..],
+        &seq,
+        &port_id,
+        &nfgenmsg,
+        &attributes.0,
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kind and acknowledgement flag of each message.
+    fn messages_of(mut batch: Batch) -> Vec<(u16, bool)> {
+        batch.finish();
+        let found = messages(&batch.buffer);
+        let acknowledged = |bytes: &[u8]| u16::from(bytes[6]) & NLM_F_ACK != 0;
+        let found = found.iter().map(|m| (m.kind & 0xff, acknowledged(m.bytes)));
+        found.collect()
+    }
+
+    #[test]
+    fn only_the_last_message_of_a_batch_is_acknowledged() {
+        let mut batch = Batch::new("t");
+        batch.ensure_table().delete_table();
+        let expected = [
+            (NFNL_MSG_BATCH_BEGIN, false),
+            (NEWTABLE, false),
+            (DELTABLE, true),
+            (NFNL_MSG_BATCH_END, false),
+        ];
+        assert_eq!(messages_of(batch), expected);
+        let mut batch = Batch::new("t");
+        batch.ensure_table().delete_table().for_generation(7);
+        assert_eq!(messages_of(batch), expected, "restricted at the end");
+        let mut batch = Batch::new("t");
+        batch.for_generation(7).ensure_table().delete_table();
+        assert_eq!(messages_of(batch), expected, "restricted at the beginning");
+    }
+
+    #[test]
+    fn ten_thousand_connections_fit_into_messages() {
+        let family = crate::IpFamily::V6;
+        let element = |port| Element::Connection {
+            peer: [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
+            source_port: port,
+            destination_port: 443,
+        };
+        let set = Set {
+            name: "open6".into(),
+            key: crate::SetKey::Connection(family),
+            elements: (0..10_000).map(element).collect(),
+        };
+        let mut table = Table::new("t");
+        table.sets.push(set.clone());
+        let mut batch = Batch::new("t");
+        batch.create_table(&table);
+        let found = messages(&batch.buffer);
+        let mut read = Table::new("t");
+        for m in &found {
+            let kind = match m.kind & 0xff {
+                NEWSET => crate::ObjectKind::Set,
+                NEWSETELEM => crate::ObjectKind::Elements,
+                _ => continue,
+            };
+            read.add_message(kind, &m.body[4..]);
+        }
+        assert_eq!(read.sets, [set]);
+    }
 }

@@ -1,161 +1,217 @@
-//! Reading a table back.
-
-use std::net::IpAddr;
+//! Dumps: reading tables, chains and rules from the kernel.
 
 use crate::attr::{Reader, Writer};
-use crate::batch::{NFNL_SUBSYS_NFTABLES, push_message};
+use crate::batch::{NLM_F_REQUEST, message, nf_tables};
 use crate::expr::{Expr, Verdict};
-use crate::object::{Chain, ChainKind, ChainName, Family, Hook, Jump, Rule, Set, SetKey};
-use crate::socket::{NLMSG_DONE, NLMSG_ERROR, NftError, Socket, messages};
+use crate::netlink::{Budget, messages};
+use crate::object::{Chain, ChainKind, ChainName, Family, Hook, Jump, Rule, Table};
+use crate::set::{Element, Set, SetKey};
+use crate::socket::{NftError, Socket};
 
-const GETCHAIN: u16 = 4;
-const GETRULE: u16 = 7;
+const GETTABLE: u16 = 1;
+pub(crate) const GETCHAIN: u16 = 4;
+pub(crate) const GETRULE: u16 = 7;
 const GETSET: u16 = 10;
 const GETSETELEM: u16 = 13;
 const GETGEN: u16 = 16;
 
-/// Every family, in a dump request.
-const UNSPECIFIED: u8 = 0;
+/// Selects all families in a dump request.
+pub(crate) const UNSPECIFIED: u8 = 0;
 
-const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
 
-/// What a table of the inet family holds.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Table {
-    /// Base chains, in the kernel's order. Chains without a hook are not ours and are left out.
-    pub chains: Vec<Chain>,
-    /// Rules, in order within each chain.
-    pub rules: Vec<Rule>,
-    /// Sets of addresses, each with sorted elements.
-    pub sets: Vec<Set>,
-}
+/// The policy accept (NF_ACCEPT), which the kernel assumes if there is none.
+const ACCEPT: u32 = 1;
+/// NFT_CHAIN_HW_OFFLOAD
+const HW_OFFLOAD: u32 = 2;
 
-/// What one message of a dump is about.
+/// The kind of object that a dump message describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dumped {
+pub enum ObjectKind {
+    /// The table itself.
+    Table,
     /// A chain.
     Chain,
     /// A rule.
     Rule,
     /// A set, without its elements.
     Set,
-    /// Elements of a set that has been taken before.
+    /// Elements of a set that an earlier message described.
     Elements,
 }
 
 impl Table {
-    /// Takes what one message of a dump says about the table of this name: its attributes, after the header of nf_tables.
-    /// What is about another table, or makes no sense, is left out.
-    pub fn take(&mut self, table: &str, what: Dumped, attributes: &[u8]) {
+    /// Adds the object that a dump message describes, from the attributes after the nfgenmsg
+    /// header. Ignores objects of other tables; [`Table::unknown`] lists what Underpass never
+    /// writes.
+    pub fn add_message(&mut self, kind: ObjectKind, attributes: &[u8]) {
         let r = Reader(attributes);
-        if r.text(1).as_deref() == Some(table) {
-            let _ = match what {
-                Dumped::Chain => self.take_chain(r),
-                Dumped::Rule => self.take_rule(r),
-                Dumped::Set => self.take_set(r),
-                Dumped::Elements => self.take_elements(r),
+        if r.text(1).as_ref() == Some(&self.name) {
+            let (added, what) = match kind {
+                ObjectKind::Table => (self.add_flags(r), "table".to_owned()),
+                ObjectKind::Chain => (self.add_chain(r), named("chain", r.text(3))),
+                ObjectKind::Rule => (self.add_rule(r), named("rule of chain", r.text(2))),
+                ObjectKind::Set => (self.add_set(r), named("set", r.text(2))),
+                ObjectKind::Elements => (self.add_elements(r), named("element of set", r.text(2))),
             };
+            if added.is_none() {
+                self.unknown.push(format!("{what} of an unknown form"));
+            }
         }
     }
 
-    fn take_chain(&mut self, r: Reader<'_>) -> Option<()> {
-        let (name, hook, kind) = (r.text(3)?, r.nested(4)?, ChainKind::from_name(&r.text(7)?)?);
+    fn add_flags(&mut self, r: Reader<'_>) -> Option<()> {
+        let names = [(1, "dormant"), (2, "owner"), (4, "persist")];
+        let flags = r.be32(2).unwrap_or(0);
+        let set = names.iter().filter(|(bit, _)| flags & bit != 0);
+        self.unknown
+            .extend(set.map(|(_, name)| format!("flag {name}")));
+        (flags & !7 == 0).then_some(())
+    }
+
+    fn add_chain(&mut self, r: Reader<'_>) -> Option<()> {
+        let name = r.text(3)?;
+        let Some(hook) = r.nested(4) else {
+            self.unknown.push(format!("chain {name} without a hook"));
+            return Some(());
+        };
+        let kind = ChainKind::from_name(&r.text(7)?)?;
+        if r.be32(5).is_some_and(|policy| policy != ACCEPT) {
+            self.unknown.push(format!("policy drop of chain {name}"));
+        }
+        if r.be32(10).is_some_and(|flags| flags & HW_OFFLOAD != 0) {
+            self.unknown.push(format!("flag offload of chain {name}"));
+        }
         self.chains.push(Chain {
             name,
             kind,
             hook: Hook::from_number(hook.be32(1).unwrap_or(u32::MAX)),
-            priority: i32::from_be_bytes(hook.be32(2).unwrap_or(0).to_be_bytes()),
+            priority: hook.be32(2).unwrap_or(0).cast_signed(),
         });
         Some(())
     }
 
-    fn take_rule(&mut self, r: Reader<'_>) -> Option<()> {
-        self.rules.push(Rule { chain: r.text(2)?, exprs: Expr::read_all(r.nested(4)?) });
+    fn add_rule(&mut self, r: Reader<'_>) -> Option<()> {
+        self.rules.push(Rule {
+            chain: r.text(2)?,
+            exprs: Expr::decode_all(r.nested(4)?),
+        });
         Some(())
     }
 
-    fn take_set(&mut self, r: Reader<'_>) -> Option<()> {
-        let key = match r.be32(5)? {
-            4 => SetKey::Ipv4,
-            16 => SetKey::Ipv6,
-            _ => return None,
-        };
-        self.sets.push(Set { name: r.text(2)?, key, elements: Vec::new() });
+    fn add_set(&mut self, r: Reader<'_>) -> Option<()> {
+        let name = r.text(2)?;
+        // Intervals, maps, timeouts and elements added by packets.
+        if r.be32(3).is_some_and(|flags| flags != 0) {
+            self.unknown.push(format!("flags of set {name}"));
+        }
+        self.sets.push(Set {
+            name,
+            key: SetKey::of_len(r.be32(5)?)?,
+            elements: Vec::new(),
+        });
         Some(())
     }
 
-    fn take_elements(&mut self, r: Reader<'_>) -> Option<()> {
+    fn add_elements(&mut self, r: Reader<'_>) -> Option<()> {
         let name = r.text(2)?;
         let set = self.sets.iter_mut().find(|s| s.name == name)?;
-        for (_, element) in r.nested(3)? {
-            let key = Reader(element).nested(1).and_then(|k| k.find(1)).unwrap_or_default();
-            if let Ok(v4) = <[u8; 4]>::try_from(key) {
-                set.elements.push(IpAddr::from(v4));
-            } else if let Ok(v6) = <[u8; 16]>::try_from(key) {
-                set.elements.push(IpAddr::from(v6));
-            }
-        }
+        let key = set.key;
+        let decode = |(_, element)| Element::decode(key, Reader(element).data(1)?);
+        let elements: Option<Vec<Element>> =
+            r.nested(3).unwrap_or(Reader(&[])).map(decode).collect();
+        set.elements.extend(elements?);
         set.elements.sort();
         Some(())
     }
 }
 
-/// Reads a table of the inet family; `None` when there is no such table (or nothing in it).
+/// Reads a table of the inet family; `None` if it does not exist. The table and the chains of the
+/// other tables of the family have one [`Budget`].
 ///
 /// # Errors
-/// [`NftError`] when the kernel does not answer as it should.
+/// [`NftError`] if the dump fails.
 pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftError> {
-    let of_table = |w: &mut Writer| {
-        w.text(1, table);
+    let (family, mut budget) = (Family::Inet.number(), Budget::default());
+    let of_table = || Writer::default().text(1, table);
+    let mut out = Table::new(table);
+    let tables = dump(socket, GETTABLE, family, Writer::default())?;
+    let is_it = |(_, m): &&(u8, Vec<u8>)| Reader(m).text(1).as_deref() == Some(table);
+    let Some((_, attributes)) = tables.iter().find(is_it) else {
+        return Ok(None);
     };
-    let mut out = Table::default();
-    for m in dump(socket, GETCHAIN, |_| {})? {
-        out.take(table, Dumped::Chain, &m);
-    }
-    for m in dump(socket, GETRULE, of_table)? {
-        out.take(table, Dumped::Rule, &m);
-    }
-    for m in dump(socket, GETSET, of_table)? {
-        out.take(table, Dumped::Set, &m);
-    }
+    out.add_message(ObjectKind::Table, attributes);
+    let mut add = |out: &mut Table, objects, kind, attributes| {
+        dump_within(&mut budget, socket, kind, family, attributes, |_, m| {
+            out.add_message(objects, m);
+        })
+    };
+    add(&mut out, ObjectKind::Chain, GETCHAIN, Writer::default())?;
+    add(&mut out, ObjectKind::Rule, GETRULE, of_table())?;
+    add(&mut out, ObjectKind::Set, GETSET, of_table())?;
     for name in out.sets.iter().map(|s| s.name.clone()).collect::<Vec<_>>() {
-        let of_set = |w: &mut Writer| {
-            w.text(1, table).text(2, &name);
-        };
-        for m in dump(socket, GETSETELEM, of_set)? {
-            out.take(table, Dumped::Elements, &m);
-        }
+        let of_set = of_table().text(2, &name);
+        add(&mut out, ObjectKind::Elements, GETSETELEM, of_set)?;
     }
-    Ok((out != Table::default()).then_some(out))
+    Ok(Some(out))
 }
 
-/// The chains of every table of the families inet, ip and ip6.
+/// Whether a table of the inet family exists.
 ///
 /// # Errors
-/// [`NftError`] when the kernel does not answer as it should.
+/// [`NftError`] if the kernel does not answer.
+pub fn table_exists(socket: &Socket, table: &str) -> Result<bool, NftError> {
+    let (kind, family) = (nf_tables(GETTABLE), Family::Inet.number());
+    let attributes = Writer::default().text(1, table);
+    let request = message(kind, NLM_F_REQUEST, 1, [family, 0, 0, 0], &attributes);
+    socket.0.send(&request)?;
+    let received = socket.0.receive()?;
+    match messages(&received).first().and_then(|m| m.outcome()) {
+        None => Ok(true),
+        Some(Err(e)) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Some(outcome) => Ok(outcome.map(|()| false)?),
+    }
+}
+
+/// `KIND NAME`.
+fn named(kind: &str, name: Option<String>) -> String {
+    format!("{kind} {}", name.unwrap_or_default())
+}
+
+/// Lists the chains of all tables of the families inet, ip and ip6.
+///
+/// # Errors
+/// [`NftError`] if the dump fails.
 pub fn chain_names(socket: &Socket) -> Result<Vec<ChainName>, NftError> {
-    let chains = dump_family(socket, GETCHAIN, UNSPECIFIED, |_| {})?;
+    let chains = dump(socket, GETCHAIN, UNSPECIFIED, Writer::default())?;
     let name = |(family, m): &(u8, Vec<u8>)| {
         let (family, r) = (Family::from_number(*family)?, Reader(m));
-        Some(ChainName { family, table: r.text(1)?, chain: r.text(3)? })
+        Some(ChainName {
+            family,
+            table: r.text(1)?,
+            chain: r.text(3)?,
+        })
     };
     Ok(chains.iter().filter_map(name).collect())
 }
 
-/// The rules of a table that send packets to another chain.
+/// Lists the rules of a table that jump to another chain.
 ///
 /// # Errors
-/// [`NftError`] when the kernel does not answer as it should.
+/// [`NftError`] if the dump fails.
 pub fn jumps(socket: &Socket, family: Family, table: &str) -> Result<Vec<Jump>, NftError> {
-    let rules = dump_family(socket, GETRULE, family.number(), |w| {
-        w.text(1, table);
-    })?;
+    let of_table = Writer::default().text(1, table);
+    let rules = dump(socket, GETRULE, family.number(), of_table)?;
     let jump = |(_, m): &(u8, Vec<u8>)| {
         let r = Reader(m);
-        let from = ChainName { family, table: r.text(1).filter(|t| t == table)?, chain: r.text(2)? };
+        let from = ChainName {
+            family,
+            table: r.text(1).filter(|t| t == table)?,
+            chain: r.text(2)?,
+        };
         let handle = u64::from_be_bytes(r.find(3)?.try_into().ok()?);
-        let to = Expr::read_all(r.nested(4)?).into_iter().find_map(|e| match e {
+        let exprs = Expr::decode_all(r.nested(4)?);
+        let to = exprs.into_iter().find_map(|e| match e {
             Expr::Verdict(Verdict::Jump(to)) => Some(to),
             _ => None,
         })?;
@@ -164,53 +220,64 @@ pub fn jumps(socket: &Socket, family: Family, table: &str) -> Result<Vec<Jump>, 
     Ok(rules.iter().filter_map(jump).collect())
 }
 
-/// The generation id of the namespace's rule set; it moves with every change by anybody.
+/// Reads the generation id of the namespace's ruleset; every change by any process increments it.
 ///
 /// # Errors
-/// [`NftError`] when the kernel does not answer as it should.
+/// [`NftError`] if the dump fails.
 pub fn generation(socket: &Socket) -> Result<u32, NftError> {
-    let mut request = Vec::new();
-    push_message(&mut request, (NFNL_SUBSYS_NFTABLES << 8) | GETGEN, NLM_F_REQUEST, 1, 0, 0, &[]);
-    socket.send(&request)?;
-    let received = socket.receive()?;
-    let id = messages(&received).iter().find_map(|m| Reader(m.body.get(4..)?).be32(1));
-    id.ok_or_else(|| NftError::Socket(std::io::Error::other("no generation id in the answer")))
+    let (kind, attributes) = (nf_tables(GETGEN), Writer::default());
+    let request = message(kind, NLM_F_REQUEST, 1, [UNSPECIFIED, 0, 0, 0], &attributes);
+    socket.0.send(&request)?;
+    let received = socket.0.receive()?;
+    let id = messages(&received)
+        .iter()
+        .find_map(|m| Reader(m.body.get(4..)?).be32(1));
+    id.ok_or_else(|| NftError::Socket(std::io::Error::other("the answer has no generation id")))
 }
 
-/// Sends a dump request and collects the attribute part of every answer.
-fn dump(socket: &Socket, kind: u16, fill: impl FnOnce(&mut Writer)) -> Result<Vec<Vec<u8>>, NftError> {
-    Ok(dump_family(socket, kind, Family::Inet.number(), fill)?.into_iter().map(|(_, m)| m).collect())
-}
-
-/// The same for one family, or all of them, with the family of each.
-fn dump_family(
+/// Sends a dump request and collects the family and the attributes of every answer.
+pub(crate) fn dump(
     socket: &Socket,
     kind: u16,
     family: u8,
-    fill: impl FnOnce(&mut Writer),
+    attributes: Writer,
 ) -> Result<Vec<(u8, Vec<u8>)>, NftError> {
-    let mut w = Writer::default();
-    fill(&mut w);
-    let mut request = Vec::new();
-    let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
-    push_message(&mut request, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, family, 0, &w.0);
-    socket.send(&request)?;
-    let mut out = Vec::new();
-    loop {
-        let received = socket.receive()?;
-        for m in messages(&received) {
-            match m.kind {
-                NLMSG_DONE => return Ok(out),
-                NLMSG_ERROR => match m.errno() {
-                    0 | libc::ENOENT => return Ok(out),
-                    e => {
-                        let source = std::io::Error::from_raw_os_error(e);
-                        return Err(NftError::Refused { what: "a dump request".into(), source });
-                    }
-                },
-                // nfgenmsg: family, version, resource.
-                _ => out.extend(m.body.split_at_checked(4).map(|(head, attributes)| (head[0], attributes.to_vec()))),
-            }
+    let (mut out, budget) = (Vec::new(), &mut Budget::default());
+    dump_within(budget, socket, kind, family, attributes, |family, m| {
+        out.push((family, m.to_vec()));
+    })?;
+    Ok(out)
+}
+
+/// Like [`dump`], with a budget; passes the answers to `each`.
+fn dump_within(
+    budget: &mut Budget,
+    socket: &Socket,
+    kind: u16,
+    family: u8,
+    attributes: Writer,
+    mut each: impl FnMut(u8, &[u8]),
+) -> Result<(), NftError> {
+    let objects = match kind {
+        GETTABLE => "tables",
+        GETCHAIN => "chains",
+        GETRULE => "rules",
+        GETSET => "sets",
+        _ => "set elements",
+    };
+    let flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = message(nf_tables(kind), flags, 1, [family, 0, 0, 0], &attributes);
+    let result = socket.0.request(&request, budget, |m| {
+        // nfgenmsg: family, version, resource
+        if let Some((nfgenmsg, attributes)) = m.body.split_at_checked(4) {
+            each(nfgenmsg[0], attributes);
         }
+        Ok(())
+    });
+    match result {
+        Err(source) if source.raw_os_error() != Some(libc::ENOENT) => {
+            Err(NftError::List { objects, source })
+        }
+        _ => Ok(()),
     }
 }

@@ -1,19 +1,33 @@
-//! nf_tables over netlink: expressions, rules, chains, sets, atomic batches and dumps. Runs no program.
+//! nf_tables over netlink: expressions, rules, chains, sets, atomic batches and dumps. Does not
+//! run any program.
 //!
-//! Everything acts on the network namespace of the calling thread. Values that a [`Batch`] writes are read back by
-//! [`dump_table`] as the same typed values, so that a caller can compare what should be with what is.
+//! All operations act on the network namespace of the calling thread. [`dump_table`] returns the
+//! same types that a [`Batch`] writes, so callers can compare desired and actual state directly.
 
 #![forbid(unsafe_code)]
 
 mod attr;
 mod batch;
+mod codec;
+mod conntrack;
+mod display;
 mod dump;
+mod effect;
 mod expr;
+mod field;
+pub mod netlink;
 mod object;
+mod set;
 mod socket;
 
 pub use batch::Batch;
-pub use dump::{Dumped, Table, chain_names, dump_table, generation, jumps};
-pub use expr::{Cmp, CtKey, Expr, Lookup, MetaKey, Payload, Verdict};
-pub use object::{Chain, ChainKind, ChainName, Family, Hook, Jump, Rule, Set, SetKey};
+pub use conntrack::{TrackedConnection, tracked_connection};
+pub use dump::{ObjectKind, chain_names, dump_table, generation, jumps, table_exists};
+pub use effect::{
+    EffectiveChain, OwnObjects, PacketEffect, destination_port, effective_chains, target_effect,
+};
+pub use expr::{Cmp, Expr, Verdict};
+pub use field::Field;
+pub use object::{Chain, ChainKind, ChainName, Family, Hook, IpFamily, Jump, Rule, Table, octets};
+pub use set::{Element, Set, SetKey};
 pub use socket::{NftError, Socket};

@@ -1,129 +1,146 @@
-//! What istio-cni has installed in a pod, by whichever of its backends; and how it goes when Underpass takes the pod over.
+//! Redirection that istio-cni installed in a pod, with any of its backends: detection, and removal
+//! when Underpass takes over the pod.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::io;
 
-use nft::{Batch, ChainName, Family, Socket};
+use nft::{Batch, ChainName, Family, IpFamily, Socket};
 
-use crate::capture::RedirectError;
+use crate::error::{RedirectError, iptables_failed};
 use crate::iptables_program::Variant;
+use crate::xtables::{XtablesRules, program};
 
-/// What istio-cni calls its chains by, in the tables of either iptables. A sidecar's are called so, too.
+/// Prefix of the iptables chains of istio-cni, and of sidecars.
 const CHAINS: &str = "ISTIO_";
-/// What istio-cni calls its own tables by, in the family inet.
+/// Prefix of the nf_tables tables of istio-cni, in the family inet.
 const TABLES: &str = "istio-ambient-";
-/// Chains that only the redirection of a sidecar has.
-const OF_A_SIDECAR: [&str; 3] = ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT"];
+/// Chains that only sidecar redirection has.
+const SIDECAR_CHAINS: [&str; 3] = ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT"];
 
-/// Redirection of istio-cni in a pod.
+/// A part of the redirection that istio-cni installed in a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Foreign {
+pub enum ForeignRedirection {
     /// A table `inet istio-ambient-…`.
     Table(String),
-    /// Chains `ISTIO_…` of iptables-nft.
+    /// A chain `ISTIO_…` of iptables-nft.
     Chain {
-        /// IPv6 or IPv4.
-        v6: bool,
+        /// The family.
+        family: IpFamily,
         /// The table.
         table: String,
         /// The chain.
         chain: String,
     },
-    /// Rules of iptables-legacy in a table.
+    /// Chains `ISTIO_…` of iptables-legacy in a table.
     Legacy {
-        /// IPv6 or IPv4.
-        v6: bool,
+        /// The family.
+        family: IpFamily,
         /// The table.
         table: String,
     },
 }
 
-impl Foreign {
-    /// Whether this belongs to the redirection of a sidecar, which is not ours to take over.
-    pub fn of_a_sidecar(&self) -> bool {
-        matches!(self, Self::Chain { chain, .. } if OF_A_SIDECAR.contains(&chain.as_str()))
+impl ForeignRedirection {
+    /// Whether this belongs to a sidecar, whose redirection must not be replaced.
+    pub fn is_sidecar(&self) -> bool {
+        matches!(self, Self::Chain { chain, .. } if SIDECAR_CHAINS.contains(&chain.as_str()))
     }
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for ForeignRedirection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let program = |v6: &bool| if *v6 { "ip6tables" } else { "iptables" };
         match self {
             Self::Table(name) => write!(f, "nf_tables table inet {name} of istio-cni"),
-            Self::Chain { v6, table, chain } => write!(f, "chain {chain} of {}-nft, table {table}", program(v6)),
-            Self::Legacy { v6, table } => write!(f, "chains {CHAINS}… of {}-legacy, table {table}", program(v6)),
+            Self::Chain {
+                family,
+                table,
+                chain,
+            } => {
+                let program = program(*family);
+                write!(f, "chain {chain} of {program}-nft, table {table}")
+            }
+            Self::Legacy { family, table } => {
+                let program = program(*family);
+                write!(f, "chains {CHAINS}… of {program}-legacy, table {table}")
+            }
         }
     }
 }
 
-/// What istio-cni has in the namespace of the calling thread.
+/// Finds istio-cni redirection in the network namespace of the calling thread.
 ///
 /// # Errors
-/// [`RedirectError`] when the kernel does not answer.
-pub fn foreign() -> Result<Vec<Foreign>, RedirectError> {
-    among(&nft::chain_names(&Socket::open()?)?)
+/// [`RedirectError`] if the kernel does not answer.
+pub fn find_foreign_redirection() -> Result<Vec<ForeignRedirection>, RedirectError> {
+    Ok(find_in(&nft::chain_names(&Socket::open()?)?))
 }
 
-/// The same, where the chains are known already.
-pub(crate) fn among(chains: &[ChainName]) -> Result<Vec<Foreign>, RedirectError> {
-    let mut out: Vec<Foreign> = chains
-        .iter()
-        .filter_map(|c| match c.family {
-            Family::Inet => c.table.starts_with(TABLES).then(|| Foreign::Table(c.table.clone())),
-            Family::Ipv4 | Family::Ipv6 => c.chain.starts_with(CHAINS).then(|| Foreign::Chain {
-                v6: c.family == Family::Ipv6,
-                table: c.table.clone(),
-                chain: c.chain.clone(),
-            }),
-        })
-        .collect();
-    match Variant::Legacy.list(CHAINS, chains) {
-        Ok(tables) => out.extend(tables.into_iter().map(|t| Foreign::Legacy { v6: t.v6, table: t.table })),
-        // There are such tables, and no program that could say what is in them, so Istio's would not have worked either.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(RedirectError::Iptables { source }),
-    }
+/// Like [`find_foreign_redirection`], given the nf_tables chains.
+pub(crate) fn find_in(chains: &[ChainName]) -> Vec<ForeignRedirection> {
+    let theirs = chains.iter().filter(|c| is_istios(c));
+    let part = |c: &ChainName| match c.family {
+        Family::Inet => ForeignRedirection::Table(c.table.clone()),
+        Family::Ip(family) => ForeignRedirection::Chain {
+            family,
+            table: c.table.clone(),
+            chain: c.chain.clone(),
+        },
+    };
+    let mut out: Vec<ForeignRedirection> = theirs.map(part).collect();
+    // If iptables-legacy is not installed or fails, istio-cni cannot have used it either.
+    let legacy = Variant::Legacy.list(CHAINS, chains).unwrap_or_default();
+    let part = |t: XtablesRules| ForeignRedirection::Legacy {
+        family: t.family,
+        table: t.table,
+    };
+    out.extend(legacy.into_iter().map(part));
     out.sort();
     out.dedup();
-    Ok(out)
+    out
 }
 
-/// Adds to a batch what takes Istio's nf_tables rules out, so that ours come in the same moment.
+/// Adds the removal of Istio's nf_tables rules to a batch, so that Underpass's rules replace them
+/// atomically.
 pub(crate) fn remove_with(batch: &mut Batch, socket: &Socket) -> Result<(), RedirectError> {
     let chains = nft::chain_names(socket)?;
-    let mut tables: Vec<&str> = Vec::new();
-    for chain in chains.iter().filter(|c| c.family == Family::Inet && c.table.starts_with(TABLES)) {
-        if !tables.contains(&chain.table.as_str()) {
-            tables.push(&chain.table);
-            batch.delete_other_table(Family::Inet, &chain.table);
+    let theirs: Vec<&ChainName> = chains.iter().filter(|c| is_istios(c)).collect();
+    let tables: BTreeSet<(Family, &str)> = theirs
+        .iter()
+        .map(|c| (c.family, c.table.as_str()))
+        .collect();
+    for (family, table) in tables {
+        if family == Family::Inet {
+            batch.delete_other_table(family, table);
+            continue;
+        }
+        for jump in nft::jumps(socket, family, table)? {
+            // Jumps within Istio's chains are deleted with the chains.
+            if jump.to.starts_with(CHAINS) && !jump.from.chain.starts_with(CHAINS) {
+                batch.delete_jump(&jump);
+            }
         }
     }
-    let theirs: Vec<&ChainName> =
-        chains.iter().filter(|c| c.family != Family::Inet && c.chain.starts_with(CHAINS)).collect();
-    let mut seen: Vec<(Family, &str)> = Vec::new();
-    for ChainName { family, table, .. } in &theirs {
-        if !seen.contains(&(*family, table)) {
-            seen.push((*family, table));
-            let jumps = nft::jumps(socket, *family, table)?;
-            // Those within their own chains go with the chains.
-            jumps.iter().filter(|j| j.to.starts_with(CHAINS) && !j.from.chain.starts_with(CHAINS)).for_each(|jump| {
-                batch.delete_jump(jump);
-            });
-        }
+    let chains = || theirs.iter().filter(|c| c.family != Family::Inet);
+    for chain in chains() {
+        batch.flush_chain(chain);
     }
-    theirs.iter().for_each(|c| {
-        batch.flush_chain(c);
-    });
-    theirs.iter().for_each(|c| {
-        batch.delete_chain(c);
-    });
+    for chain in chains() {
+        batch.delete_chain(chain);
+    }
     Ok(())
 }
 
-/// Takes out what iptables-legacy has, which knows no transaction with nf_tables; ours are in force already.
-pub(crate) fn remove_legacy() -> Result<(), RedirectError> {
-    match Variant::Legacy.remove(CHAINS, &[]) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done.map(drop).map_err(|source| RedirectError::Iptables { source }),
+/// Whether a chain belongs to istio-cni or a sidecar, itself or by its table.
+fn is_istios(chain: &ChainName) -> bool {
+    match chain.family {
+        Family::Inet => chain.table.starts_with(TABLES),
+        Family::Ip(_) => chain.chain.starts_with(CHAINS),
     }
+}
+
+/// Removes Istio's iptables-legacy rules, which cannot be part of an nf_tables transaction; call it
+/// when Underpass's rules are active.
+pub(crate) fn remove_legacy() -> Result<(), RedirectError> {
+    let removed = Variant::Legacy.remove(CHAINS, &[]);
+    removed.map(drop).map_err(iptables_failed)
 }

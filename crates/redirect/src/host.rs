@@ -1,161 +1,169 @@
-//! The node's half of health probes: what a process of the node sends to an enrolled pod has a source address of its own,
-//! by which the pod tells it from what the node forwards for others.
+//! The node's rules for health probes: packets from node processes to enrolled pods get a dedicated
+//! source address, so that a pod can distinguish them from traffic that the node forwards.
 //!
-//! Acts on the network namespace in which the socket was opened, and on one table there. The sets are kept by difference:
-//! an address that stays is never absent, not even for a moment.
+//! Manages one table in the network namespace of the socket. Sets are updated incrementally, so
+//! that an address that stays is never missing.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use nft::{Batch, Chain, ChainKind, Cmp, Expr, Hook, MetaKey, NftError, Rule, SetKey, Socket, Table};
+use nft::{Batch, ChainKind, Element, Hook, IpFamily, NftError, Socket, Table};
 
-use crate::plan::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
-use crate::rule::{End, in_set, rule, set, tcp};
+use crate::plan::{PROBE_PORT, PROBE_SOURCE_V4, PROBE_SOURCE_V6};
+use crate::rule::{
+    AddressField, accept, address_sets, chain, from_local_socket, in_chain, in_set, rule, set_name,
+    source_nat, tcp, tcp_dport,
+};
 
-/// The table, in the family inet.
+/// The name of the table, in the family inet.
 pub const TABLE_NAME: &str = "underpass-host";
 
 const CHAIN: &str = "postrouting";
-const PODS4: &str = "pods4";
-const PODS6: &str = "pods6";
-/// Just before NF_IP_PRI_NAT_SRC: the first rule that rewrites the source decides, and a CNI plugin may masquerade there.
+/// The sets with the pods' addresses, one per family: `pods4` and `pods6`.
+const PODS: &str = "pods";
+/// Just before NF_IP_PRI_NAT_SRC, where CNI plugins masquerade: the first rule that rewrites the
+/// source wins.
 const PRIORITY: i32 = 99;
 
-/// What was done.
+/// A change to the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Nothing: everything was as it should be.
-    Nothing,
-    /// The whole table was written, in one transaction.
-    Write,
+pub enum TableChange {
+    /// No change: the table was up to date.
+    Unchanged,
+    /// The table was replaced, in one transaction.
+    Replaced,
     /// Addresses were added or deleted, in one transaction.
-    Members {
-        /// Those that were missing.
+    Elements {
+        /// Addresses that were missing.
         add: Vec<IpAddr>,
-        /// Those that should not have been there.
+        /// Addresses that were unexpected.
         delete: Vec<IpAddr>,
     },
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for TableChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nothing => f.write_str("nothing"),
-            Self::Write => write!(f, "table inet {TABLE_NAME} was missing or altered"),
-            Self::Members { add, delete } => {
-                write!(f, "{} addresses were missing and {} should not have been there", add.len(), delete.len())
+            Self::Unchanged => f.write_str("unchanged"),
+            Self::Replaced => write!(f, "table inet {TABLE_NAME} was missing or modified"),
+            Self::Elements { add, delete } => {
+                write!(
+                    f,
+                    "{} addresses were missing and {} unexpected",
+                    add.len(),
+                    delete.len()
+                )
             }
         }
     }
 }
 
-/// The whole table:
+/// Renders the table:
 ///
-/// ```text
-/// table inet underpass-host {
-///   set pods4 { type ipv4_addr; elements = { … } }
-///   set pods6 { type ipv6_addr; elements = { … } }
-///   chain postrouting {
-///     type nat hook postrouting priority srcnat - 1; policy accept;
-///     meta l4proto tcp meta skuid >= 0 ip daddr @pods4 snat ip to 169.254.7.127
-///     meta l4proto tcp meta skuid >= 0 ip6 daddr @pods6 snat ip6 to fd16:9254:7127:1337:ffff:ffff:ffff:ffff
-///   }
-/// }
-/// ```
+#[doc = concat!("```text\n", include_str!("host.nft"), "```")]
 ///
-/// Every user has a number, so that `skuid >= 0` only asks whether the packet is of a local socket. What the node forwards
-/// is not: for that the evaluation ends there.
-fn table(pods: &BTreeSet<IpAddr>) -> Table {
+/// Only packets of local sockets have a uid, so the rules do not match forwarded packets.
+pub(crate) fn table(pods: &BTreeSet<IpAddr>) -> Table {
     let pods: Vec<IpAddr> = pods.iter().copied().collect();
-    let local = || vec![Expr::Meta(MetaKey::SkUid), Expr::Cmp(Cmp::Gte, vec![0; 4])];
-    let probe = |v6: bool, set: &str, source: IpAddr| -> Rule {
-        rule(CHAIN, &[tcp(), local(), in_set(v6, End::Destination, set), vec![Expr::SourceNat(source)]])
+    let probe = |source: IpAddr| {
+        let to_pod = in_set(AddressField::Destination, PODS, IpFamily::of(source));
+        rule([tcp(), from_local_socket(), to_pod, source_nat(source)])
     };
+    // Probes of the agent keep their source, so that the pod captures them.
+    let of_agent = rule([tcp_dport(PROBE_PORT), accept()]);
+    let probes = [PROBE_SOURCE_V4.into(), PROBE_SOURCE_V6.into()].map(probe);
+    let rules = std::iter::once(of_agent).chain(probes);
     Table {
-        chains: vec![Chain {
-            name: CHAIN.to_owned(),
-            kind: ChainKind::Nat,
-            hook: Hook::Postrouting,
-            priority: PRIORITY,
-        }],
-        rules: vec![probe(false, PODS4, PROBE_SOURCE_V4.into()), probe(true, PODS6, PROBE_SOURCE_V6.into())],
-        sets: vec![set(PODS4, SetKey::Ipv4, &pods), set(PODS6, SetKey::Ipv6, &pods)],
+        name: TABLE_NAME.to_owned(),
+        chains: vec![chain(CHAIN, ChainKind::Nat, Hook::Postrouting, PRIORITY)],
+        rules: in_chain(CHAIN, rules).collect(),
+        sets: address_sets(PODS, &pods).into(),
+        unknown: Vec::new(),
     }
 }
 
-/// What leads from what was found to what should be.
-fn step(wanted: &Table, found: Option<&Table>) -> Step {
-    let bare = |table: &Table| {
+/// Computes the change from the current to the desired table.
+fn plan_change(desired: &Table, current: Option<&Table>) -> TableChange {
+    let structure = |table: &Table| {
         let mut sets: Vec<_> = table.sets.iter().map(|s| (s.name.clone(), s.key)).collect();
         sets.sort_by(|a, b| a.0.cmp(&b.0));
-        (table.chains.clone(), table.rules.clone(), sets)
+        let unknown = table.unknown.clone();
+        (table.chains.clone(), table.rules.clone(), sets, unknown)
     };
-    let Some(found) = found.filter(|f| bare(f) == bare(wanted)) else { return Step::Write };
-    let members = |table: &Table| -> BTreeSet<IpAddr> { table.sets.iter().flat_map(|s| s.elements.clone()).collect() };
-    let (wanted, found) = (members(wanted), members(found));
-    match change(&found, &wanted) {
-        (add, delete) if add.is_empty() && delete.is_empty() => Step::Nothing,
-        (add, delete) => Step::Members { add, delete },
+    let Some(current) = current.filter(|c| structure(c) == structure(desired)) else {
+        return TableChange::Replaced;
+    };
+    let addresses = |table: &Table| -> BTreeSet<IpAddr> {
+        let elements = table.sets.iter().flat_map(|s| &s.elements);
+        elements.filter_map(Element::address).collect()
+    };
+    match element_changes(&addresses(current), &addresses(desired)) {
+        (add, delete) if add.is_empty() && delete.is_empty() => TableChange::Unchanged,
+        (add, delete) => TableChange::Elements { add, delete },
     }
 }
 
-/// What is to be added and deleted.
-fn change(from: &BTreeSet<IpAddr>, to: &BTreeSet<IpAddr>) -> (Vec<IpAddr>, Vec<IpAddr>) {
-    (to.difference(from).copied().collect(), from.difference(to).copied().collect())
+/// Returns the addresses to add and to delete.
+fn element_changes(from: &BTreeSet<IpAddr>, to: &BTreeSet<IpAddr>) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    (
+        to.difference(from).copied().collect(),
+        from.difference(to).copied().collect(),
+    )
 }
 
-/// Looks at what is there, and makes it what it should be for these pods.
+/// Reads the table and updates it for these pods.
 ///
 /// # Errors
-/// [`NftError`]; the socket is not to be used any more.
-pub fn reconcile(socket: &Socket, pods: &BTreeSet<IpAddr>) -> Result<Step, NftError> {
-    let wanted = table(pods);
-    let step = step(&wanted, nft::dump_table(socket, TABLE_NAME)?.as_ref());
+/// [`NftError`]; the socket must not be used again.
+pub fn reconcile(socket: &Socket, pods: &BTreeSet<IpAddr>) -> Result<TableChange, NftError> {
+    let desired = table(pods);
+    let change = plan_change(&desired, nft::dump_table(socket, TABLE_NAME)?.as_ref());
     let mut batch = Batch::new(TABLE_NAME);
-    match &step {
-        Step::Nothing => return Ok(step),
-        Step::Write => {
-            // Whatever is there under this name goes in the same transaction.
-            batch.ensure_table().delete_table().create_table();
-            wanted.sets.iter().for_each(|s| {
-                batch.set(s);
-            });
-            wanted.chains.iter().for_each(|c| {
-                batch.chain(c);
-            });
-            wanted.rules.iter().for_each(|r| {
-                batch.rule(r);
-            });
+    match &change {
+        TableChange::Unchanged => return Ok(change),
+        TableChange::Replaced => {
+            // The same transaction removes an existing table of this name.
+            batch.ensure_table().delete_table().create_table(&desired);
         }
-        Step::Members { add, delete } => members(&mut batch, add, delete),
+        TableChange::Elements { add, delete } => change_elements(&mut batch, add, delete),
     }
     batch.commit(socket)?;
-    Ok(step)
+    Ok(change)
 }
 
-/// The same without looking: what was there was right for the pods `from`.
+/// Like [`reconcile`], without reading the table, which must match the pods `from`.
 ///
 /// # Errors
-/// [`NftError`] when it was not; then nothing was changed, and the socket is not to be used any more.
-pub fn update(socket: &Socket, from: &BTreeSet<IpAddr>, to: &BTreeSet<IpAddr>) -> Result<(), NftError> {
-    let (add, delete) = change(from, to);
+/// [`NftError`] if it does not match; nothing was changed, and the socket must not be used again.
+pub fn update(
+    socket: &Socket,
+    from: &BTreeSet<IpAddr>,
+    to: &BTreeSet<IpAddr>,
+) -> Result<(), NftError> {
+    let (add, delete) = element_changes(from, to);
     if add.is_empty() && delete.is_empty() {
         return Ok(());
     }
     let mut batch = Batch::new(TABLE_NAME);
-    members(&mut batch, &add, &delete);
+    change_elements(&mut batch, &add, &delete);
     batch.commit(socket)
 }
 
-fn members(batch: &mut Batch, add: &[IpAddr], delete: &[IpAddr]) {
-    for (v6, set) in [(false, PODS4), (true, PODS6)] {
-        let of_family = |all: &[IpAddr]| -> Vec<IpAddr> { all.iter().copied().filter(|a| a.is_ipv6() == v6).collect() };
-        batch.add_elements(set, &of_family(add)).delete_elements(set, &of_family(delete));
+fn change_elements(batch: &mut Batch, add: &[IpAddr], delete: &[IpAddr]) {
+    for family in IpFamily::ALL {
+        let of_family = |all: &[IpAddr]| -> Vec<Element> {
+            let all = all.iter().filter(|a| IpFamily::of(**a) == family);
+            all.copied().map(Element::Address).collect()
+        };
+        let set = set_name(PODS, family);
+        batch
+            .add_elements(&set, &of_family(add))
+            .delete_elements(&set, &of_family(delete));
     }
 }
 
-/// Removes the table; returns whether there was one.
+/// Removes the table; returns whether it existed.
 ///
 /// # Errors
 /// [`NftError`].
@@ -164,7 +172,7 @@ pub fn remove(socket: &Socket) -> Result<bool, NftError> {
     batch.delete_table();
     match batch.commit(socket) {
         Err(e) if e.errno() == Some(libc::ENOENT) => Ok(false),
-        done => done.map(|()| true),
+        result => result.map(|()| true),
     }
 }
 
@@ -177,21 +185,30 @@ mod tests {
     }
 
     #[test]
-    fn members_change_one_by_one_and_anything_else_is_written_anew() {
-        let wanted = table(&pods(&["10.0.0.1", "10.0.0.2", "fd00::1"]));
-        assert_eq!(step(&wanted, None), Step::Write);
-        assert_eq!(step(&wanted, Some(&wanted)), Step::Nothing);
+    fn elements_change_incrementally_and_other_changes_replace_the_table() {
+        let desired = table(&pods(&["10.0.0.1", "10.0.0.2", "fd00::1"]));
+        assert_eq!(plan_change(&desired, None), TableChange::Replaced);
+        assert_eq!(
+            plan_change(&desired, Some(&desired)),
+            TableChange::Unchanged
+        );
         let mut found = table(&pods(&["10.0.0.2", "10.0.0.3", "fd00::2"]));
-        let (add, delete) = (pods(&["10.0.0.1", "fd00::1"]), pods(&["10.0.0.3", "fd00::2"]));
-        let expected = Step::Members { add: add.into_iter().collect(), delete: delete.into_iter().collect() };
-        assert_eq!(step(&wanted, Some(&found)), expected);
+        let (add, delete) = (
+            pods(&["10.0.0.1", "fd00::1"]),
+            pods(&["10.0.0.3", "fd00::2"]),
+        );
+        let expected = TableChange::Elements {
+            add: add.into_iter().collect(),
+            delete: delete.into_iter().collect(),
+        };
+        assert_eq!(plan_change(&desired, Some(&found)), expected);
         found.rules.pop();
-        assert_eq!(step(&wanted, Some(&found)), Step::Write);
-        let mut found = wanted.clone();
+        assert_eq!(plan_change(&desired, Some(&found)), TableChange::Replaced);
+        let mut found = desired.clone();
         found.chains[0].priority = 0;
-        assert_eq!(step(&wanted, Some(&found)), Step::Write);
-        let mut found = wanted.clone();
+        assert_eq!(plan_change(&desired, Some(&found)), TableChange::Replaced);
+        let mut found = desired.clone();
         found.sets.pop();
-        assert_eq!(step(&wanted, Some(&found)), Step::Write);
+        assert_eq!(plan_change(&desired, Some(&found)), TableChange::Replaced);
     }
 }

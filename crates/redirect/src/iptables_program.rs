@@ -1,20 +1,29 @@
-//! The only place that runs a program of the host: the iptables backend of the `nat` capture.
+//! The iptables backend of the `nat` capture: the only module that runs a host program.
 
-#![expect(clippy::disallowed_types, reason = "the iptables backend is the one that runs a host program")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "only the iptables backend runs host programs"
+)]
 
-use std::collections::HashMap;
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::{LazyLock, Mutex};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use iptables::IPTables;
-use nft::{ChainName, Family};
+use nft::netlink::{MAX_OBJECTS, TooMany};
+use nft::{ChainName, Family, IpFamily, Socket};
 
-use crate::plan::CaptureKind;
-use crate::xtables::{TABLES, XtablesRules};
+use crate::legacy_tables;
+use crate::xtables::{TABLES, XtablesRules, program};
 
-/// Which of the two iptables.
+/// Maximum size in bytes of what a program lists, and the time that it may take.
+const MAX_LISTING: u64 = 16 << 20;
+const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An iptables variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Variant {
     Nft,
@@ -24,54 +33,50 @@ pub(crate) enum Variant {
 impl Variant {
     pub(crate) const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
-    pub(crate) fn of(kind: CaptureKind) -> Option<Self> {
-        match kind {
-            CaptureKind::NatIptablesNft => Some(Self::Nft),
-            CaptureKind::NatIptablesLegacy => Some(Self::Legacy),
-            CaptureKind::Routed | CaptureKind::Nat => None,
-        }
+    fn program(self, family: IpFamily) -> String {
+        let variant = match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        };
+        format!("{}-{variant}", program(family))
     }
 
-    fn program(self, v6: bool, restore: bool) -> &'static str {
-        match (self, v6, restore) {
-            (Self::Nft, false, false) => "iptables-nft",
-            (Self::Nft, true, false) => "ip6tables-nft",
-            (Self::Nft, false, true) => "iptables-nft-restore",
-            (Self::Nft, true, true) => "ip6tables-nft-restore",
-            (Self::Legacy, false, false) => "iptables-legacy",
-            (Self::Legacy, true, false) => "ip6tables-legacy",
-            (Self::Legacy, false, true) => "iptables-legacy-restore",
-            (Self::Legacy, true, true) => "ip6tables-legacy-restore",
-        }
-    }
-
-    /// Writes tables: our chains anew, and the jumps that are missing.
-    pub(crate) fn restore(self, tables: &[XtablesRules], present: &[XtablesRules]) -> io::Result<()> {
-        for v6 in [false, true] {
+    /// Writes tables: replaces Underpass's chains and adds missing jumps.
+    pub(crate) fn restore(
+        self,
+        tables: &[XtablesRules],
+        present: &[XtablesRules],
+    ) -> io::Result<()> {
+        for family in IpFamily::ALL {
             let jumps = |t: &XtablesRules| {
-                let same = |p: &&XtablesRules| p.v6 == t.v6 && p.table == t.table;
-                present.iter().find(same).map(|p| p.jumps.clone()).unwrap_or_default()
+                let present = present.iter().find(|p| p.same_table(t));
+                present.map(|p| p.jumps.clone()).unwrap_or_default()
             };
-            let input: String = tables.iter().filter(|t| t.v6 == v6).map(|t| t.restore_input(&jumps(t))).collect();
+            let tables = tables.iter().filter(|t| t.family == family);
+            let input: String = tables.map(|t| t.restore_input(&jumps(t))).collect();
             if !input.is_empty() {
-                run_restore(path_of(self.program(v6, true))?, &input)?;
+                let program = format!("{}-restore", self.program(family));
+                run_restore(path_of(program)?, &input)?;
             }
         }
         Ok(())
     }
 
-    /// What of the chains called by a prefix is in the tables; `chains` are those of nf_tables.
+    /// Lists the chains with a prefix and the jumps to them; `chains` are all nf_tables chains.
     pub(crate) fn list(self, prefix: &str, chains: &[ChainName]) -> io::Result<Vec<XtablesRules>> {
         let mut out = Vec::new();
-        for v6 in [false, true] {
-            let tables = self.existing_tables(v6, prefix, chains);
+        for family in IpFamily::ALL {
+            let tables = self.existing_tables(family, prefix, chains);
             if tables.is_empty() {
                 continue;
             }
-            let program = self.handle(v6)?;
+            let program = self.handle(family)?;
             for table in tables {
-                let lines = program.list_table(table).map_err(|e| io::Error::other(e.to_string()))?;
-                let found = XtablesRules::from_listing(v6, table, prefix, &lines);
+                if self == Self::Nft {
+                    check_size(family, table)?;
+                }
+                let lines = listing(program.cmd, table)?;
+                let found = XtablesRules::from_listing(family, table, prefix, &lines);
                 if !found.is_empty() {
                     out.push(found);
                 }
@@ -80,66 +85,133 @@ impl Variant {
         Ok(out)
     }
 
-    /// Takes out the chains called by a prefix, and the jumps to them; goes on after an error and reports the last.
+    /// Checks that the programs are installed, without which rules cannot be removed.
+    pub(crate) fn require(self) -> io::Result<()> {
+        IpFamily::ALL
+            .into_iter()
+            .try_for_each(|family| path_of(self.program(family)).map(drop))
+    }
+
+    /// Removes the chains with a prefix and the jumps to them; returns whether there were any.
+    /// Continues after errors and returns the last one. Chains that the programs cannot list, most
+    /// likely because they are not installed, were not written with them either.
     pub(crate) fn remove(self, prefix: &str, chains: &[ChainName]) -> io::Result<bool> {
-        let present = self.list(prefix, chains)?;
+        let present = self.list(prefix, chains).unwrap_or_default();
         let mut result = Ok(!present.is_empty());
         for table in &present {
-            let program = self.handle(table.v6)?;
-            let mut note = |done: Result<(), Box<dyn std::error::Error>>| {
-                if let Err(e) = done {
+            let program = self.handle(table.family)?;
+            let mut record = |removed: Result<(), Box<dyn std::error::Error>>| {
+                if let Err(e) = removed {
                     result = Err(io::Error::other(e.to_string()));
                 }
             };
             for jump in &table.jumps {
                 if let Some((chain, rule)) = jump.trim_start_matches("-A ").split_once(' ') {
-                    note(program.delete(&table.table, chain, rule));
+                    record(program.delete(&table.table, chain, rule));
                 }
             }
-            let chains = program.list_chains(&table.table).unwrap_or_default();
-            let ours = || chains.iter().filter(|c| c.starts_with(prefix));
-            ours().for_each(|chain| note(program.flush_chain(&table.table, chain)));
-            ours().for_each(|chain| note(program.delete_chain(&table.table, chain)));
+            let lines = listing(program.cmd, &table.table).unwrap_or_default();
+            let chains = lines.iter().filter_map(|l| l.strip_prefix("-N "));
+            let prefixed = || chains.clone().filter(|c| c.starts_with(prefix));
+            prefixed().for_each(|chain| record(program.flush_chain(&table.table, chain)));
+            prefixed().for_each(|chain| record(program.delete_chain(&table.table, chain)));
         }
         result
     }
 
-    /// The tables that exist and may have such chains: asking for another would make it, and load modules.
-    fn existing_tables(self, v6: bool, prefix: &str, chains: &[ChainName]) -> Vec<&'static str> {
-        let there: Vec<String> = match self {
-            Self::Legacy => {
-                let names = if v6 { "ip6_tables_names" } else { "ip_tables_names" };
-                let names = std::fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
-                names.lines().map(str::to_owned).collect()
-            }
+    /// Lists the existing tables that may have chains with the prefix. Listing any other table
+    /// would create it and load kernel modules.
+    fn existing_tables(
+        self,
+        family: IpFamily,
+        prefix: &str,
+        chains: &[ChainName],
+    ) -> Vec<&'static str> {
+        let existing: Vec<String> = match self {
+            Self::Legacy => legacy_tables::names(family),
             Self::Nft => {
-                let family = if v6 { Family::Ipv6 } else { Family::Ipv4 };
-                let with_such = chains.iter().filter(|c| c.family == family && c.chain.starts_with(prefix));
-                with_such.map(|c| c.table.clone()).collect()
+                let of_family = chains.iter().filter(|c| c.family == Family::Ip(family));
+                let with_prefix = of_family.filter(|c| c.chain.starts_with(prefix));
+                with_prefix.map(|c| c.table.clone()).collect()
             }
         };
-        TABLES.into_iter().filter(|t| there.iter().any(|name| name == t)).collect()
+        let exists = |table: &&str| existing.iter().any(|name| name == table);
+        TABLES.into_iter().filter(exists).collect()
     }
 
-    fn handle(self, v6: bool) -> io::Result<IPTables> {
-        // Every version since 1.4.20 (2013) can check and wait.
-        Ok(IPTables { cmd: path_of(self.program(v6, false))?, has_check: true, has_wait: true, is_numeric: false })
+    fn handle(self, family: IpFamily) -> io::Result<IPTables> {
+        // All versions since 1.4.20 (2013) support --check and --wait.
+        Ok(IPTables {
+            cmd: path_of(self.program(family))?,
+            has_check: true,
+            has_wait: true,
+            is_numeric: false,
+        })
     }
 }
 
-/// Where a program is: a CNI plugin may be started without a search path.
-fn path_of(program: &'static str) -> io::Result<&'static str> {
-    static FOUND: LazyLock<Mutex<HashMap<&'static str, &'static str>>> = LazyLock::new(Mutex::default);
-    let mut found = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(path) = found.get(program) {
+/// Finds a program in well-known folders: a CNI plugin may be started without PATH.
+fn path_of(program: String) -> io::Result<&'static str> {
+    static FOUND: Mutex<BTreeMap<String, &'static str>> = Mutex::new(BTreeMap::new());
+    const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin";
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = found.get(&program) {
         return Ok(path);
     }
-    let folders = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
-    let path = folders.iter().map(|f| format!("{f}/{program}")).find(|p| Path::new(p).exists());
-    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{program} is not installed"));
-    let path: &'static str = Box::leak(path.ok_or_else(missing)?.into_boxed_str()); // one for each program, for good
+    let mut paths = PATH.split(':').map(|f| format!("{f}/{program}"));
+    let path = paths.find(|p| Path::new(p).exists()).ok_or_else(|| {
+        let reason = format!("{program} is not installed");
+        io::Error::new(io::ErrorKind::NotFound, reason)
+    })?;
+    let path: &'static str = path.leak(); // once per program
     found.insert(program, path);
     Ok(path)
+}
+
+/// Fails if a table of nf_tables has more rules than are read, before a program reads them all.
+fn check_size(family: IpFamily, table: &str) -> io::Result<()> {
+    let jumps = Socket::open().and_then(|s| nft::jumps(&s, Family::Ip(family), table));
+    match jumps {
+        Err(e) if e.is_too_many() => Err(TooMany::of(MAX_OBJECTS)),
+        _ => Ok(()),
+    }
+}
+
+/// Lists the rules of a table, in the form of `iptables -S`.
+///
+/// # Errors
+/// [`TooMany`] if the program prints too much or does not end in time; it is stopped then.
+fn listing(program: &str, table: &str) -> io::Result<Vec<String>> {
+    let mut child = Command::new(program)
+        .args(["--wait", "-t", table, "-S"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let stdout = child.stdout.take();
+    let (sender, received) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let read = stdout.map(|s| s.take(MAX_LISTING).read_to_end(&mut text));
+        let _ = sender.send(read.transpose().map(|_| text));
+    });
+    let text = match received.recv_timeout(LISTING_TIMEOUT) {
+        Ok(Ok(text)) if (text.len() as u64) < MAX_LISTING => Ok(text),
+        Ok(Err(e)) => Err(e),
+        _ => Err(TooMany::of(MAX_OBJECTS)),
+    };
+    if text.is_err() {
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output()?;
+    let text = text?;
+    succeeded(program, &output)?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    if lines.len() > MAX_OBJECTS {
+        return Err(TooMany::of(MAX_OBJECTS));
+    }
+    Ok(lines)
 }
 
 fn run_restore(program: &str, input: &str) -> io::Result<()> {
@@ -152,10 +224,14 @@ fn run_restore(program: &str, input: &str) -> io::Result<()> {
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes())?;
     }
-    let output = child.wait_with_output()?;
+    succeeded(program, &child.wait_with_output()?)
+}
+
+fn succeeded(program: &str, output: &Output) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program}: {}", said.trim().replace('\n', "; "))))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let reason = stderr.trim().replace('\n', "; ");
+    Err(io::Error::other(format!("{program}: {reason}")))
 }

@@ -1,34 +1,68 @@
-//! Redirection of a pod's traffic to the proxy: the plan (pure data), the captures that render it, read-back and diff.
+//! Redirection of a pod's traffic to the proxy: the plan (pure data), the capture backends that
+//! render it, read-back and diff.
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod annotation;
+mod bypass;
 mod capture;
+mod difference;
+mod driver;
+mod error;
+mod examples;
 mod foreign;
 pub mod host;
 mod iptables_program;
+mod legacy_tables;
+mod links;
+mod local_route;
 mod nat;
-mod observed;
+mod netfilter;
+mod netlink;
+mod node_side;
 mod plan;
+mod policy_rule;
+mod raw;
+mod read_back;
+mod remove;
+mod return_path;
 mod routed;
 mod routing;
 mod rule;
-mod running;
+mod rule_priorities;
 mod sockets;
+mod state;
+mod surroundings;
 mod xtables;
 
-pub use annotation::{ANNOTATIONS, AnnotationError, LONGEST_ANNOTATION};
+pub use addresses::missing_addresses;
+pub use annotation::{
+    ANNOTATIONS, AnnotationError, EXCLUDE_OUTBOUND_CIDRS, EXCLUDING, MAX_ANNOTATION_CHARS,
+};
+pub use bypass::{Bypass, find_bypasses};
 pub use capture::{
-    Applied, RedirectError, Removed, apply, captured, join, leave, listeners, read_back, release_closed_exceptions,
-    remove, repair,
+    apply, count_captured, cut_uncaptured, diff, diff_with, exempted_connections, join, leave,
+    release_closed_exceptions, repair,
 };
-pub use foreign::{Foreign, foreign};
-pub use observed::{Difference, How, Observed, diff};
+pub use difference::{Difference, DifferenceKind};
+pub use driver::{ApplyOutcome, Exceptions};
+pub use error::RedirectError;
+pub use examples::{ExampleTable, example_tables};
+pub use foreign::{ForeignRedirection, find_foreign_redirection};
+pub use local_route::{LocalRoute, OtherRoute};
+pub use node_side::PodInterface;
 pub use plan::{
-    CaptureKind, Exclusions, ExistingConnections, ISTIO_PORTS, InterfaceName, InterfaceNameError, Mark,
-    PROBE_SOURCE_V4, PROBE_SOURCE_V6, PROXY_MARK, Plan, Ports, RETURN_MARK, TABLE,
+    CaptureKind, Exclusions, ExistingConnections, ISTIO_PORTS, InterfaceName, InterfaceNameError,
+    Mark, Network, PROBE_DESTINATIONS, PROBE_PORT, PROBE_SOURCE_V4, PROBE_SOURCE_V6, PROXY_MARK,
+    Plan, Ports, ProxyUser, ProxyUserError, RETURN_MARK, TABLE,
 };
-pub use routing::{LocalRoute, PolicyRule, Transport};
+pub use policy_rule::{Action, PolicyRule, Transport};
+pub use read_back::read_back;
+pub use remove::{RemoveOutcome, remove};
 pub use rule::TABLE_NAME;
-pub use sockets::{Connection, Listener};
+pub use rule_priorities::RulePriorities;
+pub use sockets::{Listener, TcpConnection, listeners};
+pub use state::ObservedState;
+pub use surroundings::Surroundings;
 pub use xtables::XtablesRules;

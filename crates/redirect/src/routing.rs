@@ -1,403 +1,271 @@
-//! Policy routing over netlink: our ip rules and local routes, written, read back and removed.
+//! Policy routing over netlink: adds, lists and removes Underpass's ip rules and local routes.
 //!
-//! One blocking socket and netlink-packet-route's messages; the plugin has no runtime to run anything else on.
+//! Uses a blocking socket with the messages of netlink-packet-route, because the plugin has no
+//! async runtime.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
-use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
-use nix::sys::socket::{
-    AddressFamily as SocketFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
-};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::rule::RuleMessage;
+use nft::IpFamily;
+use nft::netlink::{NetlinkSocket, Protocol};
 
-use crate::plan::Mark;
-use crate::routed::{PREF_CAPTURE, PREF_EXCEPTION, PREF_PROXY};
+use crate::error::{RedirectError, failed};
+use crate::local_route::{LO, LocalRoute, OtherRoute};
+use crate::netlink::{encode, request, request_bodies};
+use crate::policy_rule::{Action, PolicyRule, address_family};
+use crate::raw::deletion;
+use crate::rule_priorities::NamespaceRules;
+use crate::state::DesiredState;
 
-const TABLE_MAIN: u32 = 254;
-/// The loopback interface has this index in every network namespace.
-const LO: u32 = 1;
+/// Maximum duration of IPv6 duplicate address detection: one probe of a second by default
+/// (dad_transmits), after a random delay.
+const DAD_TIMEOUT: Duration = Duration::from_millis(2500);
 
-/// One ip rule of ours.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PolicyRule {
-    /// Family: IPv6 or IPv4.
-    pub v6: bool,
-    /// Its place in the list.
-    pub priority: u32,
-    /// `to ADDRESS`.
-    pub to: Option<IpAddr>,
-    /// `fwmark VALUE/MASK`.
-    pub mark: Option<(u32, u32)>,
-    /// `iif NAME`; `lo` means packets of the namespace's own sockets.
-    pub iif: Option<String>,
-    /// `ipproto PROTOCOL`.
-    pub transport: Option<Transport>,
-    /// `sport PORT`.
-    pub source_port: Option<u16>,
-    /// `dport PORT`.
-    pub destination_port: Option<u16>,
-    /// `lookup TABLE`.
-    pub table: u32,
-}
+/// linux/rtnetlink.h
+const RTM_DELROUTE: u16 = 25;
+const RTM_DELRULE: u16 = 33;
 
-/// A transport protocol that a rule is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Transport {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl Transport {
-    fn number(self) -> IpProtocol {
-        match self {
-            Self::Tcp => IpProtocol::Tcp,
-            Self::Udp => IpProtocol::Udp,
-        }
-    }
-}
-
-impl PolicyRule {
-    /// `to ADDRESS lookup main`: replies to probes are not captured.
-    pub(crate) fn exception_to(to: IpAddr) -> Self {
-        Self { to: Some(to), ..Self::blank(to.is_ipv6(), PREF_EXCEPTION, TABLE_MAIN) }
-    }
-
-    /// `iif lo ipproto tcp sport X dport Y to PEER lookup main`: a connection that was open before the pod joined.
-    ///
-    /// Every rule of ours with a protocol or a port says `iif lo`. One that does not makes source validation compare
-    /// ports, too (fib_rule_requires_fldissect), and then it finds the capturing rule: every peer would be a martian.
-    pub(crate) fn exception_for(connection: crate::sockets::Connection) -> Self {
-        Self { table: TABLE_MAIN, ..Self::captured(connection, TABLE_MAIN) }
-    }
-
-    /// `iif lo ipproto tcp sport X dport Y to PEER lookup TABLE`: a connection that stays captured after the pod left.
-    pub(crate) fn captured(connection: crate::sockets::Connection, table: u32) -> Self {
-        Self {
-            to: Some(connection.peer.ip()),
-            iif: Some("lo".to_owned()),
-            transport: Some(Transport::Tcp),
-            source_port: Some(connection.local_port),
-            destination_port: Some(connection.peer.port()),
-            ..Self::blank(connection.peer.is_ipv6(), PREF_EXCEPTION, table)
-        }
-    }
-
-    /// `fwmark MARK lookup main`: the proxy's own packets.
-    pub(crate) fn for_mark(v6: bool, mark: Mark) -> Self {
-        Self { mark: Some((mark.value, mark.mask)), ..Self::blank(v6, PREF_PROXY, TABLE_MAIN) }
-    }
-
-    /// `iif lo ipproto PROTOCOL [dport PORT] lookup TABLE`: what the pod's own sockets send.
-    ///
-    /// Without `iif lo` the packets of peers would be martians: source validation would find the local route.
-    pub(crate) fn capture(v6: bool, transport: Transport, port: Option<u16>, table: u32) -> Self {
-        let rule = Self::blank(v6, PREF_CAPTURE, table);
-        Self { iif: Some("lo".to_owned()), transport: Some(transport), destination_port: port, ..rule }
-    }
-
-    /// `iif NAME fwmark MARK lookup TABLE`: connections that come in by an interface and are taken for the pod's own.
-    pub(crate) fn reroute(v6: bool, interface: &str, mark: Mark, table: u32) -> Self {
-        let rule = Self::blank(v6, PREF_CAPTURE, table);
-        Self { iif: Some(interface.to_owned()), mark: Some((mark.value, mark.mask)), ..rule }
-    }
-
-    /// Whether this is an exception for one open connection.
-    pub(crate) fn is_connection_exception(&self) -> bool {
-        self.priority == PREF_EXCEPTION && self.source_port.is_some() && self.table == TABLE_MAIN
-    }
-
-    /// Whether this captures what the pod's own sockets send.
-    pub(crate) fn captures(&self) -> bool {
-        self.priority == PREF_CAPTURE && self.iif.as_deref() == Some("lo")
-    }
-
-    fn blank(v6: bool, priority: u32, table: u32) -> Self {
-        Self {
-            v6,
-            priority,
-            to: None,
-            mark: None,
-            iif: None,
-            transport: None,
-            source_port: None,
-            destination_port: None,
-            table,
-        }
-    }
-
-    fn message(&self) -> RuleMessage {
-        let mut m = RuleMessage::default();
-        m.header.family = family(self.v6);
-        m.header.action = RuleAction::ToTable;
-        let a = &mut m.attributes;
-        a.push(RuleAttribute::Priority(self.priority));
-        a.push(RuleAttribute::Table(self.table));
-        if let Some(to) = self.to {
-            m.header.dst_len = if self.v6 { 128 } else { 32 };
-            a.push(RuleAttribute::Destination(to));
-        }
-        if let Some((value, mask)) = self.mark {
-            a.extend([RuleAttribute::FwMark(value), RuleAttribute::FwMask(mask)]);
-        }
-        a.extend(self.iif.clone().map(RuleAttribute::Iifname));
-        a.extend(self.transport.map(|t| RuleAttribute::IpProtocol(t.number())));
-        let port = |p| RulePortRange { start: p, end: p };
-        a.extend(self.source_port.map(|p| RuleAttribute::SourcePortRange(port(p))));
-        a.extend(self.destination_port.map(|p| RuleAttribute::DestinationPortRange(port(p))));
-        m
-    }
-
-    /// `None` for a rule at one of our priorities that says something we never say.
-    fn from_message(m: &RuleMessage) -> Option<Self> {
-        let mut rule = Self::blank(m.header.family == AddressFamily::Inet6, 0, u32::from(m.header.table));
-        for a in &m.attributes {
-            match a {
-                RuleAttribute::Priority(p) => rule.priority = *p,
-                RuleAttribute::Table(t) => rule.table = *t,
-                RuleAttribute::Destination(to) => rule.to = Some(*to),
-                RuleAttribute::FwMark(v) => rule.mark = Some((*v, rule.mark.map_or(u32::MAX, |(_, m)| m))),
-                RuleAttribute::FwMask(m) => rule.mark = Some((rule.mark.map_or(0, |(v, _)| v), *m)),
-                RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
-                RuleAttribute::IpProtocol(IpProtocol::Tcp) => rule.transport = Some(Transport::Tcp),
-                RuleAttribute::IpProtocol(IpProtocol::Udp) => rule.transport = Some(Transport::Udp),
-                RuleAttribute::IpProtocol(_) => return None,
-                RuleAttribute::SourcePortRange(r) => rule.source_port = Some(r.start),
-                RuleAttribute::DestinationPortRange(r) => rule.destination_port = Some(r.start),
-                RuleAttribute::Source(_) | RuleAttribute::Oifname(_) | RuleAttribute::UidRange(_) => return None,
-                _ => {}
-            }
-        }
-        Some(rule)
-    }
-}
-
-impl std::fmt::Display for PolicyRule {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} rule {}:", if self.v6 { "IPv6" } else { "IPv4" }, self.priority)?;
-        if let Some(to) = self.to {
-            write!(f, " to {to}")?;
-        }
-        if let Some((value, mask)) = self.mark {
-            write!(f, " fwmark {value:#x}/{mask:#x}")?;
-        }
-        if let Some(iif) = &self.iif {
-            write!(f, " iif {iif}")?;
-        }
-        match self.transport {
-            Some(Transport::Tcp) => f.write_str(" ipproto tcp")?,
-            Some(Transport::Udp) => f.write_str(" ipproto udp")?,
-            None => {}
-        }
-        if let Some(port) = self.source_port {
-            write!(f, " sport {port}")?;
-        }
-        if let Some(port) = self.destination_port {
-            write!(f, " dport {port}")?;
-        }
-        match self.table {
-            TABLE_MAIN => f.write_str(" lookup main"),
-            table => write!(f, " lookup {table}"),
-        }
-    }
-}
-
-/// `local default dev lo src SOURCE table TABLE`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LocalRoute {
-    /// The source address that the pod's connections get; says the family, too. Unspecified (`0.0.0.0` or `::`) when the
-    /// route has none.
-    pub source: IpAddr,
-    /// The routing table.
-    pub table: u32,
-}
-
-impl LocalRoute {
-    /// `local default dev lo table TABLE`.
-    pub(crate) fn without_source(v6: bool, table: u32) -> Self {
-        let source = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-        Self { source, table }
-    }
-
-    fn message(self) -> RouteMessage {
-        let mut m = RouteMessage::default();
-        m.header.address_family = family(self.source.is_ipv6());
-        m.header.protocol = RouteProtocol::Static;
-        m.header.scope = RouteScope::Host;
-        m.header.kind = RouteType::Local;
-        let source = match self.source {
-            IpAddr::V4(a) => RouteAddress::Inet(a),
-            IpAddr::V6(a) => RouteAddress::Inet6(a),
-        };
-        m.attributes = vec![RouteAttribute::Table(self.table), RouteAttribute::Oif(LO)];
-        if !self.source.is_unspecified() {
-            m.attributes.push(RouteAttribute::PrefSource(source));
-        }
-        m
-    }
-
-    fn from_message(m: &RouteMessage) -> Option<Self> {
-        if m.header.kind != RouteType::Local || m.header.destination_prefix_length != 0 {
-            return None;
-        }
-        let v6 = m.header.address_family == AddressFamily::Inet6;
-        let mut table = u32::from(m.header.table);
-        let mut source = Self::without_source(v6, table).source;
-        for a in &m.attributes {
-            match a {
-                RouteAttribute::Table(t) => table = *t,
-                RouteAttribute::PrefSource(RouteAddress::Inet(a)) => source = IpAddr::V4(*a),
-                RouteAttribute::PrefSource(RouteAddress::Inet6(a)) => source = IpAddr::V6(*a),
-                RouteAttribute::Oif(index) if *index != LO => return None,
-                _ => {}
-            }
-        }
-        Some(Self { source, table })
-    }
-}
-
-impl std::fmt::Display for LocalRoute {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let family = if self.source.is_ipv6() { "IPv6" } else { "IPv4" };
-        write!(f, "{family} route local default dev lo")?;
-        if !self.source.is_unspecified() {
-            write!(f, " src {}", self.source)?;
-        }
-        write!(f, " table {}", self.table)
-    }
-}
-
-fn family(v6: bool) -> AddressFamily {
-    if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
-}
-
-/// A routing socket in the namespace that the thread was in when it was opened.
+/// A routing socket of the network namespace that the thread was in when opening it.
 #[derive(Debug)]
-pub(crate) struct Routing(OwnedFd);
+pub(crate) struct Routing(pub(crate) NetlinkSocket);
 
 impl Routing {
-    pub(crate) fn open() -> io::Result<Self> {
-        let protocol = SockProtocol::NetlinkRoute;
-        let fd = socket(SocketFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        setsockopt(&fd, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
-        Ok(Self(fd))
+    pub(crate) fn open() -> Result<Self, RedirectError> {
+        let socket = NetlinkSocket::open(Protocol::Route);
+        socket
+            .map(Self)
+            .map_err(failed("cannot access policy routing over netlink"))
     }
 
-    /// Brings the loopback interface up; captured packets travel over it.
-    pub(crate) fn raise_loopback(&self) -> io::Result<()> {
-        use netlink_packet_route::link::{LinkFlags, LinkMessage};
+    /// Adds the routes and rules of a plan that do not exist yet, given the existing rules, and
+    /// brings up the loopback interface, which captured packets traverse.
+    pub(crate) fn install(
+        &self,
+        desired: &DesiredState,
+        observed: &[PolicyRule],
+    ) -> Result<(), RedirectError> {
+        self.raise_loopback()
+            .map_err(failed("cannot bring up the loopback interface"))?;
+        for route in &desired.routes {
+            self.add_route(*route)
+                .map_err(failed(&format!("cannot add {route}")))?;
+        }
+        self.add_rules(&desired.rules, observed)
+    }
+
+    /// Adds the rules that do not exist yet, by their priority, given the existing ones. After an
+    /// error, no rule of a later priority is added.
+    pub(crate) fn add_rules(
+        &self,
+        rules: &[PolicyRule],
+        observed: &[PolicyRule],
+    ) -> Result<(), RedirectError> {
+        let observed: BTreeSet<&PolicyRule> = observed.iter().collect();
+        let mut new: Vec<&PolicyRule> = rules.iter().filter(|r| !observed.contains(r)).collect();
+        // The target of the others' `goto` comes first.
+        new.sort_by_key(|r| (r.action != Action::Nop, r.priority));
+        let request = |rule: &PolicyRule| {
+            // With NLM_F_EXCL the kernel compares the rule with all others, so that thousands take
+            // twice the time.
+            let exclusive = match rule.connection() {
+                Some(_) => 0,
+                None => NLM_F_EXCL,
+            };
+            let flags = NLM_F_REQUEST | NLM_F_CREATE | exclusive;
+            encode(RouteNetlinkMessage::NewRule(rule.message()), flags)
+        };
+        // The kernel continues after an error: a capturing rule must not be added if an exception
+        // is missing.
+        for rules in new.chunk_by(|a, b| a.priority == b.priority) {
+            self.change_rules(rules, request, "add", libc::EEXIST)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the rules that exist; continues after an error and returns the first. Those that
+    /// lead to the proxy go first, so that none captures what the others exempt.
+    pub(crate) fn delete_rules<'r>(
+        &self,
+        rules: impl IntoIterator<Item = &'r PolicyRule>,
+    ) -> Result<(), RedirectError> {
+        let request = |rule: &PolicyRule| match rule.other.as_slice() {
+            [] => encode(RouteNetlinkMessage::DelRule(rule.message()), NLM_F_REQUEST),
+            body => deletion(RTM_DELRULE, body),
+        };
+        let mut rules: Vec<&PolicyRule> = rules.into_iter().collect();
+        rules.sort_by_key(|r| !r.leads_to_proxy());
+        self.change_rules(&rules, request, "delete", libc::ENOENT)
+    }
+
+    /// Sends a request for each rule; an `expected` error is none.
+    fn change_rules(
+        &self,
+        rules: &[&PolicyRule],
+        request: impl Fn(&PolicyRule) -> Vec<u8>,
+        verb: &str,
+        expected: i32,
+    ) -> Result<(), RedirectError> {
+        let requests: Vec<Vec<u8>> = rules.iter().map(|r| request(r)).collect();
+        let refused = self.0.request_all(&requests);
+        let mut errors = refused
+            .map_err(failed(&format!("cannot {verb} ip rules")))?
+            .into_iter()
+            .filter(|(_, e)| e.raw_os_error() != Some(expected));
+        match errors.next() {
+            None => Ok(()),
+            Some((index, e)) => {
+                let rule = rules.get(index).map(ToString::to_string);
+                let rule = rule.unwrap_or_else(|| "an ip rule".to_owned());
+                Err(failed(&format!("cannot {verb} {rule}"))(e))
+            }
+        }
+    }
+
+    /// Deletes a route, if it exists.
+    pub(crate) fn delete_route(&self, route: LocalRoute) -> Result<(), RedirectError> {
+        let message = RouteNetlinkMessage::DelRoute(route.message());
+        let result = self.request(message, NLM_F_REQUEST | NLM_F_ACK);
+        ignore_errno(result, libc::ESRCH).map_err(failed(&format!("cannot delete {route}")))
+    }
+
+    /// Lists the rules of both families, and where Underpass's belong.
+    pub(crate) fn rules(&self) -> Result<NamespaceRules, RedirectError> {
+        Ok(NamespaceRules::of(self.rule_bodies()?))
+    }
+
+    /// Lists all rules of both families, as the bodies of their messages.
+    fn rule_bodies(&self) -> Result<Vec<Vec<u8>>, RedirectError> {
+        let mut out = Vec::new();
+        for family in IpFamily::ALL {
+            let mut m = RuleMessage::default();
+            m.header.family = address_family(family);
+            let answers = self.dump(RouteNetlinkMessage::GetRule(m));
+            out.extend(answers.map_err(failed("cannot list ip rules"))?);
+        }
+        Ok(out)
+    }
+
+    /// Lists the routes of a table, of both families: Underpass's, and all others.
+    pub(crate) fn routes(
+        &self,
+        table: u32,
+    ) -> Result<(Vec<LocalRoute>, Vec<OtherRoute>), RedirectError> {
+        let (mut known, mut other) = (Vec::new(), Vec::new());
+        // Before Linux 4.20 the kernel does not filter, and lists the routes of all tables.
+        let filtered = Self::open()?;
+        let _ = netns::sockopt::filter_dumps(&filtered.0);
+        for family in IpFamily::ALL {
+            let mut m = RouteMessage::default();
+            m.header.address_family = address_family(family);
+            m.attributes = vec![RouteAttribute::Table(table)];
+            let answers = match filtered.dump(RouteNetlinkMessage::GetRoute(m)) {
+                Err(e) if is_errno(&e, libc::ENOENT) => continue, // no such table
+                answers => answers.map_err(failed("cannot list routes"))?,
+            };
+            for body in answers
+                .into_iter()
+                .filter(|b| OtherRoute::table(b) == table)
+            {
+                match LocalRoute::from_body(&body) {
+                    Some(route) => known.push(route),
+                    None => other.push(OtherRoute::new(body)),
+                }
+            }
+        }
+        known.sort();
+        other.sort();
+        Ok((known, other))
+    }
+
+    /// Deletes what a plan does not have: other rules of Underpass, given those that existed before
+    /// [`Self::install`], and routes in its table.
+    pub(crate) fn delete_others(
+        &self,
+        desired: &DesiredState,
+        observed: &[PolicyRule],
+    ) -> Result<(), RedirectError> {
+        let planned: BTreeSet<&PolicyRule> = desired.rules.iter().collect();
+        let mut kept = BTreeSet::new();
+        let mut unexpected: Vec<&PolicyRule> = observed.iter().collect();
+        // A duplicate is unexpected as well.
+        unexpected.retain(|r| !(planned.contains(r) && kept.insert(*r)));
+        if !unexpected.is_empty() {
+            self.delete_rules(unexpected)?;
+            // The kernel does not compare everything, and may have deleted a planned rule instead.
+            self.add_rules(&desired.rules, &self.rules()?.own)?;
+        }
+        let tables: BTreeSet<u32> = desired.routes.iter().map(|r| r.table).collect();
+        for table in tables {
+            let (_, other) = self.routes(table)?;
+            let requests = other.iter().map(|r| deletion(RTM_DELROUTE, r.body()));
+            let refused = self.0.request_all(&requests.collect::<Vec<_>>());
+            let errors = refused.map_err(failed("cannot delete routes"))?.into_iter();
+            if let Some((index, e)) = errors.into_iter().find(|(_, e)| !is_errno(e, libc::ESRCH)) {
+                let route = other
+                    .get(index)
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                return Err(failed(&format!("cannot delete {route}"))(e));
+            }
+        }
+        Ok(())
+    }
+
+    fn raise_loopback(&self) -> io::Result<()> {
         let mut m = LinkMessage::default();
         m.header.index = LO;
         m.header.flags = LinkFlags::Up;
         m.header.change_mask = LinkFlags::Up;
-        self.request(RouteNetlinkMessage::SetLink(m), NLM_F_REQUEST | NLM_F_ACK).map(drop)
+        self.request(RouteNetlinkMessage::SetLink(m), NLM_F_REQUEST | NLM_F_ACK)
+            .map(drop)
     }
 
-    /// Adds a rule; one that is there already is fine.
-    pub(crate) fn add_rule(&self, rule: &PolicyRule) -> io::Result<()> {
-        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        tolerate(self.request(RouteNetlinkMessage::NewRule(rule.message()), flags), libc::EEXIST)
-    }
-
-    /// Deletes a rule; one that is gone already is fine.
-    pub(crate) fn delete_rule(&self, rule: &PolicyRule) -> io::Result<()> {
-        let gone = self.request(RouteNetlinkMessage::DelRule(rule.message()), NLM_F_REQUEST | NLM_F_ACK);
-        tolerate(gone, libc::ENOENT)
-    }
-
-    /// Adds a route, or replaces the one with another source address.
-    pub(crate) fn add_route(&self, route: LocalRoute) -> io::Result<()> {
+    /// Adds a route, replacing one with another source address. The kernel rejects a tentative
+    /// source address (EINVAL); a new IPv6 address is tentative until duplicate address detection
+    /// completes: about a second if enabled, an instant if not.
+    fn add_route(&self, route: LocalRoute) -> io::Result<()> {
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.request(RouteNetlinkMessage::NewRoute(route.message()), flags).map(drop)
-    }
-
-    /// Deletes a route; one that is gone already is fine.
-    pub(crate) fn delete_route(&self, route: LocalRoute) -> io::Result<()> {
-        let gone = self.request(RouteNetlinkMessage::DelRoute(route.message()), NLM_F_REQUEST | NLM_F_ACK);
-        tolerate(gone, libc::ESRCH)
-    }
-
-    /// The rules at our priorities, both families.
-    pub(crate) fn rules(&self) -> io::Result<Vec<PolicyRule>> {
-        let mut out = Vec::new();
-        for v6 in [false, true] {
-            let mut m = RuleMessage::default();
-            m.header.family = family(v6);
-            for answer in self.request(RouteNetlinkMessage::GetRule(m), NLM_F_REQUEST | NLM_F_DUMP)? {
-                if let RouteNetlinkMessage::NewRule(m) = answer
-                    && let Some(rule) = PolicyRule::from_message(&m)
-                    && (PREF_EXCEPTION..=PREF_CAPTURE).contains(&rule.priority)
-                {
-                    out.push(rule);
-                }
-            }
-        }
-        out.sort();
-        Ok(out)
-    }
-
-    /// The local default routes outside the kernel's own table, both families.
-    pub(crate) fn local_routes(&self, table: u32) -> io::Result<Vec<LocalRoute>> {
-        let mut out = Vec::new();
-        for v6 in [false, true] {
-            let mut m = RouteMessage::default();
-            m.header.address_family = family(v6);
-            for answer in self.request(RouteNetlinkMessage::GetRoute(m), NLM_F_REQUEST | NLM_F_DUMP)? {
-                if let RouteNetlinkMessage::NewRoute(m) = answer
-                    && let Some(route) = LocalRoute::from_message(&m)
-                    && route.table == table
-                {
-                    out.push(route);
-                }
-            }
-        }
-        out.sort();
-        Ok(out)
-    }
-
-    /// Sends one request and collects the answers until the acknowledgement or the end of the dump.
-    fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut packet = NetlinkMessage::from(message);
-        packet.header.flags = flags;
-        packet.header.sequence_number = 1;
-        packet.finalize();
-        let mut buffer = vec![0u8; packet.buffer_len()];
-        packet.serialize(&mut buffer);
-        send(self.0.as_raw_fd(), &buffer, MsgFlags::empty())?;
-
-        let mut out = Vec::new();
-        let mut received = vec![0u8; 64 * 1024];
+        let deadline = Instant::now() + DAD_TIMEOUT;
         loop {
-            let n = recv(self.0.as_raw_fd(), &mut received, MsgFlags::empty())?;
-            let mut rest = received.get(..n).unwrap_or_default();
-            while !rest.is_empty() {
-                let m = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                match m.payload {
-                    NetlinkPayload::Done(_) => return Ok(out),
-                    NetlinkPayload::Error(e) if e.code.is_none() => return Ok(out),
-                    NetlinkPayload::Error(e) => return Err(e.to_io()),
-                    NetlinkPayload::InnerMessage(inner) => out.push(inner),
-                    _ => {}
-                }
-                let len = (m.header.length as usize).next_multiple_of(4).max(16);
-                rest = rest.get(len..).unwrap_or_default();
+            let result = self.request(RouteNetlinkMessage::NewRoute(route.message()), flags);
+            let is_tentative = matches!(&result, Err(e) if e.raw_os_error() == Some(libc::EINVAL))
+                && route.source.is_ipv6();
+            if !is_tentative || Instant::now() >= deadline {
+                return result.map(drop);
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Sends a dump request and collects the bodies of the answers.
+    pub(crate) fn dump(&self, request: RouteNetlinkMessage) -> io::Result<Vec<Vec<u8>>> {
+        request_bodies(&self.0, request, NLM_F_REQUEST | NLM_F_DUMP)
+    }
+
+    fn request(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        request(&self.0, message, flags)
     }
 }
 
-fn tolerate(result: io::Result<Vec<RouteNetlinkMessage>>, errno: i32) -> io::Result<()> {
+fn is_errno(error: &io::Error, errno: i32) -> bool {
+    error.raw_os_error() == Some(errno)
+}
+
+fn ignore_errno<T>(result: io::Result<T>, errno: i32) -> io::Result<()> {
     match result {
-        Err(e) if e.raw_os_error() == Some(errno) => Ok(()),
+        Err(e) if is_errno(&e, errno) => Ok(()),
         other => other.map(drop),
     }
 }

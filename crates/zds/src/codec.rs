@@ -1,48 +1,52 @@
-//! Packets to messages and back, with a size limit.
+//! Encoding and decoding of packets, with a size limit.
 
 use prost::Message;
 
-/// The largest packet that an agent sends, in bytes: ztunnel reads no more than this.
+/// Maximum size of a request packet, in bytes; ztunnel does not read more.
 pub const MAX_REQUEST: usize = 1024;
 
-/// The largest packet that an agent reads, in bytes. An answer carries an error text of the proxy's choice.
+/// Maximum size of a response packet, in bytes. A response contains the proxy's error text.
 pub const MAX_RESPONSE: usize = 16 * 1024;
 
-/// Why a packet is no message, or a message no packet.
+/// Why a message cannot be encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// More bytes than the protocol allows. Likely cause: a name that Kubernetes would not allow, or another protocol.
-    #[error("a packet of {len} bytes; at most {limit} are allowed")]
+    /// The packet exceeds the limit. Likely cause: an overlong name, or another protocol.
+    #[error("packet too large: {len} bytes, limit is {limit}")]
     TooLarge {
-        /// How many.
+        /// Size of the packet in bytes.
         len: usize,
-        /// How many are allowed.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// Not a protobuf message of this protocol.
-    #[error("not a message of this protocol: {0}")]
+    /// The packet is not a protobuf message of this protocol.
+    #[error("invalid ZDS message: {0}")]
     Decode(#[from] prost::DecodeError),
 }
 
-/// Writes a message.
+/// Encodes a message.
 ///
 /// # Errors
-/// [`CodecError::TooLarge`].
+/// Returns [`CodecError::TooLarge`] if the message exceeds `limit` bytes.
 pub fn encode(message: &impl Message, limit: usize) -> Result<Vec<u8>, CodecError> {
     let bytes = message.encode_to_vec();
-    check(bytes.len(), limit)?;
+    check_size(bytes.len(), limit)?;
     Ok(bytes)
 }
 
-/// Reads a message.
+/// Decodes a message.
 ///
 /// # Errors
-/// [`CodecError`].
+/// Returns [`CodecError`] if the packet is too large or malformed.
 pub fn decode<M: Message + Default>(packet: &[u8], limit: usize) -> Result<M, CodecError> {
-    check(packet.len(), limit)?;
+    check_size(packet.len(), limit)?;
     Ok(M::decode(packet)?)
 }
 
-fn check(len: usize, limit: usize) -> Result<(), CodecError> {
-    if len > limit { Err(CodecError::TooLarge { len, limit }) } else { Ok(()) }
+fn check_size(len: usize, limit: usize) -> Result<(), CodecError> {
+    if len > limit {
+        Err(CodecError::TooLarge { len, limit })
+    } else {
+        Ok(())
+    }
 }

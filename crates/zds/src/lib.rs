@@ -1,8 +1,9 @@
-//! ZDS, the protocol between a node agent and its proxies (`istio.workload.zds`): messages and codec here, and the state
-//! machine of each end without I/O.
+//! ZDS, the protocol between a node agent and its proxies (`istio.workload.zds`): messages, codec,
+//! and a state machine for each end, without I/O.
 //!
-//! One protobuf message is one packet of a `SOCK_SEQPACKET` socket. The proxy connects and says hello; the agent sends
-//! requests, of which only `Add` carries a file descriptor (the pod's network namespace); the proxy answers each, in order.
+//! Each packet on a `SOCK_SEQPACKET` socket is one protobuf message. The proxy connects and sends a
+//! hello. The agent sends requests; only `Add` carries a file descriptor, the pod's network
+//! namespace. The proxy answers the requests in order.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,9 @@
-//! The messages of `istio.workload.zds`, as istiod's node agents and ztunnel exchange them.
+//! The messages of `istio.workload.zds`, which istio-cni and ztunnel also use.
 //!
-//! Written out by hand: there are seven, and they have not changed since version 1. The field numbers are the contract.
+//! The definitions are hand-written: there are seven messages, unchanged since version 1. The field
+//! numbers are the contract.
 
-/// First message of a proxy on a new connection.
+/// The first message of a proxy on a new connection.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ZdsHello {
     /// Protocol version, see [`Version`].
@@ -20,10 +21,10 @@ pub enum Version {
     V1 = 1,
 }
 
-/// One request of the agent. The proxy answers each with a [`WorkloadResponse`], in order.
+/// A request of the agent. The proxy answers requests in order, each with a [`WorkloadResponse`].
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct WorkloadRequest {
-    /// What is asked for.
+    /// The request itself.
     #[prost(oneof = "Payload", tags = "1, 2, 3, 5")]
     pub payload: Option<Payload>,
 }
@@ -31,32 +32,33 @@ pub struct WorkloadRequest {
 /// The kinds of requests.
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum Payload {
-    /// Serve this pod; its network namespace travels with the packet.
+    /// Serve this pod; its network namespace is attached to the packet.
     #[prost(message, tag = "1")]
     Add(AddWorkload),
     /// Stop serving this pod.
     #[prost(message, tag = "2")]
     Del(DelWorkload),
-    /// Everything that this agent knew when the connection began has been sent.
+    /// All pods that the agent knew at the start of the connection have been sent.
     #[prost(message, tag = "3")]
     SnapshotSent(SnapshotSent),
-    /// Go on serving this pod, although the agent has no descriptor for it any more (only before `SnapshotSent`).
+    /// Keep serving this pod, although the agent no longer has a descriptor for it. Valid only
+    /// before `SnapshotSent`.
     #[prost(message, tag = "5")]
     Keep(KeepWorkload),
 }
 
-/// Serve a pod.
+/// A request to serve a pod.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct AddWorkload {
     /// The pod's uid.
     #[prost(string, tag = "1")]
     pub uid: String,
-    /// Who the pod is; mandatory.
+    /// Name and identity of the pod; required.
     #[prost(message, optional, tag = "2")]
     pub workload_info: Option<WorkloadInfo>,
 }
 
-/// Who a pod is.
+/// Name and identity of a pod.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct WorkloadInfo {
     /// Pod name.
@@ -65,12 +67,12 @@ pub struct WorkloadInfo {
     /// Pod namespace.
     #[prost(string, tag = "2")]
     pub namespace: String,
-    /// Kubernetes service account, from which the identity follows.
+    /// Kubernetes service account, which determines the identity.
     #[prost(string, tag = "3")]
     pub service_account: String,
 }
 
-/// Stop serving a pod.
+/// A request to stop serving a pod.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DelWorkload {
     /// The pod's uid.
@@ -78,7 +80,7 @@ pub struct DelWorkload {
     pub uid: String,
 }
 
-/// Go on serving a pod.
+/// A request to keep serving a pod.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct KeepWorkload {
     /// The pod's uid.
@@ -86,14 +88,14 @@ pub struct KeepWorkload {
     pub uid: String,
 }
 
-/// End of the snapshot.
+/// The end of the snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct SnapshotSent {}
 
 /// The proxy's answer to one request.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct WorkloadResponse {
-    /// What is answered.
+    /// The answer itself.
     #[prost(oneof = "Response", tags = "1")]
     pub payload: Option<Response>,
 }
@@ -101,15 +103,15 @@ pub struct WorkloadResponse {
 /// The kinds of answers.
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum Response {
-    /// Done, or not done and why.
+    /// Success or an error.
     #[prost(message, tag = "1")]
     Ack(Ack),
 }
 
-/// Done, or not done and why.
+/// Success or an error.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Ack {
-    /// Empty when done.
+    /// Error text; empty on success.
     #[prost(string, tag = "1")]
     pub error: String,
 }

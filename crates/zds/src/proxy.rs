@@ -1,117 +1,148 @@
 //! The proxy's end of the protocol, without I/O.
 //!
-//! The caller passes each received packet to [`Session::handle`], does what the returned [`Command`] says, and sends the
-//! packet that [`answer`] makes of the outcome before it reads the next one. A request that makes no sense is answered
-//! with an error and changes nothing; only bytes that are no message end the connection. Pods go on being served when
-//! a connection ends: the next one begins with [`Session::reconnected`], and what its snapshot does not name is given up.
+//! The caller passes each received packet to [`Session::handle`], executes the returned
+//! [`Command`], and sends the packet from [`answer`] before it reads the next one. An invalid
+//! request is answered with an error and changes nothing; only a malformed packet ends the
+//! connection. Pods stay served when a connection ends. The caller starts the next one with
+//! [`Session::reconnected`]; pods missing from its snapshot are then stopped.
 
 use std::collections::HashMap;
 
 use crate::codec::{self, CodecError, MAX_REQUEST, MAX_RESPONSE};
-use crate::message::{Ack, Payload, Response, Version, WorkloadInfo, WorkloadRequest, WorkloadResponse, ZdsHello};
+use crate::message::{
+    Ack, Payload, Response, Version, WorkloadInfo, WorkloadRequest, WorkloadResponse, ZdsHello,
+};
 
-/// What the proxy knows of its pods, across connections. `N` tells one network namespace from another.
+/// The proxy's pods, across connections. `N` identifies a network namespace.
 #[derive(Debug)]
 pub struct Session<N> {
-    pods: HashMap<String, Pod<N>>,
+    pods: HashMap<String, ServedPod<N>>,
     snapshot_complete: bool,
 }
 
 #[derive(Debug)]
-struct Pod<N> {
+struct ServedPod<N> {
     netns: N,
-    /// Whether this connection has named it.
-    named: bool,
+    /// Whether the agent has named the pod on this connection.
+    confirmed: bool,
 }
 
-/// What to do about a request.
+/// The action for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<N> {
-    /// Serve this pod in this namespace; a pod of the same uid in another namespace is given up first.
+    /// Serve this pod in this namespace, in place of a pod with the same uid in another namespace.
     Start {
         /// The pod's uid.
         uid: String,
-        /// Who it is.
+        /// Name and identity of the pod.
         info: WorkloadInfo,
         /// Its network namespace.
         netns: N,
     },
-    /// The pod is served already, in this namespace, or is to be served on.
-    GoOn,
+    /// Nothing changes: the pod is already served in this namespace, or is to be kept.
+    Continue,
     /// Stop serving this pod.
     Stop {
         /// The pod's uid.
         uid: String,
     },
-    /// The snapshot is complete: stop serving these, and be ready.
+    /// The snapshot is complete: stop serving the removed pods, and become ready.
     SnapshotComplete {
-        /// Uids of pods that the agent does not know any more.
-        gone: Vec<String>,
+        /// Uids of pods that the agent no longer knows.
+        removed: Vec<String>,
     },
-    /// Do nothing; answer with this error.
-    Refuse(String),
+    /// Do nothing, and answer with this error.
+    Reject(String),
 }
 
-/// The first packet of a connection.
+/// Encodes the first packet of a connection.
 ///
 /// # Errors
-/// Never in practice; the message has a few bytes.
+/// Never in practice; the message has only a few bytes.
 pub fn hello() -> Result<Vec<u8>, CodecError> {
-    codec::encode(&ZdsHello { version: Version::V1.into() }, MAX_REQUEST)
+    codec::encode(
+        &ZdsHello {
+            version: Version::V1.into(),
+        },
+        MAX_REQUEST,
+    )
 }
 
-/// The packet that answers a request: done, or not done and why.
+/// Encodes the answer to a request: success or an error.
 ///
 /// # Errors
-/// Never in practice; a long text is cut.
+/// Never in practice; a long error text is truncated.
 pub fn answer(outcome: Result<(), &str>) -> Result<Vec<u8>, CodecError> {
     let text = outcome.err().unwrap_or_default();
-    let end = (0..=text.len().min(1000)).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-    let ack = Ack { error: text[..end].to_owned() };
-    codec::encode(&WorkloadResponse { payload: Some(Response::Ack(ack)) }, MAX_RESPONSE)
+    let end = (0..=text.len().min(1000))
+        .rev()
+        .find(|i| text.is_char_boundary(*i))
+        .unwrap_or(0);
+    let ack = Ack {
+        error: text[..end].to_owned(),
+    };
+    codec::encode(
+        &WorkloadResponse {
+            payload: Some(Response::Ack(ack)),
+        },
+        MAX_RESPONSE,
+    )
 }
 
 impl<N: Clone + PartialEq> Session<N> {
-    /// A proxy that serves nobody yet.
+    /// Creates a session without pods.
     pub fn new() -> Self {
-        Self { pods: HashMap::new(), snapshot_complete: false }
+        Self {
+            pods: HashMap::new(),
+            snapshot_complete: false,
+        }
     }
 
-    /// A new connection has begun; the agent will name every pod again.
+    /// Starts a new connection, on which the agent names every pod again.
     pub fn reconnected(&mut self) {
         self.snapshot_complete = false;
-        self.pods.values_mut().for_each(|pod| pod.named = false);
+        self.pods.values_mut().for_each(|pod| pod.confirmed = false);
     }
 
-    /// Handles one packet, with the namespaces that came with it.
+    /// Handles a received packet and the namespaces attached to it.
     ///
     /// # Errors
-    /// [`CodecError`]: the connection is of no use any more.
-    pub fn handle(&mut self, packet: &[u8], mut namespaces: Vec<N>) -> Result<Command<N>, CodecError> {
+    /// Returns [`CodecError`] if the connection must be dropped.
+    pub fn handle(
+        &mut self,
+        packet: &[u8],
+        mut namespaces: Vec<N>,
+    ) -> Result<Command<N>, CodecError> {
         let request: WorkloadRequest = codec::decode(packet, MAX_REQUEST)?;
-        let refuse = |why: &str| Ok(Command::Refuse(why.to_owned()));
+        let reject = |why: &str| Ok(Command::Reject(why.to_owned()));
         if !matches!(request.payload, Some(Payload::Add(_))) && !namespaces.is_empty() {
-            return refuse("a file descriptor came with a request that takes none");
+            return reject("unexpected file descriptor: only Add carries one");
         }
         match request.payload {
             Some(Payload::Add(add)) => {
-                let Some(info) = add.workload_info else { return refuse("Add without workload_info") };
-                match (namespaces.pop(), namespaces.is_empty()) {
-                    _ if add.uid.is_empty() => refuse("Add without uid"),
-                    (Some(netns), true) => Ok(self.add(add.uid, info, netns)),
-                    (None, _) => refuse("Add without a network namespace"),
-                    (Some(_), false) => refuse("Add with more than one file descriptor"),
+                let Some(info) = add.workload_info else {
+                    return reject("Add without workload_info");
+                };
+                if add.uid.is_empty() {
+                    return reject("Add without uid");
                 }
+                let Some(netns) = namespaces.pop() else {
+                    return reject("Add without a network namespace");
+                };
+                if !namespaces.is_empty() {
+                    return reject("Add with more than one file descriptor");
+                }
+                Ok(self.add(add.uid, info, netns))
             }
             Some(Payload::Keep(keep)) => {
                 if self.snapshot_complete {
-                    return refuse("Keep after the snapshot");
+                    return reject("Keep after SnapshotSent");
                 }
-                // A pod that we do not have cannot be kept; the agent has no namespace to give us either.
+                // An unknown pod cannot be kept: neither side has its namespace.
                 if let Some(pod) = self.pods.get_mut(&keep.uid) {
-                    pod.named = true;
+                    pod.confirmed = true;
                 }
-                Ok(Command::GoOn)
+                Ok(Command::Continue)
             }
             Some(Payload::Del(del)) => {
                 self.pods.remove(&del.uid);
@@ -119,20 +150,24 @@ impl<N: Clone + PartialEq> Session<N> {
             }
             Some(Payload::SnapshotSent(_)) => {
                 if self.snapshot_complete {
-                    return refuse("a second snapshot");
+                    return reject("duplicate SnapshotSent");
                 }
                 self.snapshot_complete = true;
-                let mut gone: Vec<String> =
-                    self.pods.iter().filter(|(_, p)| !p.named).map(|(uid, _)| uid.clone()).collect();
-                gone.sort();
-                self.pods.retain(|_, p| p.named);
-                Ok(Command::SnapshotComplete { gone })
+                let mut removed: Vec<String> = self
+                    .pods
+                    .iter()
+                    .filter(|(_, p)| !p.confirmed)
+                    .map(|(uid, _)| uid.clone())
+                    .collect();
+                removed.sort();
+                self.pods.retain(|_, p| p.confirmed);
+                Ok(Command::SnapshotComplete { removed })
             }
-            None => refuse("a request of a kind that this proxy does not know"),
+            None => reject("unknown kind of request"),
         }
     }
 
-    /// The pod could not be served after all: the next Add of it is not taken for a repetition.
+    /// Forgets a pod that could not be served, so that its next Add starts it again.
     pub fn forget(&mut self, uid: &str) {
         self.pods.remove(uid);
     }
@@ -143,8 +178,14 @@ impl<N: Clone + PartialEq> Session<N> {
     }
 
     fn add(&mut self, uid: String, info: WorkloadInfo, netns: N) -> Command<N> {
-        match self.pods.insert(uid.clone(), Pod { netns: netns.clone(), named: true }) {
-            Some(old) if old.netns == netns => Command::GoOn,
+        match self.pods.insert(
+            uid.clone(),
+            ServedPod {
+                netns: netns.clone(),
+                confirmed: true,
+            },
+        ) {
+            Some(old) if old.netns == netns => Command::Continue,
             _ => Command::Start { uid, info, netns },
         }
     }
@@ -162,75 +203,121 @@ mod tests {
     use crate::message::{AddWorkload, DelWorkload, KeepWorkload, SnapshotSent};
 
     fn packet(payload: Payload) -> Vec<u8> {
-        codec::encode(&WorkloadRequest { payload: Some(payload) }, MAX_REQUEST).unwrap()
+        codec::encode(
+            &WorkloadRequest {
+                payload: Some(payload),
+            },
+            MAX_REQUEST,
+        )
+        .unwrap()
     }
 
     fn add(uid: &str) -> Vec<u8> {
-        packet(Payload::Add(AddWorkload { uid: uid.into(), workload_info: Some(WorkloadInfo::default()) }))
+        packet(Payload::Add(AddWorkload {
+            uid: uid.into(),
+            workload_info: Some(WorkloadInfo::default()),
+        }))
     }
 
     fn started(uid: &str, netns: u32) -> Command<u32> {
-        Command::Start { uid: uid.into(), info: WorkloadInfo::default(), netns }
+        Command::Start {
+            uid: uid.into(),
+            info: WorkloadInfo::default(),
+            netns,
+        }
     }
 
     #[test]
-    fn a_repeated_add_changes_nothing_and_another_namespace_starts_anew() {
+    fn a_repeated_add_changes_nothing_and_a_new_namespace_restarts_the_pod() {
         let mut s = Session::new();
         assert_eq!(s.handle(&add("a"), vec![1]), Ok(started("a", 1)));
-        assert_eq!(s.handle(&add("a"), vec![1]), Ok(Command::GoOn));
+        assert_eq!(s.handle(&add("a"), vec![1]), Ok(Command::Continue));
         assert_eq!(s.handle(&add("a"), vec![2]), Ok(started("a", 2)));
         s.forget("a");
         assert_eq!(s.handle(&add("a"), vec![2]), Ok(started("a", 2)));
         assert_eq!(
-            s.handle(&packet(Payload::Del(DelWorkload { uid: "a".into() })), vec![]),
+            s.handle(
+                &packet(Payload::Del(DelWorkload { uid: "a".into() })),
+                vec![]
+            ),
             Ok(Command::Stop { uid: "a".into() })
         );
         assert_eq!(s.handle(&add("a"), vec![2]), Ok(started("a", 2)));
     }
 
     #[test]
-    fn a_snapshot_gives_up_what_it_does_not_name() {
+    fn a_snapshot_removes_pods_that_it_does_not_name() {
         let mut s = Session::new();
         for (uid, netns) in [("a", 1), ("b", 2), ("c", 3)] {
             s.handle(&add(uid), vec![netns]).unwrap();
         }
         let end = packet(Payload::SnapshotSent(SnapshotSent {}));
-        assert_eq!(s.handle(&end, vec![]), Ok(Command::SnapshotComplete { gone: vec![] }));
+        assert_eq!(
+            s.handle(&end, vec![]),
+            Ok(Command::SnapshotComplete { removed: vec![] })
+        );
         s.reconnected();
         assert!(!s.snapshot_complete());
         s.handle(&add("a"), vec![1]).unwrap();
-        s.handle(&packet(Payload::Keep(KeepWorkload { uid: "b".into() })), vec![]).unwrap();
-        assert_eq!(s.handle(&end, vec![]), Ok(Command::SnapshotComplete { gone: vec!["c".into()] }));
+        s.handle(
+            &packet(Payload::Keep(KeepWorkload { uid: "b".into() })),
+            vec![],
+        )
+        .unwrap();
+        assert_eq!(
+            s.handle(&end, vec![]),
+            Ok(Command::SnapshotComplete {
+                removed: vec!["c".into()]
+            })
+        );
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_and_changes_nothing() {
+    fn invalid_requests_are_rejected_and_change_nothing() {
         let mut s = Session::new();
-        s.handle(&packet(Payload::SnapshotSent(SnapshotSent {})), vec![]).unwrap();
-        let nobody = packet(Payload::Add(AddWorkload { uid: "a".into(), workload_info: None }));
-        let refused = [
+        s.handle(&packet(Payload::SnapshotSent(SnapshotSent {})), vec![])
+            .unwrap();
+        let no_info = packet(Payload::Add(AddWorkload {
+            uid: "a".into(),
+            workload_info: None,
+        }));
+        let invalid = [
             (add("a"), vec![]),
             (add("a"), vec![1, 2]),
             (add(""), vec![1]),
-            (nobody, vec![1]),
-            (packet(Payload::Del(DelWorkload { uid: "a".into() })), vec![1]),
-            (packet(Payload::Keep(KeepWorkload { uid: "a".into() })), vec![]),
+            (no_info, vec![1]),
+            (
+                packet(Payload::Del(DelWorkload { uid: "a".into() })),
+                vec![1],
+            ),
+            (
+                packet(Payload::Keep(KeepWorkload { uid: "a".into() })),
+                vec![],
+            ),
             (packet(Payload::SnapshotSent(SnapshotSent {})), vec![]),
             (Vec::new(), vec![]),
         ];
-        for (packet, namespaces) in refused {
-            assert!(matches!(s.handle(&packet, namespaces), Ok(Command::Refuse(_))), "{packet:?}");
+        for (packet, namespaces) in invalid {
+            assert!(
+                matches!(s.handle(&packet, namespaces), Ok(Command::Reject(_))),
+                "{packet:?}"
+            );
         }
         assert_eq!(s.handle(&add("a"), vec![1]), Ok(started("a", 1)));
         assert!(s.handle(&[0xff; 8], vec![]).is_err());
-        assert!(matches!(s.handle(&vec![0; 2000], vec![]), Err(CodecError::TooLarge { .. })));
+        assert!(matches!(
+            s.handle(&vec![0; 2000], vec![]),
+            Err(CodecError::TooLarge { .. })
+        ));
     }
 
     #[test]
-    fn a_long_error_is_cut_at_a_character() {
+    fn a_long_error_is_truncated_at_a_character_boundary() {
         let bytes = answer(Err(&"ä".repeat(5000))).unwrap();
         let response: WorkloadResponse = codec::decode(&bytes, MAX_RESPONSE).unwrap();
-        let Some(Response::Ack(ack)) = response.payload else { panic!("no ack") };
+        let Some(Response::Ack(ack)) = response.payload else {
+            panic!("no ack")
+        };
         assert_eq!(ack.error.len(), 1000);
     }
 }

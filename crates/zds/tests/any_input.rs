@@ -1,4 +1,4 @@
-//! Whatever the other end sends: no panic, and the session stays usable or says that it is not.
+//! Arbitrary packets cause no panic: the session stays usable or returns an error.
 
 use std::time::Instant;
 
@@ -8,7 +8,12 @@ use zds::{Request, WorkloadInfo, agent, proxy};
 
 proptest! {
     #[test]
-    fn any_packets_to_a_proxy(packets in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..64), 0usize..3), 0..8)) {
+    fn any_packets_to_a_proxy_cause_no_panic(
+        packets in prop::collection::vec(
+            (prop::collection::vec(any::<u8>(), 0..64), 0usize..3),
+            0..8,
+        ),
+    ) {
         let mut session = proxy::Session::<u32>::new();
         for (packet, namespaces) in packets {
             let _ = session.handle(&packet, vec![7; namespaces]);
@@ -16,13 +21,17 @@ proptest! {
     }
 
     #[test]
-    fn any_packets_to_an_agent(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..8), greeted in any::<bool>()) {
+    fn any_packets_to_an_agent_cause_no_panic(
+        packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..8),
+        hello_received in any::<bool>(),
+    ) {
         let now = Instant::now();
         let mut session = agent::Session::new(1, now);
-        if greeted && let Ok(hello) = proxy::hello() {
+        if hello_received && let Ok(hello) = proxy::hello() {
             let _ = session.handle(&hello);
         }
-        session.ask(Request::Add { uid: "a".to_owned(), info: WorkloadInfo::default() }, Urgency::InTurn);
+        let request = Request::Add { uid: "a".to_owned(), info: WorkloadInfo::default() };
+        session.enqueue(request, Urgency::Normal);
         for packet in packets {
             let _ = session.poll_transmit(now);
             if session.handle(&packet).is_err() {
@@ -31,7 +40,8 @@ proptest! {
         }
     }
 
-    /// Whatever is asked in whatever order, a proxy that answers gets to the end of the snapshot and knows what it should.
+    /// For any sequence of requests, a proxy that answers completes the snapshot and serves the
+    /// expected pods.
     #[test]
     fn both_ends_agree(uids in prop::collection::vec("[a-e]", 0..12), window in 1usize..4) {
         let now = Instant::now();
@@ -42,22 +52,22 @@ proptest! {
         prop_assert!(hello.is_ok_and(|h| agent.handle(&h).is_ok()));
         let mut wanted = std::collections::BTreeSet::new();
         for uid in uids {
-            // The second mention of a pod takes it away again.
+            // The second mention of a pod removes it.
             if wanted.remove(&uid) {
-                agent.ask(Request::Del { uid }, Urgency::InTurn);
+                agent.enqueue(Request::Del { uid }, Urgency::Normal);
             } else {
                 wanted.insert(uid.clone());
-                agent.ask(Request::Add { uid, info: WorkloadInfo::default() }, Urgency::InTurn);
+                agent.enqueue(Request::Add { uid, info: WorkloadInfo::default() }, Urgency::Normal);
             }
         }
-        agent.ask(Request::SnapshotSent, Urgency::InTurn);
+        agent.enqueue(Request::SnapshotSent, Urgency::Normal);
         while let Some(packet) = agent.poll_transmit(now) {
-            let Ok((bytes, request)) = packet else { panic!("too long") };
+            let Ok((bytes, request)) = packet else { panic!("packet too large") };
             let namespaces = if matches!(request, Request::Add { .. }) { vec![1] } else { vec![] };
             match proxy.handle(&bytes, namespaces) {
                 Ok(proxy::Command::Start { uid, .. }) => { served.insert(uid); }
                 Ok(proxy::Command::Stop { uid }) => { served.remove(&uid); }
-                Ok(proxy::Command::Refuse(why)) => panic!("{why}"),
+                Ok(proxy::Command::Reject(why)) => panic!("{why}"),
                 Ok(_) => {}
                 Err(e) => panic!("{e}"),
             }

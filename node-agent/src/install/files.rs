@@ -1,33 +1,44 @@
-//! The runtime's CNI folders. Every file is replaced by renaming, so that a runtime never reads half of one.
+//! The runtime's CNI folders: which file the runtime uses, and chaining the plugin there.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::chain::{chain, is_chained, is_list, unchain};
+use super::chain::{Format, as_list, chain, is_chained, unchain, unsupported_version};
+use super::replace::{remove_if_present, replace, saved, sync, write};
 
-/// What the original of a file is called while one with our plugin stands in for it; no runtime reads such a name.
-const SAVED: &str = "underpass-saved";
-
-/// What installing has done.
+/// The result of chaining the plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Installed {
-    /// The chain was written to this file.
+pub(crate) enum InstallOutcome {
+    /// The plugin was chained in this file.
     Written(PathBuf),
-    /// Everything was as it should be.
-    AsItWas,
+    /// The plugin was already chained.
+    Unchanged,
     /// There is no network configuration yet.
-    NothingThere,
+    NoConfiguration,
 }
 
-/// Copies the plugin into the runtime's folder, if another one or none is there.
+/// Why the plugin is not chained, or not removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChainError {
+    /// A file or the folder cannot be read or written. An unreadable file may be the one that the
+    /// runtime uses, so the plugin is not chained in another one.
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    /// The runtime uses a list of a version that the plugin does not support; in its chain, every
+    /// ADD would fail.
+    #[error("{path}: cniVersion {version} is not supported, and the plugin is not chained")]
+    Version { path: PathBuf, version: String },
+}
+
+/// Copies the plugin into the runtime's folder unless an identical file is there. Returns whether
+/// it was copied.
 pub(crate) fn install_plugin(from: &Path, folder: &Path) -> io::Result<bool> {
     let to = folder.join(super::chain::PLUGIN);
     let bytes = fs::read(from)?;
-    if fs::read(&to).is_ok_and(|there| there == bytes) {
+    if fs::read(&to).is_ok_and(|existing| existing == bytes) {
         return Ok(false);
     }
     fs::create_dir_all(folder)?;
@@ -35,114 +46,167 @@ pub(crate) fn install_plugin(from: &Path, folder: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Puts our plugin into the chain that the runtime uses: that of the first configuration by name. Any other chain that
-/// has it loses it, so that there are never two.
-pub(crate) fn install_chain(folder: &Path, entry: &Value) -> io::Result<Installed> {
-    let mut first = true;
-    let mut done = Installed::NothingThere;
-    for path in configurations(folder)? {
-        let Some(configuration) = read(&path) else { continue };
-        if !first {
-            if is_chained(&configuration) {
-                restore(folder, &path, &configuration)?;
-            }
+/// Chains the plugin in the configuration that the runtime uses, the first by name, and removes it
+/// from all others.
+pub(crate) fn install_chain(folder: &Path, entry: &Value) -> Result<InstallOutcome, ChainError> {
+    let mut used = None;
+    for (path, format) in configurations(folder).map_err(at(folder))? {
+        // The list that a single plugin in use has just become.
+        if matches!(&used, Some(Ok(InstallOutcome::Written(list))) if *list == path) {
             continue;
         }
-        match chain(&configuration, entry) {
-            Ok(chained) => {
-                first = false;
-                done = if chained == configuration {
-                    Installed::AsItWas
-                } else if is_list(&configuration) {
-                    if !is_chained(&configuration) {
-                        fs::copy(&path, saved(&path))?;
-                    }
-                    write(&path, &chained)?;
-                    Installed::Written(path)
-                } else {
-                    let list = path.with_extension("conflist");
-                    write(&list, &chained)?;
-                    fs::rename(&path, saved(&path))?;
-                    sync(folder)?;
-                    Installed::Written(list)
-                };
+        let configuration = match read(&path) {
+            Ok(Some(configuration)) => configuration,
+            Ok(None) => continue,
+            Err(e) if used.is_none() => return Err(at(&path)(e)),
+            Err(e) => {
+                tracing::debug!("{}, which the runtime does not use: {e}", path.display());
+                continue;
             }
-            // The runtime leaves it aside, too.
-            Err(e) => tracing::warn!("{} is left alone: {e}", path.display()),
+        };
+        if used.is_none() {
+            match chain(&configuration, format, entry) {
+                Ok(chained) => {
+                    used = Some(install_in(folder, &path, format, &configuration, &chained));
+                    continue;
+                }
+                Err(e) => tracing::warn!("ignoring {}: {e}", path.display()),
+            }
+        }
+        if is_chained(&configuration) {
+            restore(folder, &path, &configuration).map_err(at(&path))?;
         }
     }
-    Ok(done)
+    used.unwrap_or(Ok(InstallOutcome::NoConfiguration))
 }
 
-/// Takes our plugin out of every chain; a single plugin that had become a list is one again.
-pub(crate) fn uninstall_chain(folder: &Path) -> io::Result<usize> {
-    let mut taken = 0;
-    for path in configurations(folder)? {
-        let Some(configuration) = read(&path).filter(is_chained) else { continue };
-        restore(folder, &path, &configuration)?;
-        taken += 1;
+/// Writes the chain for the file that the runtime uses.
+fn install_in(
+    folder: &Path,
+    path: &Path,
+    format: Format,
+    configuration: &Value,
+    chained: &Value,
+) -> Result<InstallOutcome, ChainError> {
+    if let Some(version) = unsupported_version(chained) {
+        let (path, version) = (path.to_owned(), version.to_owned());
+        return Err(ChainError::Version { path, version });
     }
-    Ok(taken)
+    if chained == configuration {
+        return Ok(InstallOutcome::Unchanged);
+    }
+    let written = match format {
+        Format::List => install_in_list(path, configuration, chained),
+        Format::Single => convert(folder, path, chained),
+    };
+    written.map(InstallOutcome::Written).map_err(at(path))
 }
 
-/// Puts the original back, if that is what our plugin was put into; else only takes our plugin out.
+fn install_in_list(path: &Path, configuration: &Value, chained: &Value) -> io::Result<PathBuf> {
+    if !is_chained(configuration) {
+        fs::copy(path, saved(path))?;
+    }
+    write(path, chained)?;
+    Ok(path.to_owned())
+}
+
+/// Replaces the file of a single plugin by a list. A list that is not Underpass's may have that
+/// name already.
+fn convert(folder: &Path, path: &Path, chained: &Value) -> io::Result<PathBuf> {
+    let list = path.with_extension("conflist");
+    if read(&list)?.is_some_and(|existing| !is_chained(&existing)) {
+        fs::copy(&list, saved(&list))?;
+    }
+    write(&list, chained)?;
+    fs::rename(path, saved(path))?;
+    sync(folder)?;
+    Ok(list)
+}
+
+/// Removes the plugin from every chain, and turns lists back into the single plugins they were.
+/// Returns the number of chains, and the first error; the remaining files are changed even then.
+pub(crate) fn uninstall_chain(folder: &Path) -> (usize, Result<(), ChainError>) {
+    let (mut chains, mut result) = (0, Ok(()));
+    let paths = match configurations(folder) {
+        Ok(paths) => paths,
+        Err(e) => return (chains, Err(at(folder)(e))),
+    };
+    for (path, _) in paths {
+        let restored = read(&path).and_then(|configuration| {
+            let Some(configuration) = configuration.filter(is_chained) else {
+                return Ok(0);
+            };
+            restore(folder, &path, &configuration).map(|()| 1)
+        });
+        match restored {
+            Ok(count) => chains += count,
+            Err(e) => result = result.and(Err(at(&path)(e))),
+        }
+    }
+    (chains, result)
+}
+
+/// Restores the saved original if the configuration still matches it; otherwise only removes the
+/// plugin's entry.
 fn restore(folder: &Path, path: &Path, configuration: &Value) -> io::Result<()> {
-    let single = ["conf", "json"].map(|e| path.with_extension(e)).into_iter().find(|p| p != path && saved(p).exists());
-    if let Some(single) = single {
-        fs::rename(saved(&single), single)?;
-        fs::remove_file(path)?;
+    let without = unchain(configuration);
+    let singles = ["conf", "json"].map(|e| path.with_extension(e));
+    for single in singles.iter().filter(|s| *s != path && saved(s).exists()) {
+        let original = read(&saved(single))?.unwrap_or_default();
+        let is_current =
+            as_list(&original, Format::Single).is_ok_and(|list| without.as_object() == Some(&list));
+        if !is_current {
+            // Another configuration has replaced the one that was saved.
+            fs::remove_file(saved(single))?;
+            continue;
+        }
+        if single.exists() {
+            fs::remove_file(saved(single))?;
+        } else {
+            fs::rename(saved(single), single)?;
+        }
+        // The list of that name that was there before, if any.
+        match fs::rename(saved(path), path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::remove_file(path)?,
+            renamed => renamed?,
+        }
         return sync(folder);
     }
-    let without = unchain(configuration);
-    if read(&saved(path)).as_ref() == Some(&without) {
+    if read(&saved(path))?.as_ref() == Some(&without) {
         fs::rename(saved(path), path)?;
         return sync(folder);
     }
     write(path, &without)?;
-    match fs::remove_file(saved(path)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+    remove_if_present(&saved(path))
+}
+
+/// The configuration files that a runtime reads, in its order.
+fn configurations(folder: &Path) -> io::Result<Vec<(PathBuf, Format)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        // Runtimes skip folders.
+        if let Some(format) = Format::of(&path).filter(|_| !path.is_dir()) {
+            found.push((path, format));
+        }
+    }
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(found)
+}
+
+/// Reads a configuration: `None` if the file does not exist, null if it is not JSON.
+fn read(path: &Path) -> io::Result<Option<Value>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_default())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
-/// The files that a runtime looks at, in its order.
-fn configurations(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let read = |e: io::Result<fs::DirEntry>| e.map(|e| e.path());
-    let mut paths: Vec<PathBuf> = fs::read_dir(folder)?.map(read).collect::<io::Result<_>>()?;
-    paths.retain(|p| p.extension().is_some_and(|e| e == "conf" || e == "conflist" || e == "json"));
-    paths.sort();
-    Ok(paths)
+fn at(path: &Path) -> impl FnOnce(io::Error) -> ChainError {
+    let path = path.to_owned();
+    move |source| ChainError::Io { path, source }
 }
 
-fn saved(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(SAVED);
-    name.into()
-}
-
-/// A file that is gone or no JSON is none of our business.
-fn read(path: &Path) -> Option<Value> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
-}
-
-fn write(path: &Path, value: &Value) -> io::Result<()> {
-    let mode = fs::metadata(path).map_or(0o600, |m| m.permissions().mode() & 0o777);
-    replace(path, format!("{value:#}\n").as_bytes(), mode)
-}
-
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut staged = path.as_os_str().to_owned();
-    staged.push(".underpass-new"); // no runtime reads files that end like this
-    let mut file = File::create(&staged)?;
-    file.write_all(bytes)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&staged, path)?;
-    sync(path.parent().unwrap_or(Path::new("/")))
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
+#[cfg(test)]
+mod tests;

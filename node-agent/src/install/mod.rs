@@ -1,53 +1,66 @@
-//! Installing the plugin where the container runtime finds it, keeping it there, and taking it out again.
+//! Installs the plugin for the container runtime, keeps it installed, and uninstalls it.
 
 mod chain;
 mod files;
+mod keep;
+mod pace;
+mod replace;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use error_code::ErrorCode;
 use error_code::agent as codes;
-use inotify::{Inotify, WatchMask};
-use netns::NetNs;
 use serde_json::{Value, json};
 
-use crate::state::StateDir;
+use crate::disk::StateDir;
+use crate::retire::{HeldPod, remove_rules};
+use crate::sandbox_check::open_netns;
 pub(crate) use chain::PLUGIN;
-use files::Installed;
+use files::{ChainError, InstallOutcome};
+pub(crate) use keep::{Installation, keep_installed};
 
-/// Where the runtime has its plugins and their configuration.
+/// Time limit of `uninstall` for removing the rules from all pods.
+const UNINSTALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// The runtime's folders for CNI plugins and their configuration.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Folders {
-    /// The runtime's folder of network configurations.
+    /// The runtime's CNI configuration directory.
     #[arg(long, env = "UNDERPASS_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub(crate) conf_dir: PathBuf,
-    /// The runtime's folder of plugins.
+    /// The runtime's CNI plugin directory.
     #[arg(long, env = "UNDERPASS_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
     pub(crate) bin_dir: PathBuf,
-    /// The plugin to install; by default underpass-cni in the folder of this program.
+    /// Path of the plugin binary to install [default: underpass-cni beside this program].
     #[arg(long)]
     pub(crate) plugin: Option<PathBuf>,
 }
 
-/// What the plugin's entry of the chain says.
+/// Contents of the plugin's entry in the chain.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Entry {
-    /// Where the plugin finds the agent.
+pub(crate) struct PluginEntry {
+    /// Socket on which the plugin reaches the agent.
     pub(crate) agent_socket: PathBuf,
-    /// Namespaces whose pods are never in the mesh.
+    /// Namespaces whose pods are never enrolled.
     pub(crate) excluded: Vec<String>,
-    /// Whether a kubelet is told by STATUS, which takes an error for a node without a network.
+    /// Whether the runtime serves a kubelet, which marks the node's network as not ready when
+    /// STATUS fails.
     pub(crate) kubelet: bool,
 }
 
-impl Entry {
+impl PluginEntry {
     fn json(&self) -> Value {
-        // By this capability the runtime tells the plugin the pod's annotations.
+        // With this capability, the runtime passes the pod's annotations to the plugin.
         let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
-        let mut entry =
-            json!({ "type": chain::PLUGIN, "agentSocket": self.agent_socket, "capabilities": capabilities });
+        let mut entry = json!({
+            "type": chain::PLUGIN,
+            "agentSocket": self.agent_socket,
+            "capabilities": capabilities,
+        });
         if !self.excluded.is_empty() {
             entry["excludeNamespaces"] = json!(self.excluded);
         }
@@ -58,108 +71,107 @@ impl Entry {
     }
 }
 
-/// Installs the plugin and chains it, once.
-pub(crate) fn install(folders: &Folders, entry: &Entry) -> anyhow::Result<Installed> {
+/// Copies the plugin and chains it, once.
+pub(crate) fn install(folders: &Folders, entry: &PluginEntry) -> anyhow::Result<InstallOutcome> {
     let code = codes::INSTALL;
     let plugin = match &folders.plugin {
         Some(plugin) => plugin.clone(),
         None => std::env::current_exe()?.with_file_name(chain::PLUGIN),
     };
     let copied = files::install_plugin(&plugin, &folders.bin_dir);
-    if copied.with_context(|| format!("{code}: {} to {}", plugin.display(), folders.bin_dir.display()))? {
+    if copied.with_context(|| {
+        format!(
+            "{code}: {} to {}",
+            plugin.display(),
+            folders.bin_dir.display()
+        )
+    })? {
         tracing::info!("installed the plugin in {}", folders.bin_dir.display());
     }
-    let done = files::install_chain(&folders.conf_dir, &entry.json())
-        .with_context(|| format!("{code}: {}", folders.conf_dir.display()))?;
-    match &done {
-        Installed::Written(path) => tracing::info!("the plugin is chained in {}", path.display()),
-        Installed::AsItWas => {}
-        Installed::NothingThere => {
-            tracing::warn!("{}: no network configuration in {} yet", codes::NO_CONFLIST, folders.conf_dir.display());
+    let outcome = files::install_chain(&folders.conf_dir, &entry.json()).map_err(explained)?;
+    match &outcome {
+        InstallOutcome::Written(path) => tracing::info!("chained the plugin in {}", path.display()),
+        InstallOutcome::Unchanged => {}
+        InstallOutcome::NoConfiguration => {
+            let (code, conf_dir) = (codes::NO_CONFLIST, folders.conf_dir.display());
+            tracing::warn!("{code}: no network configuration in {conf_dir} yet");
         }
     }
-    Ok(done)
+    Ok(outcome)
 }
 
-/// Takes the plugin out of the chain, and the rules out of the pods that have joined. The program stays for DELs to come.
-pub(crate) fn uninstall(folders: &Folders, state_dir: &Path, host_netns: Option<&Path>) -> anyhow::Result<()> {
-    let chains = files::uninstall_chain(&folders.conf_dir)
-        .with_context(|| format!("{}: {}", codes::INSTALL, folders.conf_dir.display()))?;
-    let mut pods = 0;
-    let state = StateDir::open(state_dir)?;
-    for record in state.load().0 {
-        let netns = record.netns_path.as_ref().and_then(|p| NetNs::open(p).ok());
-        let Some(netns) = netns.filter(|n| n.id().ino == record.netns_inode) else { continue };
-        match netns.run(redirect::remove) {
-            Ok(Ok(_)) => pods += 1,
-            Ok(Err(e)) => tracing::error!(uid = record.uid, "{}: {e}", e.code()),
-            Err(e) => tracing::error!(uid = record.uid, "{e}"),
-        }
-    }
-    state.save(Vec::new(), Vec::new())?;
+/// Removes the plugin from the chain, and the rules from enrolled pods and the node. Keeps the
+/// plugin binary for later DELs.
+pub(crate) fn uninstall(
+    folders: &Folders,
+    state_dir: &Path,
+    host_netns: Option<&Path>,
+) -> anyhow::Result<()> {
+    let (chains, unchained) = unchain(folders);
+    let pods = remove_rules(recorded_pods(state_dir)?, UNINSTALL_LIMIT);
+    StateDir::open(state_dir)?.clear()?;
     let node = crate::host_probes::uninstall(host_netns)?;
-    println!("taken out of {chains} chains and {pods} pods{}", if node { ", and the node" } else { "" });
-    Ok(())
+    let node = if node {
+        ", and rules from the node"
+    } else {
+        ""
+    };
+    println!("removed the plugin from {chains} chains, rules from {pods} pods{node}");
+    unchained
 }
 
-/// Whether the plugin is where the runtime looks for it, as the thread that keeps it there knows.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Installation {
-    missing: Arc<Mutex<Option<String>>>,
-    /// Held while something is installed.
-    has_ended: Arc<Mutex<bool>>,
+/// The error with its code and next step.
+fn explained(error: ChainError) -> anyhow::Error {
+    let code: &ErrorCode = match &error {
+        ChainError::Io { .. } => &codes::INSTALL,
+        ChainError::Version { .. } => &error_code::cni::VERSION,
+    };
+    anyhow::anyhow!("{code}: {error}. Next step: {}", code.next_step)
 }
 
-impl Installation {
-    /// What is missing; none when it is installed, or is not to be.
-    pub(crate) fn missing(&self) -> Option<String> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// From now on nothing is installed.
-    pub(crate) fn end(&self) {
-        *self.has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    }
-
-    fn note(&self, done: &anyhow::Result<Installed>) {
-        let missing = match done {
-            Ok(Installed::Written(_) | Installed::AsItWas) => None,
-            Ok(Installed::NothingThere) => Some(format!("{}: {}", codes::NO_CONFLIST, codes::NO_CONFLIST.what)),
-            Err(e) => Some(format!("{e:#}")),
-        };
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
-    }
+/// Removes the plugin from every chain; returns their number, and the first error.
+pub(crate) fn unchain(folders: &Folders) -> (usize, anyhow::Result<()>) {
+    let (chains, unchained) = files::uninstall_chain(&folders.conf_dir);
+    (chains, unchained.map_err(explained))
 }
 
-/// Installs, and again whenever somebody changes the runtime's folders, from a thread of its own. Pods of `excluded`
-/// namespaces are passed on by the plugin itself.
-pub(crate) fn keep_installed(folders: Folders, entry: Entry, state: Installation) -> anyhow::Result<()> {
-    let mut inotify = Inotify::init()?;
-    let events = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
-    for folder in [&folders.conf_dir, &folders.bin_dir] {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: {}", codes::INSTALL, folder.display()))?;
-        inotify.watches().add(folder, events)?;
-    }
-    let done = install(&folders, &entry);
-    state.note(&done);
-    done?;
-    std::thread::Builder::new().name("install".into()).spawn(move || {
-        let mut buffer = [0; 4096];
-        loop {
-            if let Err(e) = inotify.read_events_blocking(&mut buffer) {
-                return tracing::error!("the runtime's folders are not watched any more: {e}");
-            }
-            let has_ended = state.has_ended.lock().unwrap_or_else(PoisonError::into_inner);
-            if *has_ended {
-                return;
-            }
-            let done = install(&folders, &entry);
-            drop(has_ended);
-            state.note(&done);
-            if let Err(e) = done {
-                tracing::error!("{e:#}");
-            }
+/// The pods in the agent's state, with the namespaces that are found by their paths.
+pub(crate) fn recorded_pods(state_dir: &Path) -> anyhow::Result<Vec<HeldPod>> {
+    let records = StateDir::open(state_dir)?.load().pods.into_iter();
+    let held = records.map(|record| {
+        let (path, inode) = (&record.sandbox.netns_path, record.sandbox.netns_inode);
+        HeldPod {
+            netns: open_netns(path.as_deref(), inode).map(Arc::new),
+            pod: record.sandbox.pod,
+            is_member: true,
         }
-    })?;
-    Ok(())
+    });
+    Ok(held.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entry_contains_only_the_keys_that_the_plugin_needs() {
+        let entry = |excluded: &[&str], kubelet| {
+            let entry = PluginEntry {
+                agent_socket: "/run/a.sock".into(),
+                excluded: excluded.iter().map(|n| (*n).to_owned()).collect(),
+                kubelet,
+            };
+            entry.json()
+        };
+        let minimal = json!({
+            "type": "underpass-cni",
+            "agentSocket": "/run/a.sock",
+            "capabilities": { "io.kubernetes.cri.pod-annotations": true },
+        });
+        assert_eq!(entry(&[], false), minimal);
+        let mut kubelet = minimal;
+        kubelet["excludeNamespaces"] = json!(["kube-system"]);
+        kubelet["statusNeeds"] = json!("nothing");
+        assert_eq!(entry(&["kube-system"], true), kubelet);
+    }
 }

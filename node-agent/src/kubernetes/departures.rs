@@ -1,35 +1,82 @@
-//! Pods that have finished or are gone from the API server are released, also when their DEL never came.
+//! Releases pods that have finished or were deleted from the API server, even without a DEL.
 
-use std::rc::Rc;
+use handoff::PodRef;
+use pod_life::{Input, LifeId, Phase};
 
-use handoff::{Attachment, PodRef};
+use super::cluster::{Cluster, KnownPod};
+use super::lookup::Existence;
+use crate::inbox::{Inbox, Message};
+use crate::pods_view::PodsView;
 
-use super::facts::Cluster;
-use crate::agent::Agent;
-
-/// Forgets what has finished, and what the API server does not have any more. Their rules stay with their namespaces: if
-/// anything still runs in one, it is cut off and never passes in plain. Returns whether something could not be said.
-pub(crate) async fn release_departed(agent: &Rc<Agent>, cluster: &Cluster) -> bool {
-    let pods: Vec<(Attachment, PodRef)> = {
-        let pods = agent.pods.borrow();
-        let enrolled =
-            pods.enrolled().filter(|p| p.joined).map(|p| (p.record.attachment.clone(), p.record.pod.clone()));
-        enrolled.chain(pods.skipped().map(|p| (p.attachment.clone(), p.pod.clone()))).collect()
-    };
-    for (attachment, pod) in pods {
-        let why = match cluster.pod(&pod) {
-            Some(known) if known.finished => "it has finished",
-            Some(_) => continue,
-            None if !cluster.is_synced() => continue,
-            // A pod that has just started may be newer than the list.
-            None => match cluster.still_has(&pod).await {
-                Some(false) => "it is gone from the API server",
-                Some(true) => continue,
-                None => return true, // nor about any other, for now
+/// Reports finished and deleted pods. Their rules stay in place: a process that still runs there
+/// has no connectivity rather than unencrypted connections. Returns false while the API server does
+/// not answer.
+pub(super) async fn release_departed(pods: &PodsView, cluster: &Cluster, inbox: &Inbox) -> bool {
+    let settled: Vec<(LifeId, PodRef)> = pods
+        .read()
+        .iter()
+        .filter(|(_, life)| {
+            let phase = &life.phase;
+            matches!(
+                phase,
+                Phase::Outside(_) | Phase::Member(_) | Phase::Leaving(_)
+            )
+        })
+        .map(|(id, life)| (id, life.sandbox.pod.clone()))
+        .collect();
+    for (id, pod) in settled {
+        let why = match watched(cluster.pod(&pod).as_ref(), cluster.is_synced()) {
+            Watched::Finished => "the pod has finished",
+            Watched::Present => continue,
+            Watched::Unlisted => match cluster.existence(&pod).await {
+                Existence::Deleted => "the API server no longer has it",
+                Existence::Exists => continue,
+                Existence::Unknown => return false, // for all other pods as well
             },
         };
-        tracing::info!(namespace = pod.namespace, name = pod.name, "the pod is released: {why}");
-        agent.remove(&attachment);
+        inbox.send(Message::Pod(id, Input::Released(why.to_owned())));
     }
-    false
+    true
+}
+
+/// What the watch reports about a pod that the agent has.
+#[derive(Debug, PartialEq, Eq)]
+enum Watched {
+    Finished,
+    Present,
+    /// A pod that was deleted, or that has just started and is not in the watch yet.
+    Unlisted,
+}
+
+fn watched(pod: Option<&KnownPod>, is_synced: bool) -> Watched {
+    match pod {
+        Some(pod) if pod.finished => Watched::Finished,
+        Some(_) => Watched::Present,
+        // Until the lists are complete, a missing pod means nothing.
+        None if !is_synced => Watched::Present,
+        None => Watched::Unlisted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_finished_and_unlisted_pods_can_be_released() {
+        let pod = |finished| KnownPod {
+            finished,
+            ..KnownPod::default()
+        };
+        for (known, is_synced, expected) in [
+            (Some(pod(false)), true, Watched::Present),
+            (Some(pod(false)), false, Watched::Present),
+            (Some(pod(true)), true, Watched::Finished),
+            (Some(pod(true)), false, Watched::Finished),
+            (None, true, Watched::Unlisted),
+            (None, false, Watched::Present),
+        ] {
+            assert_eq!(watched(known.as_ref(), is_synced), expected, "{known:?}");
+        }
+    }
 }

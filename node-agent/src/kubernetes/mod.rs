@@ -1,32 +1,46 @@
-//! The agent in a cluster: the same facts as in a mesh file come from the API server, and what became of the pods is told
-//! to it.
+//! The agent in a Kubernetes cluster: reads pods and namespaces from the API server, and reports
+//! Events and annotations of pods to it.
 
-mod announce;
+mod annotation;
+mod capabilities;
 mod cgroup;
+mod cluster;
 mod departures;
 mod events;
-mod facts;
-mod newcomers;
+mod existing_pods;
+mod late_starts;
+mod lookup;
+mod placement;
 mod processes;
 pub(crate) mod retirement;
+mod search;
 mod taint;
 mod unpresented;
-mod unseen;
-mod watching;
+mod watches;
 
 use std::rc::Rc;
 
-pub(crate) use departures::release_departed;
-pub(crate) use events::Events;
-pub(crate) use facts::Cluster;
-pub(crate) use newcomers::present_newcomers;
+pub(crate) use cluster::Cluster;
+pub(crate) use events::EventRecorder;
+pub(crate) use existing_pods::PodSearcher;
 
-use crate::agent::Agent;
+use crate::inbox::Inbox;
+use crate::pods_view::PodsView;
+use crate::readiness::Readiness;
 
-/// Everything that goes on beside the pods themselves, for as long as the agent lives.
-pub(crate) fn keep(agent: &Rc<Agent>, cluster: &Rc<Cluster>) {
-    watching::follow_all(agent, cluster);
-    tokio::task::spawn_local(announce::keep(agent.clone(), cluster.clone()));
-    tokio::task::spawn_local(events::keep(cluster.clone()));
-    tokio::task::spawn_local(taint::keep(agent.clone(), cluster.clone()));
+/// Spawns the watches and the tasks that write to the API server.
+pub(crate) fn spawn_tasks(
+    cluster: &Rc<Cluster>,
+    pods: &PodsView,
+    readiness: Readiness,
+    searcher: PodSearcher,
+    inbox: &Inbox,
+    daemon_set: Option<&str>,
+) {
+    watches::spawn_all(inbox, cluster, daemon_set);
+    tokio::task::spawn_local(searcher.run());
+    tokio::task::spawn_local(annotation::run(pods.clone(), cluster.clone()));
+    tokio::task::spawn_local(events::run(cluster.client.clone(), cluster.events.clone()));
+    tokio::task::spawn_local(late_starts::run(readiness.clone(), cluster.clone()));
+    tokio::task::spawn_local(taint::run(readiness, cluster.clone()));
 }

@@ -1,30 +1,36 @@
-//! `/logging`: what is logged, changed while the proxy runs. `istioctl ztunnel-config log` asks for it.
+//! `/logging`: reads and changes log levels at runtime, for `istioctl ztunnel-config log`.
 
-use admin_http::{Answer, Asked, text};
+use admin_http::{HttpRequest, HttpResponse, bad_request, method_not_allowed, text};
 use http::{Method, StatusCode};
+use telemetry::LogFilter;
 
-use crate::telemetry::LogFilter;
-
-/// Changes or tells what is logged. `?level=debug` is a level for everything, `?level=access=off,proxy=debug` one for each
-/// scope beside what holds already, `?reset` what it was at the start.
-pub(super) fn answer(filter: &LogFilter, asked: &Asked<'_>) -> Answer {
-    if asked.method != Method::POST {
-        return text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "it takes a POST: /logging, /logging?level=LEVEL, /logging?reset\n",
-        );
+/// Changes log levels if parameters ask for it, and reports the current ones. `?level=debug` sets
+/// the level of all scopes, `?level=access=off,proxy=debug` those of the named scopes, and `?reset`
+/// restores the levels from startup.
+pub(super) fn respond(filter: &LogFilter, request: &HttpRequest<'_>) -> HttpResponse {
+    if request.method != Method::POST {
+        return method_not_allowed("POST /logging, /logging?level=LEVEL or /logging?reset");
     }
-    let unescaped = asked.query.replace("%3D", "=").replace("%2C", ",").replace("%3A", ":");
+    let unescaped = request
+        .query
+        .replace("%3D", "=")
+        .replace("%2C", ",")
+        .replace("%3A", ":");
     for parameter in unescaped.split('&').filter(|p| !p.is_empty()) {
-        let done = match parameter.split_once('=') {
+        let result = match parameter.split_once('=') {
             None if parameter == "reset" => filter.reset(),
             Some(("reset", _)) => filter.reset(),
             Some(("level", level)) => filter.change(level),
-            _ => Err(format!("there is no parameter {parameter:?}; there is: level, reset")),
+            _ => Err(format!(
+                "unknown parameter {parameter:?}: expected level or reset"
+            )),
         };
-        if let Err(why) = done {
-            return text(StatusCode::BAD_REQUEST, format!("{why}\n"));
+        if let Err(reason) = result {
+            return bad_request(reason);
         }
     }
-    text(StatusCode::OK, format!("current log level is {}\n", filter.current()))
+    text(
+        StatusCode::OK,
+        format!("current log level is {}\n", filter.current()),
+    )
 }

@@ -13,32 +13,30 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use admin_http::{Answer, Asked, Reply, json, metrics, not_found, text};
+use crate::data::{Lifecycle, ProxyState};
+use crate::effective::EffectiveSettings;
+use crate::inpod::{Pods, ServedPodStatus};
+use admin_http::{HttpRequest, HttpResponse, Reply, json, metrics, not_found, text};
 use http::StatusCode;
+use identity::{CertificateState, Certificates};
 use serde::Serialize;
+use telemetry::LogFilter;
 use tokio::sync::Notify;
-
-use self::dump::Dump;
-use crate::control;
-use crate::data::{Node, Phase};
-use crate::effective::Effective;
-use crate::identity::{Certificates, Held};
-use crate::inpod::{PodStatus, Pods};
-use crate::telemetry::LogFilter;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct StatusResponse {
     version: &'static str,
     ready: bool,
     connections: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    control_plane: Option<control::Report>,
+    control_plane: Option<discovery::DiscoveryReport>,
     certificate_source: String,
     certificates: Vec<CertificateStatus>,
+    trust: identity::TrustReport,
     #[serde(skip_serializing_if = "Option::is_none")]
     revocation_trouble: Option<String>,
-    pods: Vec<PodStatus>,
+    pods: Vec<ServedPodStatus>,
 }
 
 #[derive(Serialize)]
@@ -55,7 +53,7 @@ struct CertificateStatus {
     trouble: Option<String>,
 }
 
-/// What there is.
+/// Paths of the admin interface.
 const PATHS: [&str; 9] = [
     "/status",
     "/config_dump",
@@ -68,119 +66,161 @@ const PATHS: [&str; 9] = [
     "/debug/pprof/heap/profiling?activate=…",
 ];
 
-/// What is told to whoever asks.
-pub(crate) struct Told {
-    pub(crate) node: Arc<Node>,
+/// What the admin, metrics and readiness endpoints report.
+pub(crate) struct AdminState {
+    pub(crate) proxy: Arc<ProxyState>,
     pub(crate) pods: Rc<Pods>,
     pub(crate) certificates: Rc<Certificates>,
-    /// How the proxy stands with the control plane, if it has one.
-    pub(crate) plane: Option<Arc<control::Status>>,
-    /// Whether it is known what pods may reach.
+    /// State of the discovery stream; `None` with a mesh file.
+    pub(crate) plane: Option<Arc<discovery::DiscoveryStatus>>,
+    /// Whether a complete mesh has been received.
     pub(crate) has_mesh: Cell<bool>,
-    /// What is logged.
+    /// Log levels.
     pub(crate) filter: LogFilter,
-    /// Told when somebody asks the proxy to stop.
+    /// Notified when a client asks the proxy to stop.
     pub(crate) quit: Rc<Notify>,
-    /// The network of this node.
+    /// Network of this node.
     pub(crate) network: String,
-    /// Where the mesh comes from, in words.
+    /// Source of the mesh, in words.
     pub(crate) source: String,
-    /// The settings in force.
-    pub(crate) effective: Effective,
+    /// Effective settings.
+    pub(crate) effective: EffectiveSettings,
 }
 
-impl Told {
-    /// The admin interface, for people on the node.
-    pub(crate) fn admin(&self, asked: &Asked<'_>) -> Reply {
-        if let Some(profile) = pprof::answer(asked) {
-            return profile;
+impl AdminState {
+    /// Responds on the admin address, which serves clients on the node.
+    pub(crate) fn admin(&self, request: &HttpRequest<'_>) -> Reply {
+        if let Some(reply) = pprof::respond(request) {
+            return reply;
         }
-        let answer = match asked.path {
+        let response = match request.path {
             "/status" => json(&self.status()),
             "/config_dump" => json(&self.config_dump()),
-            "/why" => why::answer(&self.node.mesh.load(), &self.network, &self.source, asked.query),
-            "/logging" => logging::answer(&self.filter, asked),
-            "/quitquitquit" => quit::answer(&self.quit, asked),
+            "/why" => why::respond(
+                &self.proxy.mesh.load(),
+                &self.network,
+                &self.source,
+                request.query,
+            ),
+            "/logging" => logging::respond(&self.filter, request),
+            "/quitquitquit" => quit::respond(&self.quit, request),
             "/metrics" => self.metrics(),
-            "/" => {
-                text(StatusCode::OK, format!("underpass-proxy {}\n{}\n", env!("CARGO_PKG_VERSION"), PATHS.join("\n")))
-            }
+            "/" => text(
+                StatusCode::OK,
+                format!(
+                    "underpass-proxy {}\n{}\n",
+                    env!("CARGO_PKG_VERSION"),
+                    PATHS.join("\n")
+                ),
+            ),
             _ => not_found(&PATHS),
         };
-        answer.into()
+        response.into()
     }
 
-    /// What a scraper asks for.
-    pub(crate) fn stats(&self, asked: &Asked<'_>) -> Answer {
-        match asked.path {
+    /// Responds on the stats address, which metrics scrapers use.
+    pub(crate) fn stats(&self, request: &HttpRequest<'_>) -> HttpResponse {
+        match request.path {
             "/metrics" | "/stats/prometheus" => self.metrics(),
             _ => not_found(&["/metrics", "/stats/prometheus"]),
         }
     }
 
-    /// What a kubelet asks for.
-    pub(crate) fn readiness(&self, asked: &Asked<'_>) -> Answer {
-        let not = |why: &str| text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, {why}\n"));
-        match asked.path {
-            "/healthz/ready" if *self.node.phase.borrow() != Phase::Serving => not("stopping"),
+    /// Responds on the readiness address, which the kubelet probes.
+    pub(crate) fn readiness(&self, request: &HttpRequest<'_>) -> HttpResponse {
+        let unready = |reason: &str| {
+            text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("not ready, {reason}\n"),
+            )
+        };
+        match request.path {
+            "/healthz/ready" if *self.proxy.lifecycle.borrow() != Lifecycle::Serving => {
+                unready("stopping")
+            }
             "/healthz/ready" => match self.pending()[..] {
                 [] => text(StatusCode::OK, "ready\n"),
-                ref pending => not(&format!("pending: {}", pending.join(", "))),
+                ref pending => unready(&format!("pending: {}", pending.join(", "))),
             },
             _ => not_found(&["/healthz/ready"]),
         }
     }
 
-    /// What is awaited before the proxy is ready, in ztunnel's words.
+    /// Tasks to complete before the proxy is ready, under the names that ztunnel uses if it has
+    /// them.
     fn pending(&self) -> Vec<&'static str> {
-        let tasks = [("state manager", self.has_mesh.get()), ("workload proxy manager", self.pods.all_served())];
-        tasks.into_iter().filter(|(_, done)| !done).map(|(task, _)| task).collect()
+        let tasks = [
+            ("state manager", self.has_mesh.get()),
+            (
+                "revocation lists",
+                self.certificates.is_revocation_effective(),
+            ),
+            ("workload proxy manager", self.pods.all_served()),
+        ];
+        tasks
+            .into_iter()
+            .filter(|(_, done)| !done)
+            .map(|(task, _)| task)
+            .collect()
     }
 
-    fn status(&self) -> Status {
+    fn status(&self) -> StatusResponse {
         let now = SystemTime::now();
-        let certificate = |(identity, held): (mesh::Identity, Held)| {
-            let state = match (&held.credentials, held.valid(now)) {
+        let certificate = |(identity, certificate): (mesh::Identity, CertificateState)| {
+            let state = match (&certificate.credentials, certificate.valid(now)) {
                 (_, Some(_)) => "Available",
                 (Some(_), None) => "Expired",
                 (None, None) => "Initializing",
             };
-            let validity = held.credentials.as_ref().map(|c| &c.validity);
+            let validity = certificate.credentials.as_ref().map(|c| &c.validity);
             CertificateStatus {
                 identity: identity.to_string(),
                 state,
                 serial: validity.map(|v| v.serial.clone()),
-                expires_in_s: validity.map(|v| v.not_after.duration_since(now).unwrap_or_default().as_secs()),
-                trouble: held.trouble,
+                expires_in_s: validity.map(|v| {
+                    v.not_after
+                        .duration_since(now)
+                        .unwrap_or_default()
+                        .as_secs()
+                }),
+                trouble: certificate.last_error.map(|e| e.to_string()),
             }
         };
-        Status {
+        StatusResponse {
             version: env!("CARGO_PKG_VERSION"),
-            ready: self.pending().is_empty() && *self.node.phase.borrow() == Phase::Serving,
-            connections: self.node.connections.load(Ordering::Relaxed),
+            ready: self.pending().is_empty()
+                && *self.proxy.lifecycle.borrow() == Lifecycle::Serving,
+            connections: self.proxy.connections.load(Ordering::Relaxed),
             control_plane: self.plane.as_ref().map(|p| p.report()),
-            certificate_source: self.certificates.source(),
-            certificates: self.certificates.all().into_iter().map(certificate).collect(),
-            revocation_trouble: self.certificates.revocation_trouble(),
+            certificate_source: self.certificates.describe_source(),
+            certificates: self
+                .certificates
+                .all()
+                .into_iter()
+                .map(certificate)
+                .collect(),
+            trust: self.certificates.trust_report(),
+            revocation_trouble: self.certificates.revocation_error(),
             pods: self.pods.status(),
         }
     }
 
-    fn metrics(&self) -> Answer {
+    fn metrics(&self) -> HttpResponse {
         if let Some(age) = self.plane.as_ref().and_then(|p| p.report().state_age_s) {
-            self.node.metrics.control.state_age.set(i64::try_from(age).unwrap_or(i64::MAX));
+            let age = i64::try_from(age).unwrap_or(i64::MAX);
+            self.proxy.metrics.state_age.set(age);
         }
-        metrics(self.node.metrics.encode())
+        metrics(self.proxy.metrics.encode())
     }
 
     fn config_dump(&self) -> serde_json::Value {
-        let mesh = self.node.mesh.load();
-        serde_json::json!(Dump::new(
+        let mesh = self.proxy.mesh.load();
+        dump::config_dump(
             &mesh,
             &self.certificates.all(),
             &self.pods.status(),
-            &self.node.metrics.open.all(),
+            &self.proxy.metrics.open.all(),
             &self.effective,
-        ))
+        )
     }
 }

@@ -1,4 +1,4 @@
-//! Processor time by what runs, in the format of `github.com/google/pprof/proto/profile.proto`.
+//! CPU profiles in the format of `github.com/google/pprof/proto/profile.proto`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,27 +6,35 @@ use std::time::Duration;
 use pprof::{Frames, ProfilerGuardBuilder};
 use prost::Message;
 
-/// Code in which a thread must not be interrupted to look at its stack.
-const LEFT_ALONE: [&str; 4] = ["libc", "libgcc", "pthread", "vdso"];
+/// Libraries in which unwinding the stack from a signal handler is unsafe.
+const BLOCKLIST: [&str; 4] = ["libc", "libgcc", "pthread", "vdso"];
 
-/// Looks at all threads for so long, `frequency` times a second; an encoded profile.
+/// Samples all threads for `time`, `frequency` times a second, and returns the encoded profile.
 ///
 /// # Errors
-/// Somebody else is looking.
-pub(super) fn of_processor(time: Duration, frequency: u64) -> Result<Vec<u8>, pprof::Error> {
+/// If another profile is being taken.
+pub(super) fn cpu(time: Duration, frequency: u64) -> Result<Vec<u8>, pprof::Error> {
     let hertz = i32::try_from(frequency).unwrap_or(1);
-    let guard = ProfilerGuardBuilder::default().frequency(hertz).blocklist(&LEFT_ALONE).build()?;
+    let guard = ProfilerGuardBuilder::default()
+        .frequency(hertz)
+        .blocklist(&BLOCKLIST)
+        .build()?;
     std::thread::sleep(time);
     let report = guard.report().build()?;
     drop(guard);
     let period = 1_000_000_000 / i64::from(hertz.max(1));
     let mut builder = Builder::default();
-    let of_stack = report.data.iter().map(|(frames, count)| (frames, i64::try_from(*count).unwrap_or(i64::MAX)));
-    let samples = of_stack.map(|(frames, count)| builder.sample(frames, count, period)).collect();
+    let stacks = report
+        .data
+        .iter()
+        .map(|(frames, count)| (frames, i64::try_from(*count).unwrap_or(i64::MAX)));
+    let samples = stacks
+        .map(|(frames, count)| builder.sample(frames, count, period))
+        .collect();
     Ok(builder.finish(samples, time, period).encode_to_vec())
 }
 
-/// Names and places, each once.
+/// Interns the strings, functions and locations of a profile.
 #[derive(Default)]
 struct Builder {
     strings: HashMap<String, i64>,
@@ -39,7 +47,7 @@ struct Builder {
 impl Builder {
     fn string(&mut self, text: &str) -> i64 {
         if self.table.is_empty() {
-            self.table.push(String::new()); // as the format demands
+            self.table.push(String::new()); // required by the format
             self.strings.insert(String::new(), 0);
         }
         if let Some(known) = self.strings.get(text) {
@@ -61,7 +69,10 @@ impl Builder {
         Sample {
             location_id: locations,
             value: vec![count, count.saturating_mul(period)],
-            label: vec![Label { key: thread, str: name }],
+            label: vec![Label {
+                key: thread,
+                str: name,
+            }],
         }
     }
 
@@ -71,8 +82,19 @@ impl Builder {
         }
         let (text, filename) = (self.string(name), self.string(file));
         let id = self.locations.len() as u64 + 1;
-        self.functions.push(Function { id, name: text, system_name: text, filename });
-        self.locations.push(Location { id, line: vec![Line { function_id: id, line: i64::from(line) }] });
+        self.functions.push(Function {
+            id,
+            name: text,
+            system_name: text,
+            filename,
+        });
+        self.locations.push(Location {
+            id,
+            line: vec![Line {
+                function_id: id,
+                line: i64::from(line),
+            }],
+        });
         self.by_name.insert((name.to_owned(), line), id);
         id
     }
@@ -80,15 +102,24 @@ impl Builder {
     fn finish(mut self, sample: Vec<Sample>, time: Duration, period: i64) -> Profile {
         let [samples, count, cpu, nanoseconds] =
             ["samples", "count", "cpu", "nanoseconds"].map(|text| self.string(text));
-        let by_time = ValueType { r#type: cpu, unit: nanoseconds };
+        let cpu_time = ValueType {
+            r#type: cpu,
+            unit: nanoseconds,
+        };
         Profile {
-            sample_type: vec![ValueType { r#type: samples, unit: count }, by_time.clone()],
+            sample_type: vec![
+                ValueType {
+                    r#type: samples,
+                    unit: count,
+                },
+                cpu_time.clone(),
+            ],
             sample,
             location: self.locations,
             function: self.functions,
             string_table: self.table,
             duration_nanos: i64::try_from(time.as_nanos()).unwrap_or(i64::MAX),
-            period_type: Some(by_time),
+            period_type: Some(cpu_time),
             period,
         }
     }
@@ -114,7 +145,7 @@ struct Profile {
     period: i64,
 }
 
-/// Numbers of strings in the table, here and below.
+/// A type and its unit, as indices into the string table.
 #[derive(Clone, PartialEq, Message)]
 struct ValueType {
     #[prost(int64, tag = "1")]
@@ -125,7 +156,7 @@ struct ValueType {
 
 #[derive(Clone, PartialEq, Message)]
 struct Sample {
-    /// The innermost first.
+    /// Innermost frame first.
     #[prost(uint64, repeated, tag = "1")]
     location_id: Vec<u64>,
     #[prost(int64, repeated, tag = "2")]

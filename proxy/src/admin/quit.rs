@@ -1,13 +1,13 @@
-//! `/quitquitquit`: stops the proxy as SIGTERM does.
+//! `/quitquitquit`: stops the proxy like SIGTERM.
 
-use admin_http::{Answer, Asked, text};
+use admin_http::{HttpRequest, HttpResponse, method_not_allowed, text};
 use http::{Method, StatusCode};
 use tokio::sync::Notify;
 
-/// Only a POST stops anything, so that nobody does by looking.
-pub(super) fn answer(quit: &Notify, asked: &Asked<'_>) -> Answer {
-    if asked.method != Method::POST {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "it takes a POST: /quitquitquit\n");
+/// Requires a POST, so that opening the URL in a browser stops nothing.
+pub(super) fn respond(quit: &Notify, request: &HttpRequest<'_>) -> HttpResponse {
+    if request.method != Method::POST {
+        return method_not_allowed("POST /quitquitquit");
     }
     quit.notify_one();
     text(StatusCode::OK, "stopping; open connections may finish\n")

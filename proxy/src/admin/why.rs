@@ -1,33 +1,62 @@
-//! `/why`: where a connection would go, and whether it would be let in.
+//! `/why`: explains where a connection would go, and whether it would be allowed.
 
-use admin_http::{Answer, json, text};
+use admin_http::{HttpResponse, bad_request, json, text};
 use http::StatusCode;
 use mesh::Mesh;
-use mesh::explain::{Answered, Question, explain};
+use mesh::explain::{ExplanationResponse, Question, TransportProtocol, explain};
 
-/// Answers `source=…&destination=…&port=…`. Nothing in them needs escaping but the colons of IPv6 addresses and slashes.
-pub(super) fn answer(mesh: &Mesh, network: &str, from: &str, query: &str) -> Answer {
-    let bad = |why: String| text(StatusCode::BAD_REQUEST, why + "\n");
+/// Explains the connection given by `source=…&destination=…&port=…&protocol=…`. In these values
+/// only colons (IPv6) and slashes may be escaped.
+pub(super) fn respond(mesh: &Mesh, network: &str, from: &str, query: &str) -> HttpResponse {
     let (mut source, mut destination, mut port) = (None, None, None);
+    let mut protocol = TransportProtocol::default();
     for parameter in query.split('&').filter(|p| !p.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let value = value.replace("%3A", ":").replace("%3a", ":").replace("%2F", "/").replace("%2f", "/");
+        let value = value
+            .replace("%3A", ":")
+            .replace("%3a", ":")
+            .replace("%2F", "/")
+            .replace("%2f", "/");
         match name {
             "source" => source = Some(value),
             "destination" => destination = Some(value),
             "port" => match value.parse::<u16>() {
                 Ok(number) => port = Some(number),
-                Err(_) => return bad(format!("{value:?} is no port")),
+                Err(_) => {
+                    return bad_request(format!(
+                        "invalid port {value:?}: expected a number from 0 to 65535"
+                    ));
+                }
             },
-            _ => return bad(format!("there is no parameter {name:?}; there is: source, destination, port")),
+            "protocol" => match value.parse() {
+                Ok(named) => protocol = named,
+                Err(e) => return bad_request(e.to_string()),
+            },
+            _ => {
+                return bad_request(format!(
+                    "unknown parameter {name:?}: expected source, destination, port or protocol"
+                ));
+            }
         }
     }
     let (Some(source), Some(destination)) = (source, destination) else {
-        return bad("who, and where to? /why?source=NAMESPACE/NAME&destination=ADDRESS-OR-NAME&port=PORT".to_owned());
+        return bad_request(
+            "source and destination are required: \
+             /why?source=NAMESPACE/NAME&destination=ADDRESS-OR-NAME&port=PORT",
+        );
     };
-    let question = Question { source: &source, destination: &destination, port, network };
+    let question = Question {
+        source: &source,
+        destination: &destination,
+        port,
+        network,
+        protocol,
+    };
     match explain(mesh, &question) {
-        Ok(explanation) => json(&Answered { from: from.to_owned(), explanation }),
-        Err(why) => text(StatusCode::NOT_FOUND, format!("{why}\n")),
+        Ok(explanation) => json(&ExplanationResponse {
+            from: from.to_owned(),
+            explanation,
+        }),
+        Err(reason) => text(StatusCode::NOT_FOUND, format!("{reason}\n")),
     }
 }

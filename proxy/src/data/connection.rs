@@ -1,92 +1,105 @@
-//! What every connection has: its pod, its worker, and the ways in which it can be cut.
+//! Checks and descriptions that all kinds of connections share.
 
-use std::net::SocketAddr;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use istio::port;
 use mesh::baggage::Baggage;
 use mesh::{Identity, Mesh, Workload};
-use tokio::net::TcpStream;
+use telemetry::Side;
 use tokio::time::timeout;
 
 use super::error::ConnectionError;
-use super::worker::{Node, Phase, Worker};
+use super::worker::{Lifecycle, ProxyState, Worker};
 use crate::inpod::Pod;
-use crate::telemetry::Side;
 
-/// A connection that has just been accepted in a pod.
-pub(crate) struct Accepted {
-    pub(crate) worker: Rc<Worker>,
-    pub(crate) pod: Arc<Pod>,
-    pub(crate) stream: TcpStream,
-    pub(crate) peer: SocketAddr,
-    pub(super) started: Instant,
+/// Whether the proxy listens on this port in every pod. It never connects to such a port itself.
+pub(super) fn is_own_port(proxy: &ProxyState, port: u16) -> bool {
+    matches!(port, port::OUTBOUND | port::INBOUND | port::HBONE)
+        || proxy.dns.is_some() && port == port::DNS
 }
 
-/// Whether this is one of the ports that the proxy has in every pod. It never connects to them itself.
-pub(super) fn is_own_port(node: &Node, port: u16) -> bool {
-    let own = crate::inpod::PORTS;
-    [own.outbound, own.inbound, own.hbone].contains(&port) || node.dns.is_some() && port == own.dns
-}
-
-/// Completes when the pod has left or the proxy ends for good.
-pub(crate) async fn cut_short(worker: &Worker, pod: &Pod) -> ConnectionError {
-    let mut gone = pod.gone.clone();
-    let mut phase = worker.node.phase.clone();
+/// Completes, with the reason, when the pod leaves or the proxy terminates.
+pub(crate) async fn until_terminated(worker: &Worker, pod: &Pod) -> ConnectionError {
+    let mut has_left = pod.has_left.clone();
+    let mut lifecycle = worker.proxy.lifecycle.clone();
     tokio::select! {
-        // An error means that the other end was dropped, which is the same.
-        _ = gone.wait_for(|gone| *gone) => ConnectionError::PodGone,
-        _ = phase.wait_for(|phase| *phase == Phase::Ended) => ConnectionError::Drained,
+        // An error means that the sender was dropped, which is equivalent.
+        _ = has_left.wait_for(|left| *left) => ConnectionError::PodLeft,
+        _ = lifecycle.wait_for(|l| *l == Lifecycle::Terminating) => ConnectionError::Drained,
     }
 }
 
-/// How long a pod may be unknown to the mesh while somebody waits to connect to it.
-const UNKNOWN_AT_MOST: Duration = Duration::from_secs(5);
+/// How long an inbound connection waits for the mesh to include its pod.
+const POD_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Whether the mesh in force may still be relied on.
-pub(super) fn is_fresh(node: &Node) -> Result<(), ConnectionError> {
-    if node.is_too_old.load(Ordering::Relaxed) { Err(ConnectionError::StateTooOld) } else { Ok(()) }
+/// Fails if the mesh state is older than the configured maximum.
+pub(super) fn check_mesh_age(proxy: &ProxyState) -> Result<(), ConnectionError> {
+    if proxy.is_too_old.load(Ordering::Relaxed) {
+        Err(ConnectionError::StateTooOld)
+    } else {
+        Ok(())
+    }
 }
 
-/// Returns once the mesh knows the pod: only then it is known which policies apply to it.
-pub(super) async fn known(worker: &Worker, pod: &Pod) -> Result<(), ConnectionError> {
-    is_fresh(&worker.node)?;
-    let known = async {
+/// Waits until the mesh includes the pod and all policies that it refers to. Before, it is unknown
+/// which policies apply. A policy that stays unknown denies.
+pub(super) async fn wait_for_pod(worker: &Worker, pod: &Pod) -> Result<(), ConnectionError> {
+    check_mesh_age(&worker.proxy)?;
+    let proxy = &worker.proxy;
+    let included = async {
         loop {
             let changed = worker.mesh_changed.notified();
-            if pod.known(&worker.node.mesh.load()).is_some() {
+            let mesh = proxy.mesh.load();
+            let is_known = pod
+                .find_in(&mesh)
+                .is_some_and(|w| !proxy.policies_follow || !mesh.lacks_policy_of(w));
+            if is_known {
                 return;
             }
+            drop(mesh);
             changed.await;
         }
     };
-    timeout(UNKNOWN_AT_MOST, known).await.map_err(|_| {
-        let seconds = UNKNOWN_AT_MOST.as_secs();
-        ConnectionError::Serving(format!("the control plane has said nothing of this pod for {seconds} s"))
-    })
+    let waited = POD_DEADLINE;
+    if timeout(waited, included).await.is_err() {
+        let mesh = proxy.mesh.load();
+        if pod.find_in(&mesh).is_none() {
+            let namesakes = pod.namesakes(&mesh);
+            return Err(ConnectionError::PodUnknown { waited, namesakes });
+        }
+    }
+    Ok(())
 }
 
-/// Who a peer is: by its address, if that workload has the identity that was proved; else by what it says of itself.
+/// Describes the source of an inbound connection: the workload at its address, if that workload has
+/// the authenticated identity.
 pub(super) fn source_side(
     mesh: &Mesh,
     pod: &Workload,
-    ip: std::net::IpAddr,
+    ip: IpAddr,
     identity: Option<Identity>,
-    says: Baggage,
 ) -> Side {
     match mesh.workload_by_ip(&pod.network, ip) {
         Some(workload) if identity.as_ref().is_none_or(|i| *i == workload.identity()) => {
             Side::workload(workload, identity)
         }
-        _ => stranger(identity, says),
+        _ => claimed_side(identity, Baggage::default()),
     }
 }
 
-/// A peer of whom nothing is known but who it is and what it says of itself.
-pub(super) fn stranger(identity: Option<Identity>, says: Baggage) -> Side {
+/// Describes a source that is not a known workload by its own claims. Its namespace is that of its
+/// identity.
+pub(super) fn claimed_side(identity: Option<Identity>, claims: Baggage) -> Side {
     let namespace = identity.as_ref().map(|i| i.namespace.clone());
-    let attributes = Baggage { namespace: namespace.unwrap_or(says.namespace.clone()), ..says };
-    Side { attributes, workload: None, identity }
+    let attributes = Baggage {
+        namespace: namespace.unwrap_or(claims.namespace.clone()),
+        ..claims
+    };
+    Side {
+        attributes,
+        workload: None,
+        identity,
+    }
 }

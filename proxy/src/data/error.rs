@@ -1,101 +1,595 @@
-//! Every way in which a connection can fail, as the access log tells it.
+//! Connection errors, as shown in the access log.
 
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use discovery::UndiscoveredAddress;
 use error_code::{ErrorCode, proxy as codes};
+use hbone::OpenError;
+use http::StatusCode;
+use identity::NoCredentials;
+use mesh::admit::Admission;
+use mesh::authorize::Ruling;
+use mesh::route::Route;
+use mesh::{ClientAddr, Decision, Identity, ServerAddr, Text, TunnelAddr};
+use telemetry::ConnectionFailure;
 
-use crate::hbone::OpenError;
-use crate::identity::NoCredentials;
+use super::handshake::TlsError;
 
-/// Why a connection failed or was ended.
+/// Why a connection failed or was closed. The causes are shared, because one failed attempt to open
+/// a tunnel fails all connections that wait for it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ConnectionError {
-    #[error("{code}: cannot connect to {to}: {why}", code = self.code())]
-    Connect { to: SocketAddr, why: String },
-    #[error("{code}: cannot connect to the proxy at {to}: {why}", code = self.code())]
-    ConnectTunnel { to: SocketAddr, why: String },
-    #[error("{code}: TLS handshake with {with}: {why}", code = self.code())]
-    Tls { with: SocketAddr, why: String },
+    /// The destination did not accept the connection. Likely cause: nothing listens there, or a
+    /// firewall blocks it.
+    #[error("{code}: cannot connect to {to}: {cause}", code = self.code())]
+    Connect {
+        to: ServerAddr,
+        cause: Arc<io::Error>,
+    },
+    /// The other proxy did not accept the connection. Likely cause: no proxy serves the destination
+    /// pod, or port 15008 is blocked.
+    #[error(
+        "{code}: cannot connect to the proxy at {to}: {cause}{hint}",
+        code = self.code(),
+        hint = network_policy_hint(cause)
+    )]
+    ConnectTunnel {
+        to: TunnelAddr,
+        cause: Arc<io::Error>,
+    },
+    /// The TLS handshake of an outgoing tunnel failed. Likely cause: the peer has another identity
+    /// or root, or is no mesh proxy.
+    #[error("{code}: TLS handshake with {to}: {cause}", code = self.code())]
+    ConnectTls { to: TunnelAddr, cause: TlsError },
+    /// The TLS handshake of an incoming tunnel failed. Likely cause: the client's certificate is
+    /// missing, expired, or of another root or trust domain.
+    #[error("{code}: TLS handshake with {from}: {cause}", code = self.code())]
+    AcceptTls { from: ClientAddr, cause: TlsError },
+    /// The pod has no valid certificate. Likely cause: the certificate authority is unreachable or
+    /// refuses to issue one.
     #[error("{code}: {0}", code = self.code())]
     NoCredentials(#[from] NoCredentials),
+    /// The peer's certificate is revoked. Likely cause: a CRL lists it or one of its issuers.
     #[error("{code}: the certificate of {0} is revoked", code = self.code())]
-    Revoked(String),
+    Revoked(RevokedPeer),
+    /// The other proxy did not open a stream. Likely cause: it denies the connection, cannot reach
+    /// the destination, or is exiting.
     #[error("{code}: {0}", code = self.code())]
     Tunnel(OpenError),
+    /// HTTP/2 failed on a tunnel. Likely cause: the peer or the network failed, or the peer
+    /// violated the protocol.
     #[error("{code}: {0}", code = self.code())]
-    TunnelBroke(String),
+    TunnelBroken(Arc<io::Error>),
+    /// There is no route to the destination. Likely cause: the service has no healthy endpoint that
+    /// serves the port.
     #[error("{code}: {0}", code = self.code())]
-    NoUpstream(String),
-    #[error("{code}: the control plane has not confirmed the mesh for longer than it may", code = self.code())]
+    NoRoute(Box<Decision<Route>>),
+    /// The destination's host name could not be resolved. Likely cause: the name does not exist, or
+    /// no name server answers.
+    #[error("{code}: {0}", code = self.code())]
+    Unresolved(String),
+    /// It is unknown whether the destination is in the mesh. Likely cause: the control plane is
+    /// unreachable or overloaded.
+    #[error("{code}: {0}", code = self.code())]
+    Undiscovered(#[from] UndiscoveredAddress),
+    /// The mesh state is older than allowed. Likely cause: the control plane has been unreachable
+    /// for longer than the configured maximum.
+    #[error("{code}: mesh state is older than UNDERPASS_MAX_STATE_AGE", code = self.code())]
     StateTooOld,
-    #[error("{code}: {0} is a port of the proxy", code = self.code())]
-    SelfCall(SocketAddr),
+    /// The destination is a port of the proxy itself. Likely cause: an application connects to
+    /// 15001, 15006, 15008 or 15053.
+    #[error("{code}: {0} is one of the proxy's own ports", code = self.code())]
+    SelfCall(ServerAddr),
+    /// A policy denies the connection. Likely cause: a deny policy matches, or no allow policy
+    /// does.
     #[error("{code}: {0}", code = self.code())]
-    Denied(String),
+    Denied(Ruling),
+    /// A policy denies a connection that it had allowed. Likely cause: the policy or the pod's
+    /// workload changed.
     #[error("{code}: connection closed due to policy change: {0}", code = self.code())]
-    PolicyChanged(String),
+    PolicyChanged(Ruling),
+    /// The peer requested something other than CONNECT to a host and port. Likely cause: it is not
+    /// a mesh proxy.
+    #[error("{code}: expected CONNECT HOST:PORT", code = self.code())]
+    InvalidRequest,
+    /// The peer requested a destination that is not in this pod. Likely cause: its mesh state is
+    /// stale.
     #[error("{code}: {0}", code = self.code())]
-    Serving(String),
-    #[error("{code}: the pod has left", code = self.code())]
-    PodGone,
-    #[error("{code}: the proxy stops and the drain time has passed", code = self.code())]
+    NotInPod(Box<Decision<Admission>>),
+    /// The mesh did not include the pod in time, so its policies are unknown. Likely cause: the
+    /// control plane has not sent the pod yet, or CLUSTER_ID or NODE_NAME is not as it knows them.
+    #[error(
+        "{code}: the mesh state did not include this pod within {seconds} s{namesakes}",
+        code = self.code(),
+        seconds = waited.as_secs()
+    )]
+    PodUnknown {
+        waited: Duration,
+        /// The pods of the same name that it did include.
+        namesakes: String,
+    },
+    /// The pod left. Likely cause: it was deleted or removed from the mesh.
+    #[error("{code}: the pod left the mesh or was deleted", code = self.code())]
+    PodLeft,
+    /// The proxy exits. Likely cause: it is being upgraded, and the connection outlived the drain
+    /// period.
+    #[error("{code}: the drain period expired during shutdown", code = self.code())]
     Drained,
+    /// The pod has as many open connections as it may have. Likely cause: connections are opened
+    /// faster than they end, or are never closed.
+    #[error("{code}: the pod has {0} open connections, its limit", code = self.code())]
+    TooManyConnections(usize),
+    /// Received bytes waited in this connection for longest when they became too many. Likely
+    /// cause: the application does not read.
+    #[error(
+        "{code}: more bytes wait for applications that do not read than the pod ({pod}) or the \
+         node ({node}) may hold",
+        code = self.code()
+    )]
+    TooManyUnread { pod: usize, node: usize },
+    /// Reading or writing failed. Likely cause: an application or the network reset the connection.
     #[error("{code}: {0}", code = self.code())]
-    Io(String),
+    Io(Arc<io::Error>),
+}
+
+/// The peer with a revoked certificate.
+#[derive(Debug, Clone)]
+pub(crate) enum RevokedPeer {
+    /// A peer whose identity was not read.
+    Unknown,
+    /// A verified peer.
+    Verified(Identity),
+    /// A peer that was expected to have one of these SPIFFE ids.
+    Expected(Vec<Text>),
+}
+
+impl fmt::Display for RevokedPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("the peer"),
+            Self::Verified(identity) => identity.fmt(f),
+            Self::Expected(ids) => {
+                let ids: Vec<_> = ids.iter().map(Text::as_str).collect();
+                f.write_str(&ids.join(" or "))
+            }
+        }
+    }
+}
+
+impl From<Option<Identity>> for RevokedPeer {
+    fn from(identity: Option<Identity>) -> Self {
+        identity.map_or(Self::Unknown, Self::Verified)
+    }
 }
 
 impl ConnectionError {
-    /// The code under which users find this in the documentation.
+    /// Returns a function that describes a failure to connect to `to`.
+    pub(super) fn connecting(to: impl Into<ServerAddr>) -> impl FnOnce(io::Error) -> Self {
+        let to = to.into();
+        move |e| Self::Connect {
+            to,
+            cause: Arc::new(e),
+        }
+    }
+
+    /// The documented error code.
     pub(crate) fn code(&self) -> &'static ErrorCode {
         match self {
             Self::Connect { .. } => &codes::CONNECT,
             Self::ConnectTunnel { .. } => &codes::CONNECT_TUNNEL,
-            Self::Tls { .. } => &codes::TLS,
+            Self::ConnectTls { .. } | Self::AcceptTls { .. } => &codes::TLS,
             Self::NoCredentials(_) => &error_code::control::NO_CREDENTIALS,
             Self::Revoked(_) => &error_code::control::REVOKED,
-            Self::Tunnel(OpenError::Ended(_)) | Self::TunnelBroke(_) => &codes::TUNNEL_BROKE,
+            Self::Tunnel(OpenError::Closed(_)) | Self::TunnelBroken(_) => &codes::TUNNEL_BROKE,
             Self::Tunnel(_) => &codes::TUNNEL_REFUSED,
-            Self::NoUpstream(_) => &codes::NO_UPSTREAM,
+            Self::NoRoute(_) | Self::Unresolved(_) => &codes::NO_UPSTREAM,
+            Self::Undiscovered(_) => &error_code::control::UNDISCOVERED,
             Self::StateTooOld => &error_code::control::STATE_TOO_OLD,
             Self::SelfCall(_) => &codes::SELF_CALL,
             Self::Denied(_) => &codes::DENIED,
             Self::PolicyChanged(_) => &codes::POLICY_CHANGED,
-            Self::Serving(_) => &codes::SERVING,
-            Self::PodGone => &codes::POD_GONE,
+            Self::InvalidRequest | Self::NotInPod(_) => &codes::SERVING,
+            Self::PodUnknown { .. } => &codes::POD_UNKNOWN,
+            Self::PodLeft => &codes::POD_GONE,
             Self::Drained => &codes::DRAINED,
+            Self::TooManyConnections(_) => &codes::TOO_MANY_CONNECTIONS,
+            Self::TooManyUnread { .. } => &codes::TOO_MANY_UNREAD,
             Self::Io(_) => &codes::IO,
         }
     }
 
-    /// Whether another endpoint may do: this one could not be connected to, or said that it could not connect onwards.
-    pub(super) fn another_may_do(&self) -> bool {
+    /// Whether to try another endpoint: this one is unreachable, or its proxy could not connect to
+    /// it.
+    pub(super) fn is_retriable(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::ConnectTunnel { .. } | Self::Tls { .. } | Self::TunnelBroke(_) => true,
-            Self::Tunnel(OpenError::Refused(status)) => *status == http::StatusCode::SERVICE_UNAVAILABLE,
-            Self::Tunnel(OpenError::Ended(_)) | Self::NoUpstream(_) => true,
+            Self::Connect { .. }
+            | Self::ConnectTunnel { .. }
+            | Self::ConnectTls { .. }
+            | Self::TunnelBroken(_)
+            | Self::Tunnel(
+                OpenError::Closed(_)
+                | OpenError::Reset(_)
+                | OpenError::TimedOut
+                | OpenError::Silent,
+            )
+            | Self::NoRoute(_)
+            | Self::Unresolved(_) => true,
+            Self::Tunnel(OpenError::Rejected(status)) => *status == StatusCode::SERVICE_UNAVAILABLE,
             _ => false,
         }
     }
 
-    /// The value of Istio's label response_flags.
-    pub(crate) fn response_flags(&self) -> &'static str {
+    /// Whether nothing answered at all, as when a node is down.
+    pub(super) fn is_silence(&self) -> bool {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        match self {
+            Self::Connect { cause, .. } | Self::ConnectTunnel { cause, .. } => {
+                matches!(
+                    cause.kind(),
+                    TimedOut | HostUnreachable | NetworkUnreachable
+                )
+            }
+            Self::ConnectTls { cause, .. } => matches!(cause, TlsError::TimedOut),
+            Self::TunnelBroken(cause) => cause.kind() == TimedOut,
+            Self::Tunnel(error) => matches!(error, OpenError::TimedOut | OpenError::Silent),
+            _ => false,
+        }
+    }
+
+    /// The status with which a request on a tunnel is rejected.
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::InvalidRequest => StatusCode::BAD_REQUEST,
+            Self::NotInPod(decision) if decision.outcome == Admission::Mismatch => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Denied(_) => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl ConnectionFailure for ConnectionError {
+    fn response_flags(&self) -> &'static str {
         match self {
             Self::Denied(_) | Self::PolicyChanged(_) | Self::StateTooOld => "DENY",
-            Self::Tls { .. } => "TLS_FAILURE",
+            Self::Tunnel(OpenError::Rejected(StatusCode::UNAUTHORIZED)) => "DENY",
+            Self::ConnectTls { .. } | Self::AcceptTls { .. } => "TLS_FAILURE",
             Self::NoCredentials(_) => "IDENTITY_ERROR",
             Self::Revoked(_) => "CERT_REVOKED",
-            Self::TunnelBroke(_) => "H2_HANDSHAKE_FAILURE",
-            Self::Tunnel(OpenError::Refused(status)) if *status == http::StatusCode::UNAUTHORIZED => "DENY",
-            Self::Connect { .. } | Self::ConnectTunnel { .. } | Self::NoUpstream(_) | Self::SelfCall(_) => "CONNECT",
-            Self::Tunnel(_) | Self::Serving(_) => "CONNECT",
-            Self::PodGone | Self::Drained | Self::Io(_) => "-",
+            Self::TunnelBroken(_) => "H2_HANDSHAKE_FAILURE",
+            Self::Connect { .. }
+            | Self::ConnectTunnel { .. }
+            | Self::NoRoute(_)
+            | Self::Unresolved(_)
+            | Self::Undiscovered(_)
+            | Self::SelfCall(_)
+            | Self::Tunnel(_)
+            | Self::InvalidRequest
+            | Self::NotInPod(_)
+            | Self::TooManyConnections(_)
+            | Self::PodUnknown { .. } => "CONNECT",
+            Self::TooManyUnread { .. } | Self::PodLeft | Self::Drained | Self::Io(_) => "-",
         }
+    }
+
+    fn is_revoked(&self) -> bool {
+        matches!(self, Self::Revoked(_))
     }
 }
 
 impl From<io::Error> for ConnectionError {
     fn from(error: io::Error) -> Self {
-        Self::Io(error.to_string())
+        Self::Io(Arc::new(error))
+    }
+}
+
+/// Names the usual reason for which a proxy does not answer.
+fn network_policy_hint(cause: &io::Error) -> &'static str {
+    if cause.kind() == io::ErrorKind::TimedOut {
+        " (a NetworkPolicy may block port 15008)"
+    } else {
+        ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh::PodAddr;
+    use mesh::authorize::RulingReason;
+
+    use super::*;
+
+    const VARIANTS: usize = 23;
+
+    /// The variant's number in the order of declaration. A new variant does not compile until it is
+    /// added here and to the table.
+    fn number(error: &ConnectionError) -> usize {
+        match error {
+            ConnectionError::Connect { .. } => 0,
+            ConnectionError::ConnectTunnel { .. } => 1,
+            ConnectionError::ConnectTls { .. } => 2,
+            ConnectionError::AcceptTls { .. } => 3,
+            ConnectionError::NoCredentials(_) => 4,
+            ConnectionError::Revoked(_) => 5,
+            ConnectionError::Tunnel(_) => 6,
+            ConnectionError::TunnelBroken(_) => 7,
+            ConnectionError::NoRoute(_) => 8,
+            ConnectionError::Unresolved(_) => 9,
+            ConnectionError::StateTooOld => 10,
+            ConnectionError::SelfCall(_) => 11,
+            ConnectionError::Denied(_) => 12,
+            ConnectionError::PolicyChanged(_) => 13,
+            ConnectionError::InvalidRequest => 14,
+            ConnectionError::NotInPod(_) => 15,
+            ConnectionError::PodUnknown { .. } => 16,
+            ConnectionError::PodLeft => 17,
+            ConnectionError::Drained => 18,
+            ConnectionError::Undiscovered(_) => 19,
+            ConnectionError::TooManyConnections(_) => 20,
+            ConnectionError::TooManyUnread { .. } => 21,
+            ConnectionError::Io(_) => VARIANTS - 1,
+        }
+    }
+
+    fn address<A: From<std::net::SocketAddr>>() -> A {
+        A::from(([10, 0, 0, 1], 80).into())
+    }
+
+    fn cause(kind: io::ErrorKind) -> Arc<io::Error> {
+        Arc::new(io::Error::new(kind, "it failed"))
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            trust_domain: "td".into(),
+            namespace: "ns".into(),
+            service_account: "sa".into(),
+        }
+    }
+
+    fn tls(kind: TlsError) -> ConnectionError {
+        let to = address();
+        ConnectionError::ConnectTls { to, cause: kind }
+    }
+
+    fn tls_failure(error: rustls::Error) -> TlsError {
+        TlsError::Failed(Arc::new(io::Error::new(io::ErrorKind::InvalidData, error)))
+    }
+
+    fn denial() -> Ruling {
+        Ruling {
+            reason: RulingReason::NoneAllowed,
+            dry_run: Vec::new(),
+        }
+    }
+
+    fn not_in_pod(outcome: Admission) -> ConnectionError {
+        ConnectionError::NotInPod(Box::new(Decision::new(outcome, "not here")))
+    }
+
+    /// Every error with its response flags and the text in the access log, code included.
+    fn table() -> Vec<(ConnectionError, &'static str, &'static str)> {
+        let unsent = identity::IssueError::Unsent("refused".into());
+        use ConnectionError as E;
+        use io::ErrorKind::{ConnectionRefused, TimedOut};
+        vec![
+            (
+                E::connecting(address::<PodAddr>())(TimedOut.into()),
+                "CONNECT",
+                "UP-PROXY-003: cannot connect to 10.0.0.1:80: timed out",
+            ),
+            (
+                E::ConnectTunnel {
+                    to: address(),
+                    cause: cause(ConnectionRefused),
+                },
+                "CONNECT",
+                "UP-PROXY-004: cannot connect to the proxy at 10.0.0.1:80: it failed",
+            ),
+            (
+                E::ConnectTunnel {
+                    to: address(),
+                    cause: cause(TimedOut),
+                },
+                "CONNECT",
+                "UP-PROXY-004: cannot connect to the proxy at 10.0.0.1:80: it failed \
+                    (a NetworkPolicy may block port 15008)",
+            ),
+            (
+                tls(TlsError::TimedOut),
+                "TLS_FAILURE",
+                "UP-PROXY-005: TLS handshake with 10.0.0.1:80: no handshake within 5 s",
+            ),
+            (
+                tls(tls_failure(rustls::Error::NoCertificatesPresented)),
+                "TLS_FAILURE",
+                "UP-PROXY-005: TLS handshake with 10.0.0.1:80: the peer presented no certificate",
+            ),
+            (
+                tls(TlsError::Config(rustls::Error::General("no roots".into()))),
+                "TLS_FAILURE",
+                "UP-PROXY-005: TLS handshake with 10.0.0.1:80: unexpected error: no roots",
+            ),
+            (
+                E::AcceptTls {
+                    from: address(),
+                    cause: TlsError::NoIdentity,
+                },
+                "TLS_FAILURE",
+                "UP-PROXY-005: TLS handshake with 10.0.0.1:80: the peer's certificate has no \
+                    SPIFFE id",
+            ),
+            (
+                NoCredentials::NotYet(identity(), Some(Arc::new(unsent))).into(),
+                "IDENTITY_ERROR",
+                "UP-CONTROL-008: no certificate for spiffe://td/ns/ns/sa/sa yet: refused",
+            ),
+            (
+                E::Revoked(RevokedPeer::Unknown),
+                "CERT_REVOKED",
+                "UP-CONTROL-009: the certificate of the peer is revoked",
+            ),
+            (
+                E::Revoked(Some(identity()).into()),
+                "CERT_REVOKED",
+                "UP-CONTROL-009: the certificate of spiffe://td/ns/ns/sa/sa is revoked",
+            ),
+            (
+                E::Revoked(RevokedPeer::Expected(vec!["a".into(), "b".into()])),
+                "CERT_REVOKED",
+                "UP-CONTROL-009: the certificate of a or b is revoked",
+            ),
+            (
+                E::Tunnel(OpenError::Rejected(StatusCode::UNAUTHORIZED)),
+                "DENY",
+                "UP-PROXY-006: http status: 401 Unauthorized",
+            ),
+            (
+                E::Tunnel(OpenError::TimedOut),
+                "CONNECT",
+                "UP-PROXY-006: no answer to CONNECT within 15 s",
+            ),
+            (
+                E::Tunnel(OpenError::Silent),
+                "CONNECT",
+                "UP-PROXY-006: the tunnel is silent: the peer did not answer a ping",
+            ),
+            (
+                E::Tunnel(OpenError::Reset(hbone::Reason::REFUSED_STREAM)),
+                "CONNECT",
+                "UP-PROXY-006: the peer reset the stream: refused stream before processing any \
+                    application logic",
+            ),
+            (
+                E::Tunnel(OpenError::Closed("reset".into())),
+                "CONNECT",
+                "UP-PROXY-007: the tunnel closed: reset",
+            ),
+            (
+                E::TunnelBroken(cause(ConnectionRefused)),
+                "H2_HANDSHAKE_FAILURE",
+                "UP-PROXY-007: it failed",
+            ),
+            (
+                E::NoRoute(Box::new(Decision::new(
+                    Route::Refuse { service: None },
+                    "no endpoint",
+                ))),
+                "CONNECT",
+                "UP-PROXY-008: no endpoint",
+            ),
+            (
+                E::Unresolved("db.example has no address".into()),
+                "CONNECT",
+                "UP-PROXY-008: db.example has no address",
+            ),
+            (
+                UndiscoveredAddress::NoAnswer("net/10.0.0.1".to_owned()).into(),
+                "CONNECT",
+                "UP-CONTROL-013: the control plane did not answer for net/10.0.0.1 within 5 s",
+            ),
+            (
+                E::StateTooOld,
+                "DENY",
+                "UP-CONTROL-011: mesh state is older than UNDERPASS_MAX_STATE_AGE",
+            ),
+            (
+                E::SelfCall(address()),
+                "CONNECT",
+                "UP-PROXY-009: 10.0.0.1:80 is one of the proxy's own ports",
+            ),
+            (
+                E::Denied(denial()),
+                "DENY",
+                "UP-PROXY-010: allow policies exist, but none allowed",
+            ),
+            (
+                E::PolicyChanged(denial()),
+                "DENY",
+                "UP-PROXY-011: connection closed due to policy change: allow policies exist, but \
+                    none allowed",
+            ),
+            (
+                E::InvalidRequest,
+                "CONNECT",
+                "UP-PROXY-012: expected CONNECT HOST:PORT",
+            ),
+            (
+                not_in_pod(Admission::Mismatch),
+                "CONNECT",
+                "UP-PROXY-012: not here",
+            ),
+            (
+                E::PodUnknown {
+                    waited: Duration::from_secs(5),
+                    namesakes: String::new(),
+                },
+                "CONNECT",
+                "UP-PROXY-017: the mesh state did not include this pod within 5 s",
+            ),
+            (
+                E::PodLeft,
+                "-",
+                "UP-PROXY-013: the pod left the mesh or was deleted",
+            ),
+            (
+                E::Drained,
+                "-",
+                "UP-PROXY-014: the drain period expired during shutdown",
+            ),
+            (
+                E::TooManyConnections(7),
+                "CONNECT",
+                "UP-PROXY-019: the pod has 7 open connections, its limit",
+            ),
+            (
+                E::TooManyUnread { pod: 7, node: 8 },
+                "-",
+                "UP-PROXY-020: more bytes wait for applications that do not read than the pod (7) \
+                    or the node (8) may hold",
+            ),
+            (
+                io::Error::new(io::ErrorKind::ConnectionReset, "reset").into(),
+                "-",
+                "UP-PROXY-015: reset",
+            ),
+        ]
+    }
+
+    #[test]
+    fn every_error_has_a_code_response_flags_and_a_text() {
+        let mut seen = [false; VARIANTS];
+        for (error, flags, text) in table() {
+            seen[number(&error)] = true;
+            assert_eq!(error.response_flags(), flags, "{error:?}");
+            assert_eq!(error.to_string(), text, "{error:?}");
+            assert!(text.starts_with(error.code().code), "{error:?}");
+        }
+        assert_eq!(seen, [true; VARIANTS], "the table lacks a variant");
+    }
+
+    #[test]
+    fn requests_are_rejected_with_the_status_of_their_error() {
+        let rejected = |error: ConnectionError| error.status().as_u16();
+        assert_eq!(rejected(ConnectionError::InvalidRequest), 400);
+        assert_eq!(rejected(not_in_pod(Admission::Mismatch)), 400);
+        assert_eq!(rejected(not_in_pod(Admission::Unavailable)), 503);
+        assert_eq!(rejected(ConnectionError::Denied(denial())), 401);
+        assert_eq!(rejected(ConnectionError::PolicyChanged(denial())), 503);
+        assert_eq!(rejected(ConnectionError::PodLeft), 503);
+    }
+
+    #[test]
+    fn only_unreachable_endpoints_are_replaced() {
+        let rejected = |status| ConnectionError::Tunnel(OpenError::Rejected(status));
+        assert!(tls(TlsError::TimedOut).is_retriable());
+        assert!(rejected(StatusCode::SERVICE_UNAVAILABLE).is_retriable());
+        assert!(ConnectionError::Tunnel(OpenError::TimedOut).is_retriable());
+        assert!(!rejected(StatusCode::UNAUTHORIZED).is_retriable());
+        assert!(!ConnectionError::StateTooOld.is_retriable());
     }
 }

@@ -1,229 +1,281 @@
-//! A peer's proxy connects to a pod of ours through a tunnel.
+//! Tunnels opened by other proxies to a pod of this node.
 
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use http::StatusCode;
-use mesh::admit::{Admission, Header, admit};
+use hbone::{Accepted, IncomingRequest};
+use identity::{Credentials, KeyUsage, peer_identity};
+use mesh::admit::{Admission, ProxyHeader, admit};
 use mesh::authorize::Connection;
 use mesh::baggage::Baggage;
-use mesh::{ClientAddr, Identity, Mesh, PodAddr, Workload};
+use mesh::{
+    ClientAddr, Identity, Mesh, PodAddr, ServerAddr, TunnelAddr, Workload, is_gateway_of_network,
+};
+use telemetry::{ConnectionEvent, ConnectionFacts, Direction, Reporter, Side, log_tunnel_failure};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use webpki::KeyUsage;
 
-use super::connection::{Accepted, cut_short, is_own_port, known, source_side, stranger};
-use super::error::ConnectionError;
-use super::worker::{Phase, Worker};
-use super::{proxy_protocol, relay, sockets};
-use crate::hbone::{self, Incoming};
-use crate::identity::{explain, is_revoked, peer_identity};
+use super::accept::Incoming;
+use super::connection::{claimed_side, is_own_port, source_side, until_terminated, wait_for_pod};
+use super::error::{ConnectionError, RevokedPeer};
+use super::handshake::TlsError;
+use super::policy_enforcer::{Admitted, Permit};
+use super::relay::{self, TunnelRequest};
+use super::worker::{Lifecycle, Worker};
 use crate::inpod::Pod;
-use crate::telemetry::{Direction, Event, Facts, Reporter, Side};
 
-const TLS_DEADLINE: Duration = Duration::from_secs(5);
-
-/// What all streams of a tunnel have in common.
+/// The peer of a tunnel, shared by all its streams.
 struct Peer {
     worker: Rc<Worker>,
     pod: Arc<Pod>,
     client: ClientAddr,
-    /// Where the tunnel was accepted: an address of the pod.
-    local: SocketAddr,
+    /// The local address of the tunnel, which is one of the pod's.
+    local: TunnelAddr,
     identity: Identity,
-    /// True when the certificate that proved it is revoked.
+    /// True once the peer's certificate is revoked.
     revoked: watch::Receiver<bool>,
 }
 
-/// Serves a tunnel until it ends.
-pub(super) async fn serve(accepted: Accepted) {
-    let Accepted { worker, pod, stream, peer, .. } = accepted;
-    let Ok(local) = stream.local_addr() else { return };
-    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+/// Serves an accepted tunnel until it closes.
+pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
+    let Incoming {
+        pod,
+        stream,
+        peer: client,
+        ..
+    } = incoming;
+    let Ok(local) = stream.local_addr() else {
+        return;
+    };
+    let local = TunnelAddr::from(local);
+    let _open = match pod.budget.open() {
+        Ok(open) => open,
+        Err(e) => return log_tunnel_failure(client, local, &e),
+    };
     let credentials = match pod.credentials().await {
         Ok(credentials) => credentials,
-        Err(e) => return early_end(peer, local, &e.into()),
+        Err(e) => return log_tunnel_failure(client, local, &ConnectionError::from(e)),
     };
-    let tls = match timeout(TLS_DEADLINE, TlsAcceptor::from(credentials.server.clone()).accept(stream)).await {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(e)) if is_revoked(&e) => {
-            worker.node.metrics.revoked(Reporter::destination);
-            return early_end(peer, local, &ConnectionError::Revoked("the peer".to_owned()));
-        }
-        Ok(Err(e)) => return early_end(peer, local, &ConnectionError::Tls { with: peer, why: explain(&e) }),
-        Err(_) => {
-            return early_end(peer, local, &ConnectionError::Tls { with: peer, why: "not done in time".to_owned() });
+    let (accepted, identity) = match handshake(&credentials, stream, client).await {
+        Ok(done) => done,
+        Err(error) => {
+            if matches!(error, ConnectionError::Revoked(_)) {
+                worker.proxy.metrics.count_revoked(Reporter::destination);
+            }
+            return log_tunnel_failure(client, local, &error);
         }
     };
-    let Some(identity) = peer_identity(tls.get_ref().1.peer_certificates()) else {
-        let why = "the peer proved no identity".to_owned(); // the verifier has seen one
-        return early_end(peer, local, &ConnectionError::Tls { with: peer, why });
-    };
-    let chain =
-        tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let chain = accepted.peer_chain();
     let (revoke, revoked) = watch::channel(false);
-    let peer =
-        Rc::new(Peer { worker: worker.clone(), pod: pod.clone(), client: peer.into(), local, identity, revoked });
-    let mut phase = worker.node.phase.clone();
+    let peer = Rc::new(Peer {
+        worker: worker.clone(),
+        pod: pod.clone(),
+        client,
+        local,
+        identity,
+        revoked,
+    });
+    let mut lifecycle = worker.proxy.lifecycle.clone();
     let drain = async {
-        let _ = phase.wait_for(|p| *p != Phase::Serving).await; // the end of everything is a drain, too
+        // An error means that the sender was dropped on exit, which is equivalent.
+        let _ = lifecycle.wait_for(|l| *l != Lifecycle::Serving).await;
     };
-    let handle = |incoming: Incoming| {
+    let handle = |incoming: IncomingRequest| {
         let peer = peer.clone();
-        peer.worker.clone().track(stream_of(peer, incoming));
+        peer.worker.clone().track(serve_stream(peer, incoming));
     };
+    let http2 = worker.proxy.options.http2();
     tokio::select! {
-        over = hbone::serve(tls, peer.client.0, worker.node.options.http2(), drain, handle) => match over {
+        result = accepted.serve(client, http2, drain, handle) => match result {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                early_end(peer.client, local, &ConnectionError::TunnelBroke(e.to_string()));
+                log_tunnel_failure(client, local, &ConnectionError::TunnelBroken(Arc::new(e)));
             }
-            Err(e) => tracing::debug!(peer = %peer.client, "a tunnel ended: {e}"),
+            Err(e) => tracing::debug!(peer = %client, "tunnel closed: {e}"),
         },
-        _ = cut_short(&worker, &pod) => {}
-        who = credentials.until_revoked(chain, KeyUsage::client_auth()) => {
-            tracing::warn!(peer = %peer.client, "a tunnel is cut: {}", ConnectionError::Revoked(who));
-            let _ = revoke.send(true); // it has no stream
+        _ = until_terminated(&worker, &pod) => {}
+        revoked = credentials.until_revoked(chain, KeyUsage::client_auth()) => {
+            let error = ConnectionError::Revoked(revoked.into());
+            tracing::warn!(peer = %client, "closing tunnel: {error}");
+            let _ = revoke.send(true); // the tunnel may have no streams
         }
     }
 }
 
-fn early_end(peer: impl Into<ClientAddr>, local: SocketAddr, error: &ConnectionError) {
-    tracing::event!(target: "access", tracing::Level::WARN, src.addr = %peer.into(), dst.addr = %local, direction = "inbound", error = error.to_string().as_str(), "connection failed");
+/// Performs the TLS handshake and returns the client's identity.
+async fn handshake(
+    credentials: &Credentials,
+    stream: TcpStream,
+    from: ClientAddr,
+) -> Result<(Accepted, Identity), ConnectionError> {
+    let failed = |cause: TlsError| {
+        if cause.is_revoked() {
+            ConnectionError::Revoked(RevokedPeer::Unknown)
+        } else {
+            ConnectionError::AcceptTls { from, cause }
+        }
+    };
+    let accepted = hbone::accept(stream, credentials.server.clone()).await;
+    let accepted = accepted.map_err(|e| failed(e.into()))?;
+    let identity = peer_identity(Some(&accepted.peer_chain()));
+    let identity = identity.ok_or_else(|| failed(TlsError::NoIdentity))?;
+    Ok((accepted, identity))
 }
 
-/// One CONNECT, from the request to the end of its bytes.
-async fn stream_of(peer: Rc<Peer>, incoming: Incoming) {
+/// Serves one CONNECT request until its stream closes.
+async fn serve_stream(peer: Rc<Peer>, incoming: IncomingRequest) {
     let started = Instant::now();
-    let pod = &peer.pod;
-    let known = known(&peer.worker, pod).await;
-    let mesh = peer.worker.node.mesh.load_full();
+    let (worker, pod) = (&peer.worker, &peer.pod);
+
+    // What is requested, and by which client.
+    let pod_included = wait_for_pod(worker, pod).await;
+    let mesh = worker.proxy.mesh.load_full();
     let workload = pod.workload(&mesh);
-    let mut facts = Facts {
+    let target = pod_included.and_then(|()| target(&peer, &incoming, &mesh, &workload));
+    let requested = target.as_ref().ok().map(|t| t.destination.0);
+    let facts = ConnectionFacts {
         direction: Direction::Inbound,
         client: peer.client,
         source: source(&peer, &incoming, &mesh, &workload),
-        asked_for: peer.local,
-        destination_addr: peer.local,
-        authority: None,
+        requested_addr: requested.unwrap_or(peer.local.0).into(),
+        destination_addr: peer.local.into(),
+        authority: requested.map(Into::into),
         destination: Side::workload(&workload, Some(workload.identity())),
         service: mesh.service_of(&workload).cloned(),
     };
-    let asked = match known.map_err(unavailable).and_then(|()| destination(&peer, &incoming, &mesh, &workload)) {
-        Ok(asked) => asked,
-        Err((status, error)) => {
-            incoming.refuse(status);
-            return Event::opened(&peer.worker.node.metrics, facts, started).finish(&Err(error));
-        }
+    let event = ConnectionEvent::opened(&worker.recorder, facts, started);
+
+    // Whether policies allow it.
+    let admitted = target.and_then(|target| {
+        let connection = Connection {
+            client: peer.client,
+            identity: Some(peer.identity.clone()),
+            destination: target.destination,
+        };
+        let permit = worker.policy.admit(&mesh, pod, connection)?;
+        Ok(AdmittedRequest { permit, target })
+    });
+    let open = pod.budget.open();
+    let admitted =
+        admitted.and_then(|request| open.as_ref().map(|_| request).map_err(Clone::clone));
+
+    // Connect to the application and relay.
+    let request = TunnelRequest {
+        incoming,
+        baggage_of: worker.proxy.options.response_baggage.then_some(workload),
+        account: pod.budget.account(),
     };
-    facts.authority = Some(asked.destination.0.into());
-    facts.asked_for = asked.destination.0;
-    let event = Event::opened(&peer.worker.node.metrics, facts, started);
-    let connection =
-        Connection { client: peer.client, identity: Some(peer.identity.clone()), destination: asked.destination };
-    let mut registration = match peer.worker.policed.admit(&mesh, pod, connection) {
-        Ok(registration) => registration,
-        Err(denied) => {
-            incoming.refuse(StatusCode::UNAUTHORIZED);
-            return event.finish(&Err(denied));
-        }
-    };
-    let cut = async {
+    let terminated = async {
         tokio::select! {
-            why = registration.denied() => why,
-            why = cut_short(&peer.worker, pod) => why,
-            why = revoked(&peer) => why,
+            reason = until_terminated(worker, pod) => reason,
+            reason = until_revoked(&peer) => reason,
         }
     };
-    tokio::pin!(cut);
-    let connected = tokio::select! {
-        connected = connect(&peer, &asked) =>
-            connected.map_err(|e| ConnectionError::Connect { to: asked.connect, why: e.to_string() }),
-        why = &mut cut => Err(why),
+    let connect = async |admitted: &AdmittedRequest, _: &mut ConnectionEvent| {
+        let connected = connect(&peer, admitted).await;
+        connected.map_err(ConnectionError::connecting(admitted.target.connect))
     };
-    let baggage = peer.worker.node.options.response_baggage.then(|| Baggage::from(&*workload).encode());
-    let outcome = match connected {
-        Ok(upstream) => match incoming.accept(baggage.as_deref()) {
-            Ok(downstream) => relay::hbone_to_upstream(downstream, upstream, &event, cut).await,
-            Err(e) => Err(e.into()),
-        },
-        Err(e) => {
-            incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-            Err(e)
-        }
-    };
-    event.finish(&outcome);
+    relay::connect_and_relay(admitted, request, event, terminated, connect).await;
 }
 
 /// Completes when the peer's certificate is revoked.
-async fn revoked(peer: &Peer) -> ConnectionError {
+async fn until_revoked(peer: &Peer) -> ConnectionError {
     match peer.revoked.clone().wait_for(|revoked| *revoked).await {
-        Ok(_) => ConnectionError::Revoked(peer.identity.to_string()),
-        Err(_) => std::future::pending().await, // the tunnel has ended otherwise
+        Ok(_) => ConnectionError::Revoked(RevokedPeer::Verified(peer.identity.clone())),
+        Err(_) => std::future::pending().await, // the tunnel closed for another reason
     }
 }
 
-/// Who the client is. In another network its address may be that of somebody else here.
-fn source(peer: &Peer, incoming: &Incoming, mesh: &Mesh, workload: &Workload) -> Side {
+/// Describes the client. A client in another network describes itself, if it is behind a gateway
+/// that the mesh names: its address is the gateway's. The claims of others are ignored, because
+/// metrics would show whatever they say, in as many series.
+fn source(peer: &Peer, incoming: &IncomingRequest, mesh: &Mesh, workload: &Workload) -> Side {
     let headers = incoming.headers();
-    let believed = peer.worker.node.options.response_baggage;
-    let says = headers.get_all("baggage").iter().filter(|_| believed).filter_map(|v| v.to_str().ok());
-    let says = Baggage::decode(says);
-    let network = headers.get(hbone::FORWARDED_NETWORK).and_then(|v| v.to_str().ok());
-    let identity = Some(peer.identity.clone());
-    match network.is_none_or(|n| n.eq_ignore_ascii_case(&workload.network)) {
-        true => source_side(mesh, workload, peer.client.ip(), identity, says),
-        false => stranger(identity, says),
+    let network = headers
+        .get(hbone::FORWARDED_NETWORK)
+        .and_then(|v| v.to_str().ok());
+    let (ip, identity) = (peer.client.ip(), Some(peer.identity.clone()));
+    if network.is_none_or(|n| n.eq_ignore_ascii_case(&workload.network)) {
+        return source_side(mesh, workload, ip, identity);
+    }
+    let is_trusted =
+        peer.worker.proxy.options.response_baggage && is_gateway_of_network(mesh, ip, workload);
+    let claims = if is_trusted {
+        let values = headers.get_all("baggage").iter();
+        Baggage::decode(values.filter_map(|v| v.to_str().ok()))
+    } else {
+        Baggage::default()
+    };
+    claimed_side(identity, claims)
+}
+
+/// The destination of a request within the pod.
+struct InboundTarget {
+    /// The destination that policies apply to.
+    destination: PodAddr,
+    /// The address to connect to.
+    connect: ServerAddr,
+    /// The PROXY protocol header to send first, if any.
+    header: Option<ProxyHeader>,
+}
+
+/// A request that policies allow.
+struct AdmittedRequest {
+    permit: Admitted,
+    target: InboundTarget,
+}
+
+impl Permit for AdmittedRequest {
+    async fn withdrawn(&self) -> ConnectionError {
+        self.permit.withdrawn().await
     }
 }
 
-/// What a peer asks for, when it is here.
-struct Asked {
-    destination: PodAddr,
-    connect: SocketAddr,
-    header: Option<Header>,
-}
-
-/// Connects to the application, in the client's name; or tells it who the client is.
-async fn connect(peer: &Peer, asked: &Asked) -> io::Result<TcpStream> {
-    let Some(told) = &asked.header else {
-        return sockets::connect(&peer.pod, asked.connect, Some(peer.client)).await;
+/// Connects to the application, from the client's address or else sending a PROXY protocol header.
+async fn connect(peer: &Peer, admitted: &AdmittedRequest) -> io::Result<TcpStream> {
+    let AdmittedRequest { permit, target } = admitted;
+    let Some(header) = &target.header else {
+        return permit.connect(&peer.pod, target.connect).await;
     };
-    let mut upstream = sockets::connect(&peer.pod, asked.connect, None).await?;
-    upstream.write_all(&proxy_protocol::header(peer.client, &peer.identity, told)).await?;
+    let mut upstream = pod_socket::connect(&peer.pod, target.connect).await?;
+    let header = mesh::proxy_protocol::header(permit.client, &peer.identity, header);
+    upstream.write_all(&header).await?;
     Ok(upstream)
 }
 
-fn unavailable(error: ConnectionError) -> (StatusCode, ConnectionError) {
-    (StatusCode::SERVICE_UNAVAILABLE, error)
-}
-
-fn destination(
+/// Determines the target of a request, or the error to reject it with.
+fn target(
     peer: &Peer,
-    incoming: &Incoming,
+    incoming: &IncomingRequest,
     mesh: &Mesh,
     workload: &Workload,
-) -> Result<Asked, (StatusCode, ConnectionError)> {
+) -> Result<InboundTarget, ConnectionError> {
     let Some((host, port)) = incoming.authority() else {
-        let why = "no CONNECT to an address with a port".to_owned();
-        return Err((StatusCode::BAD_REQUEST, ConnectionError::Serving(why)));
+        return Err(ConnectionError::InvalidRequest);
     };
     let decision = admit(mesh, workload, peer.local.ip(), host, port);
-    match decision.outcome {
-        Admission::Here { destination, .. } if is_own_port(&peer.worker.node, destination.port()) => {
-            Err(unavailable(ConnectionError::SelfCall(destination.0)))
-        }
-        Admission::Here { destination, header: Some(header), .. } if !peer.worker.node.options.localhost_app_tunnel => {
-            Ok(Asked { destination, connect: destination.0, header: Some(header) })
-        }
-        Admission::Here { destination, connect, header } => Ok(Asked { destination, connect, header }),
-        Admission::Mismatch => Err((StatusCode::BAD_REQUEST, ConnectionError::Serving(decision.reason))),
-        Admission::Unavailable => Err(unavailable(ConnectionError::Serving(decision.reason))),
+    let Admission::Here {
+        destination,
+        connect,
+        header,
+    } = decision.outcome.clone()
+    else {
+        return Err(ConnectionError::NotInPod(Box::new(decision)));
+    };
+    if is_own_port(&peer.worker.proxy, destination.port()) {
+        return Err(ConnectionError::SelfCall(destination.into()));
     }
+    let connect = if peer.worker.proxy.options.localhost_app_tunnel {
+        connect.into()
+    } else {
+        destination.into()
+    };
+    Ok(InboundTarget {
+        destination,
+        connect,
+        header,
+    })
 }

@@ -1,21 +1,25 @@
-//! The data path: from an accepted connection to its end.
+//! The data path: the life of a connection from `accept` to `close`.
 
+mod accept;
+mod budget;
 mod connection;
+mod dns_client;
+mod endpoint_health;
 mod error;
+mod handshake;
 mod inbound;
+mod memory;
 mod options;
 mod outbound;
 mod passthrough;
-mod policed;
+mod policy_enforcer;
 mod probe;
-mod proxy_protocol;
 mod relay;
-pub(crate) mod sockets;
 mod tunnel;
 mod upstream;
 mod worker;
 
-pub(crate) use connection::{Accepted, cut_short};
-pub(crate) use error::ConnectionError;
+pub(crate) use accept::ListenerKind;
+pub(crate) use budget::{NodeBudget, PodBudget};
 pub(crate) use options::Options;
-pub(crate) use worker::{Listener, Node, Phase, Worker, Workers};
+pub(crate) use worker::{Lifecycle, ProxyState, Workers};

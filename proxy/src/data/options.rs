@@ -1,61 +1,115 @@
-//! What may be set of the data path, under the names that ztunnel gives its environment variables.
+//! Settings of the data path, under the names of ztunnel's environment variables.
 
 use std::time::Duration;
 
 use clap::ArgAction;
 use clap::builder::RangedU64ValueParser;
+use hbone::Http2;
+use pod_socket::TcpOptions;
+use process::parse_duration as duration;
 
-use super::sockets::Tcp;
-use crate::args::duration;
-use crate::hbone::Http2;
+use super::budget::Limits;
 
-/// What may be said on the command line and in the environment.
+/// Command-line and environment settings of the data path.
 #[derive(Debug, Clone, clap::Args)]
 #[group(id = "data")]
 pub(crate) struct Options {
-    /// How many connections share a tunnel that we open; a peer may allow fewer.
-    #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = 100, value_parser = between(1, 1 << 16))]
+    /// Maximum number of connections that share an outgoing tunnel. The peer may set a lower limit.
+    #[arg(
+        long,
+        env = "POOL_MAX_STREAMS_PER_CONNECTION",
+        default_value_t = 100,
+        value_parser = between(1, 1 << 16)
+    )]
     pool_max_streams: u32,
-    /// How long a tunnel that nobody uses is kept.
+    /// Idle time after which an unused outgoing tunnel is closed, e.g. 30s or 5m.
     #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value = "5m", value_parser = duration)]
     pub(crate) pool_unused_release: Duration,
-    /// Bytes that one stream of a tunnel may have on the way to us.
-    #[arg(long, env = "HTTP2_STREAM_WINDOW_SIZE", default_value_t = 1 << 20, value_parser = between(65_535, (1 << 31) - 1))]
+    /// HTTP/2 receive window of one tunnel stream, in bytes.
+    #[arg(
+        long,
+        env = "HTTP2_STREAM_WINDOW_SIZE",
+        default_value_t = 1 << 20,
+        value_parser = between(65_535, (1 << 31) - 1)
+    )]
     http2_stream_window: u32,
-    /// The same of all streams of a tunnel together. The default leaves room for streams that nobody reads.
-    #[arg(long, env = "HTTP2_CONNECTION_WINDOW_SIZE", default_value_t = 200 << 20, value_parser = between(65_535, (1 << 31) - 1))]
+    /// HTTP/2 receive window of one tunnel, shared by its streams, in bytes. The default is large
+    /// enough that stalled streams do not block the others.
+    #[arg(
+        long,
+        env = "HTTP2_CONNECTION_WINDOW_SIZE",
+        default_value_t = 200 << 20,
+        value_parser = between(65_535, (1 << 31) - 1)
+    )]
     http2_connection_window: u32,
-    /// The largest piece of data that we take.
-    #[arg(long, env = "HTTP2_FRAME_SIZE", default_value_t = 64 << 10, value_parser = between(1 << 14, (1 << 24) - 1))]
+    /// Largest HTTP/2 frame accepted, in bytes.
+    #[arg(
+        long,
+        env = "HTTP2_FRAME_SIZE",
+        default_value_t = 64 << 10,
+        value_parser = between(1 << 14, (1 << 24) - 1)
+    )]
     http2_frame: u32,
-    /// Whether connections that carry nothing are looked at by the kernel.
+    /// Open connections that one pod may have, tunnels of peers included. More are refused.
+    #[arg(
+        long,
+        env = "UNDERPASS_POD_MAX_CONNECTIONS",
+        default_value_t = 65_536,
+        value_parser = between(1, u32::MAX)
+    )]
+    pod_max_connections: u32,
+    /// Received bytes that may wait in the tunnel streams of one pod for applications that do not
+    /// read. If there are more, the connection that has been stalled for longest is closed.
+    #[arg(
+        long,
+        env = "UNDERPASS_POD_MAX_UNREAD_BYTES",
+        default_value_t = 256 << 20,
+        value_parser = between(1 << 16, u32::MAX)
+    )]
+    pod_max_unread_bytes: u32,
+    /// The same for all pods of the node together. If there are more, the pod that holds most loses
+    /// a connection.
+    #[arg(
+        long,
+        env = "UNDERPASS_NODE_MAX_UNREAD_BYTES",
+        default_value_t = 512 << 20,
+        value_parser = between(1 << 16, u32::MAX)
+    )]
+    node_max_unread_bytes: u32,
+    /// Enable TCP keepalive on connections.
     #[arg(long, env = "KEEPALIVE_ENABLED", default_value = "true", action = ArgAction::Set)]
     keepalive: bool,
-    /// When it begins to look.
+    /// Idle time before the first keepalive probe, in whole seconds, e.g. 180s or 3m.
     #[arg(long, env = "KEEPALIVE_TIME", default_value = "180s", value_parser = seconds)]
     keepalive_time: Duration,
-    /// How often it looks then.
+    /// Time between unanswered keepalive probes, in whole seconds, e.g. 180s or 3m.
     #[arg(long, env = "KEEPALIVE_INTERVAL", default_value = "180s", value_parser = seconds)]
     keepalive_interval: Duration,
-    /// After how many looks without an answer the peer is gone.
+    /// Number of unanswered keepalive probes after which a connection is closed.
     #[arg(long, env = "KEEPALIVE_RETRIES", default_value_t = 9, value_parser = between(1, 127))]
     keepalive_retries: u32,
-    /// Whether a peer that does not acknowledge what it is sent is gone after the same time (TCP_USER_TIMEOUT).
+    /// Close connections whose sent data stays unacknowledged for the keepalive time plus all
+    /// keepalive intervals (TCP_USER_TIMEOUT).
     #[arg(long, env = "USER_TIMEOUT_ENABLED", default_value = "false", action = ArgAction::Set)]
     user_timeout: bool,
-    /// Whether an application tunnel is connected to at the pod's loopback address, or else at the pod's own address.
+    /// Connect application tunnels to the pod's loopback address instead of its own address.
     #[arg(long, env = "LOCALHOST_APP_TUNNEL", default_value = "true", action = ArgAction::Set)]
     pub(crate) localhost_app_tunnel: bool,
-    /// Whether peers are told by `baggage` who answers, and believed by it, for telemetry, who asks.
+    /// Exchange workload metadata with peers in the `baggage` header, for telemetry.
     #[arg(long, env = "ENABLE_RESPONSE_BAGGAGE", default_value = "true", action = ArgAction::Set)]
     pub(crate) response_baggage: bool,
-    /// Whether every decision of a policy is logged, and not only what it denies.
-    #[arg(long, env = "AUTHZ_POLICY_INFO_LOGGING", default_value = "false", action = ArgAction::Set)]
+    /// Log every authorization decision, not only denials.
+    #[arg(
+        long,
+        env = "AUTHZ_POLICY_INFO_LOGGING",
+        default_value = "false",
+        action = ArgAction::Set
+    )]
     pub(crate) authz_policy_info_logging: bool,
 }
 
 impl Options {
-    /// What tunnels are made of.
+    /// HTTP/2 settings of tunnels.
     pub(crate) fn http2(&self) -> Http2 {
         Http2 {
             streams: self.pool_max_streams,
@@ -65,24 +119,44 @@ impl Options {
         }
     }
 
-    /// How sockets are set.
-    pub(crate) fn tcp(&self) -> Tcp {
-        let keepalive = (self.keepalive_time, self.keepalive_interval, self.keepalive_retries);
-        let gone = self.keepalive_time + self.keepalive_interval * self.keepalive_retries;
-        Tcp { keepalive: self.keepalive.then_some(keepalive), user_timeout: self.user_timeout.then_some(gone) }
+    /// What pods may take from each other.
+    pub(crate) fn limits(&self) -> Limits {
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        Limits {
+            pod_connections: size(self.pod_max_connections),
+            pod_held: size(self.pod_max_unread_bytes),
+            node_held: size(self.node_max_unread_bytes),
+        }
+    }
+
+    /// Options of TCP sockets.
+    pub(crate) fn tcp(&self) -> TcpOptions {
+        let keepalive = (
+            self.keepalive_time,
+            self.keepalive_interval,
+            self.keepalive_retries,
+        );
+        let user_timeout = self.keepalive_time + self.keepalive_interval * self.keepalive_retries;
+        TcpOptions {
+            keepalive: self.keepalive.then_some(keepalive),
+            user_timeout: self.user_timeout.then_some(user_timeout),
+        }
     }
 }
 
-fn between(least: u32, most: u32) -> RangedU64ValueParser<u32> {
-    RangedU64ValueParser::new().range(u64::from(least)..=u64::from(most))
+fn between(min: u32, max: u32) -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(u64::from(min)..=u64::from(max))
 }
 
-/// The kernel counts in seconds, up to nine hours.
+/// Parses a duration for a kernel keepalive option: whole seconds, at most 32767
+/// (`MAX_TCP_KEEPIDLE`).
 fn seconds(text: &str) -> Result<Duration, String> {
-    let read = duration(text)?;
-    match read.as_secs() {
-        1..=32_767 if read.subsec_nanos() == 0 => Ok(read),
-        _ => Err(format!("{text:?} is not between 1s and 32767s")),
+    let value = duration(text)?;
+    match value.as_secs() {
+        1..=32_767 if value.subsec_nanos() == 0 => Ok(value),
+        _ => Err(format!(
+            "invalid duration {text:?}: expected whole seconds, 1s to 32767s"
+        )),
     }
 }
 
@@ -98,28 +172,50 @@ mod tests {
         options: Options,
     }
 
-    fn read(arguments: &[&str]) -> Result<Options, String> {
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
         let command = Command::try_parse_from(["x"].iter().chain(arguments));
         command.map(|c| c.options).map_err(|e| e.to_string())
     }
 
     #[test]
-    fn defaults_are_those_that_were_measured() {
-        let options = read(&[]).unwrap();
+    fn defaults_are_the_measured_values() {
+        let options = parse(&[]).unwrap();
         let http2 = options.http2();
-        assert_eq!((http2.streams, http2.frame, http2.stream_window), (100, 65_536, 1_048_576));
+        assert_eq!(
+            (http2.streams, http2.frame, http2.stream_window),
+            (100, 65_536, 1_048_576)
+        );
         assert_eq!(http2.connection_window, 209_715_200);
         let every = Duration::from_secs(180);
-        assert_eq!(options.tcp(), Tcp { keepalive: Some((every, every, 9)), user_timeout: None });
+        assert_eq!(
+            options.tcp(),
+            TcpOptions {
+                keepalive: Some((every, every, 9)),
+                user_timeout: None
+            }
+        );
     }
 
     #[test]
-    fn what_can_be_said_is_used_and_what_cannot_is_refused() {
-        let options = read(&["--keepalive-time", "10s", "--keepalive-interval", "5s", "--keepalive-retries", "3"]);
-        let options = Options { user_timeout: true, ..options.unwrap() };
+    fn valid_options_are_applied_and_invalid_ones_rejected() {
+        let options = parse(&[
+            "--keepalive-time",
+            "10s",
+            "--keepalive-interval",
+            "5s",
+            "--keepalive-retries",
+            "3",
+        ]);
+        let options = Options {
+            user_timeout: true,
+            ..options.unwrap()
+        };
         assert_eq!(options.tcp().user_timeout, Some(Duration::from_secs(25)));
-        assert_eq!(read(&["--keepalive", "false"]).unwrap().tcp().keepalive, None);
-        for wrong in [
+        assert_eq!(
+            parse(&["--keepalive", "false"]).unwrap().tcp().keepalive,
+            None
+        );
+        for invalid in [
             ["--pool-max-streams", "0"],
             ["--http2-frame", "1024"],
             ["--http2-stream-window", "2147483648"],
@@ -127,7 +223,7 @@ mod tests {
             ["--keepalive-retries", "128"],
             ["--pool-unused-release", "soon"],
         ] {
-            assert!(read(&wrong).is_err(), "{wrong:?}");
+            assert!(parse(&invalid).is_err(), "{invalid:?}");
         }
     }
 }

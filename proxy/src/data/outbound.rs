@@ -1,53 +1,85 @@
-//! A pod of ours connects somewhere.
+//! Connections opened by a pod of this node.
 
-use super::connection::{Accepted, cut_short, is_fresh, is_own_port};
+use std::future::pending;
+use std::rc::Rc;
+use std::time::Instant;
+
+use istio::port;
+use telemetry::{ConnectionEvent, ConnectionFacts, Recorder};
+use tokio::net::TcpStream;
+
+use super::accept::Incoming;
+use super::budget::OpenConnection;
+use super::connection::{check_mesh_age, is_own_port, until_terminated};
 use super::error::ConnectionError;
-use super::upstream::{Attempt, Upstream};
-use super::{probe, relay, sockets};
-use crate::inpod::PORTS;
-use crate::telemetry::{Direction, Event, Facts, Side};
+use super::policy_enforcer::Permit;
+use super::upstream::Attempt;
+use super::worker::Worker;
+use super::{probe, relay};
 
-/// From the accepted connection to its end.
-pub(super) async fn serve(accepted: Accepted) {
-    let Accepted { worker, pod, stream, peer, started } = accepted;
-    let Ok(orig_dst) = sockets::orig_dst(&stream, PORTS.outbound) else { return };
+/// Serves an accepted connection until it closes.
+pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
+    let Incoming {
+        pod,
+        stream,
+        peer: client,
+        started,
+        ..
+    } = incoming;
+    let Ok(orig_dst) = pod_socket::orig_dst(&stream, port::OUTBOUND) else {
+        return;
+    };
     if mesh::probe::is_probe(orig_dst) {
         return probe::answer(stream, &pod).await;
     }
-    let source = pod.workload(&worker.node.mesh.load());
-    let mut facts = Facts {
-        direction: Direction::Outbound,
-        client: peer.into(),
-        source: Side::workload(&source, None),
-        asked_for: orig_dst.0,
-        destination_addr: orig_dst.0,
-        authority: None,
-        destination: Side::default(),
-        service: None,
+    let source = pod.workload(&worker.proxy.mesh.load());
+    let pending = PendingEvent {
+        recorder: worker.recorder.clone(),
+        facts: ConnectionFacts::outbound(client, &source, orig_dst),
+        started,
     };
-    let to_ourselves = is_own_port(&worker.node, orig_dst.port())
+    let is_self_call = is_own_port(&worker.proxy, orig_dst.port())
         && (orig_dst.ip().is_loopback() || source.workload_ips.contains(&orig_dst.ip()));
-    let cut = cut_short(&worker, &pod);
-    tokio::pin!(cut);
-    let connected = if to_ourselves {
-        Err(ConnectionError::SelfCall(orig_dst.0))
-    } else if let Err(too_old) = is_fresh(&worker.node) {
-        Err(too_old)
+    let permit = if is_self_call {
+        Err(ConnectionError::SelfCall(orig_dst.into()))
     } else {
-        let attempt = Attempt { worker: &worker, pod: &pod, source: &source, orig_dst, client: peer, started };
-        tokio::select! {
-            connected = attempt.connect(&mut facts) => connected,
-            why = &mut cut => Err(why),
-        }
+        let may_open = check_mesh_age(&worker.proxy).and_then(|()| pod.budget.open());
+        may_open.map(OutboundPermit)
     };
-    let event = Event::opened(&worker.node.metrics, facts, started);
-    let outcome = match connected {
-        Ok(Upstream::Tunnel(upstream, _count)) => relay::downstream_to_hbone(stream, upstream, &event, cut).await,
-        Ok(Upstream::Plain(upstream)) => relay::downstream_to_upstream(stream, upstream, &event, cut).await,
-        Err(e) => {
-            let _ = netns::sockopt::reset_on_close(&stream); // closed already
-            Err(e)
-        }
+    let attempt = Attempt {
+        worker: &worker,
+        pod: &pod,
+        source: &source,
+        orig_dst,
+        client,
+        started,
     };
-    event.finish(&outcome);
+    let connect = async |_: &OutboundPermit, pending: &mut PendingEvent| {
+        attempt.connect(&mut pending.facts).await
+    };
+    let terminated = until_terminated(&worker, &pod);
+    relay::connect_and_relay(permit, stream, pending, terminated, connect).await;
+}
+
+/// The permit of an outbound connection. Authorization policies apply to inbound connections: the
+/// proxy of the destination enforces them.
+struct OutboundPermit(#[expect(dead_code, reason = "counted until dropped")] OpenConnection);
+
+impl Permit for OutboundPermit {
+    async fn withdrawn(&self) -> ConnectionError {
+        pending().await
+    }
+}
+
+/// The event of a connection whose destination is not known yet.
+struct PendingEvent {
+    recorder: Rc<Recorder>,
+    facts: ConnectionFacts,
+    started: Instant,
+}
+
+impl From<PendingEvent> for ConnectionEvent {
+    fn from(event: PendingEvent) -> Self {
+        Self::opened(&event.recorder, event.facts, event.started)
+    }
 }

@@ -1,65 +1,68 @@
-//! Somebody outside the mesh connects to a pod of ours in plain text.
+//! Plaintext connections to a pod of this node, from clients outside the mesh.
 
+use std::rc::Rc;
+
+use istio::port;
+use mesh::PodAddr;
 use mesh::authorize::Connection;
-use mesh::baggage::Baggage;
-use mesh::{ClientAddr, PodAddr};
-use netns::sockopt::reset_on_close;
+use telemetry::{ConnectionEvent, ConnectionFacts, Direction, Side};
+use tokio::net::TcpStream;
 
-use super::connection::{Accepted, cut_short, is_own_port, known, source_side};
+use super::accept::Incoming;
+use super::connection::{is_own_port, source_side, until_terminated, wait_for_pod};
 use super::error::ConnectionError;
-use super::{relay, sockets};
-use crate::inpod::PORTS;
-use crate::telemetry::{Direction, Event, Facts, Side};
+use super::policy_enforcer::Admitted;
+use super::upstream::Upstream;
+use super::worker::Worker;
+use super::{probe, relay};
 
-/// From the accepted connection to its end.
-pub(super) async fn serve(accepted: Accepted) {
-    let Accepted { worker, pod, stream, peer, started } = accepted;
-    let Ok(orig_dst) = sockets::orig_dst(&stream, PORTS.inbound) else { return };
-    let known = known(&worker, &pod).await;
-    let mesh = worker.node.mesh.load_full();
+/// Serves an accepted connection until it closes.
+pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
+    let Incoming {
+        pod,
+        stream,
+        peer: client,
+        started,
+        ..
+    } = incoming;
+    let Ok(orig_dst) = pod_socket::orig_dst(&stream, port::INBOUND) else {
+        return;
+    };
+    if mesh::probe::is_inbound_probe(orig_dst) {
+        return probe::answer(stream, &pod).await;
+    }
+    let pod_included = wait_for_pod(&worker, &pod).await;
+    let mesh = worker.proxy.mesh.load_full();
     let workload = pod.workload(&mesh);
-    let client = ClientAddr::from(peer);
-    let facts = Facts {
+    let facts = ConnectionFacts {
         direction: Direction::Inbound,
         client,
-        source: source_side(&mesh, &workload, client.ip(), None, Baggage::default()),
-        asked_for: orig_dst.0,
-        destination_addr: orig_dst.0,
+        source: source_side(&mesh, &workload, client.ip(), None),
+        requested_addr: orig_dst,
+        destination_addr: orig_dst.into(),
         authority: None,
         destination: Side::workload(&workload, None),
         service: mesh.service_of(&workload).cloned(),
     };
-    let event = Event::opened(&worker.node.metrics, facts, started);
-    let connection = Connection { client, identity: None, destination: PodAddr(orig_dst.0) };
-    let admitted = match is_own_port(&worker.node, orig_dst.port()) {
-        true => Err(ConnectionError::SelfCall(orig_dst.0)),
-        false => known.and_then(|()| worker.policed.admit(&mesh, &pod, connection)),
+    let event = ConnectionEvent::opened(&worker.recorder, facts, started);
+    let connection = Connection {
+        client,
+        identity: None,
+        destination: PodAddr(orig_dst.0),
     };
-    let mut registration = match admitted {
-        Ok(registration) => registration,
-        Err(error) => {
-            let _ = reset_on_close(&stream); // closed already
-            return event.finish(&Err(error));
-        }
+    let permit = if is_own_port(&worker.proxy, orig_dst.port()) {
+        Err(ConnectionError::SelfCall(orig_dst.into()))
+    } else {
+        pod_included.and_then(|()| worker.policy.admit(&mesh, &pod, connection))
     };
-    let cut = async {
-        tokio::select! {
-            why = registration.denied() => why,
-            why = cut_short(&worker, &pod) => why,
-        }
+    let open = pod.budget.open();
+    let permit = permit.and_then(|permit| open.as_ref().map(|_| permit).map_err(Clone::clone));
+    let connect = async |permit: &Admitted, _: &mut ConnectionEvent| {
+        let connected = permit.connect(&pod, orig_dst).await;
+        connected
+            .map(Upstream::Plain)
+            .map_err(ConnectionError::connecting(orig_dst))
     };
-    tokio::pin!(cut);
-    let connected = tokio::select! {
-        connected = sockets::connect(&pod, orig_dst.0, Some(client)) =>
-            connected.map_err(|e| ConnectionError::Connect { to: orig_dst.0, why: e.to_string() }),
-        why = &mut cut => Err(why),
-    };
-    let outcome = match connected {
-        Ok(upstream) => relay::downstream_to_upstream(stream, upstream, &event, cut).await,
-        Err(e) => {
-            let _ = reset_on_close(&stream); // closed already
-            Err(e)
-        }
-    };
-    event.finish(&outcome);
+    let terminated = until_terminated(&worker, &pod);
+    relay::connect_and_relay(permit, stream, event, terminated, connect).await;
 }

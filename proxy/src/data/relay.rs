@@ -1,165 +1,171 @@
-//! Moving bytes both ways until both sides have finished, one breaks, or the connection is cut.
+//! Connecting, and relaying bytes in both directions until both sides have finished, either side
+//! ends, or the connection must be closed.
 
 use std::future::Future;
 use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use byte_relay::StreamEnd;
+use hbone::IncomingRequest;
+use mesh::Workload;
+use mesh::baggage::Baggage;
 use netns::sockopt::reset_on_close;
+use telemetry::ConnectionEvent;
 use tokio::net::TcpStream;
 
+use super::budget::Account;
 use super::error::ConnectionError;
-use crate::hbone::{HboneSink, HboneSource, HboneStream};
-use crate::telemetry::Event;
+use super::policy_enforcer::Permit;
+use super::upstream::Upstream;
 
-/// The first read of a connection, in bytes; doubled while reads fill the buffer.
-const SMALLEST_READ: usize = 4 * 1024;
-/// One HTTP/2 frame with its header fills four TLS records exactly.
-const LARGEST_READ: usize = 4 * 16_384 - 9;
+/// The side that opened a connection.
+pub(super) trait Downstream {
+    /// What it can be relayed to.
+    type Upstream;
 
-/// Relays between the side that opened the connection, a socket in our pod, and a tunnel.
-pub(super) async fn downstream_to_hbone(
-    downstream: TcpStream,
-    upstream: HboneStream,
-    event: &Event,
-    cut: impl Future<Output = ConnectionError>,
-) -> Result<(), ConnectionError> {
-    let (source, mut sink) = upstream.split();
-    let relayed = {
-        let up = tcp_to_hbone(&downstream, &mut sink, |n| event.received(n));
-        let down = hbone_to_tcp(source, &downstream, |n| event.sent(n));
-        both(up, down, cut).await
+    /// Completes when the side has reset the connection, before it is relayed.
+    async fn left(&mut self);
+
+    /// Refuses the connection.
+    fn refuse(self, error: &ConnectionError);
+
+    /// Accepts the connection and relays it to a connected destination until `closed` completes.
+    async fn relay(
+        self,
+        upstream: Self::Upstream,
+        event: &ConnectionEvent,
+        closed: impl Future<Output = ConnectionError>,
+    ) -> Result<(), ConnectionError>;
+}
+
+/// The only way to relay a connection: with a permit, connects with `connect` and relays until
+/// either side ends, both have finished, the permit is withdrawn, or `terminated` completes. An
+/// event that is not open yet is opened when the destination is connected or has failed.
+pub(super) async fn connect_and_relay<P, D, E>(
+    permit: Result<P, ConnectionError>,
+    mut downstream: D,
+    mut event: E,
+    terminated: impl Future<Output = ConnectionError>,
+    connect: impl AsyncFnOnce(&P, &mut E) -> Result<D::Upstream, ConnectionError>,
+) where
+    P: Permit,
+    D: Downstream,
+    E: Into<ConnectionEvent>,
+{
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err(error) => {
+            let event = event.into();
+            downstream.refuse(&error);
+            return event.finish(&Err(error));
+        }
     };
-    if relayed.is_err() {
-        sink.reset();
-        let _ = reset_on_close(&downstream); // closed already
-    }
-    relayed
-}
-
-/// Relays between a tunnel that a peer opened and a socket of the application.
-pub(super) async fn hbone_to_upstream(
-    downstream: HboneStream,
-    upstream: TcpStream,
-    event: &Event,
-    cut: impl Future<Output = ConnectionError>,
-) -> Result<(), ConnectionError> {
-    let (source, mut sink) = downstream.split();
-    let relayed = {
-        let up = hbone_to_tcp(source, &upstream, |n| event.received(n));
-        let down = tcp_to_hbone(&upstream, &mut sink, |n| event.sent(n));
-        both(up, down, cut).await
+    let closed = async {
+        tokio::select! {
+            reason = permit.withdrawn() => reason,
+            reason = terminated => reason,
+        }
     };
-    if relayed.is_err() {
-        sink.reset();
-        let _ = reset_on_close(&upstream); // closed already
-    }
-    relayed
-}
-
-/// Relays between two sockets.
-pub(super) async fn downstream_to_upstream(
-    downstream: TcpStream,
-    upstream: TcpStream,
-    event: &Event,
-    cut: impl Future<Output = ConnectionError>,
-) -> Result<(), ConnectionError> {
-    let relayed = {
-        let up = tcp_to_tcp(&downstream, &upstream, |n| event.received(n));
-        let down = tcp_to_tcp(&upstream, &downstream, |n| event.sent(n));
-        both(up, down, cut).await
+    tokio::pin!(closed);
+    let connected = tokio::select! {
+        connected = connect(&permit, &mut event) => connected,
+        reason = &mut closed => Err(reason),
+        () = downstream.left() => {
+            let error = "the client closed the connection before it was connected";
+            Err(io::Error::new(io::ErrorKind::ConnectionReset, error).into())
+        }
     };
-    if relayed.is_err() {
-        let _ = reset_on_close(&downstream); // closed already
-        let _ = reset_on_close(&upstream);
+    let event = event.into();
+    let outcome = match connected {
+        Ok(upstream) => downstream.relay(upstream, &event, closed).await,
+        Err(error) => {
+            downstream.refuse(&error);
+            Err(error)
+        }
+    };
+    event.finish(&outcome);
+}
+
+/// A connection of an application.
+impl Downstream for TcpStream {
+    type Upstream = Upstream;
+
+    async fn left(&mut self) {
+        byte_relay::until_reset(self).await;
     }
-    relayed
-}
 
-async fn both(
-    up: impl Future<Output = io::Result<()>>,
-    down: impl Future<Output = io::Result<()>>,
-    cut: impl Future<Output = ConnectionError>,
-) -> Result<(), ConnectionError> {
-    let relay = async { tokio::try_join!(up, down) };
-    tokio::select! {
-        done = relay => done.map(|_| ()).map_err(ConnectionError::from),
-        why = cut => Err(why),
+    fn refuse(self, _: &ConnectionError) {
+        let _ = reset_on_close(&self); // already closed
     }
-}
 
-async fn tcp_to_hbone(from: &TcpStream, to: &mut HboneSink, moved: impl Fn(usize)) -> io::Result<()> {
-    let mut reader = Reader { from, size: SMALLEST_READ };
-    while let Some(bytes) = reader.read().await? {
-        moved(bytes.len());
-        to.write(bytes).await?;
-    }
-    to.finish()
-}
-
-async fn hbone_to_tcp(mut from: HboneSource, to: &TcpStream, moved: impl Fn(usize)) -> io::Result<()> {
-    while let Some(bytes) = from.read().await? {
-        write_all(to, &bytes).await?;
-        moved(bytes.len());
-        // Only now: a peer may not have more under way than the application takes.
-        from.consumed(bytes.len());
-    }
-    finish(to)
-}
-
-async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, moved: impl Fn(usize)) -> io::Result<()> {
-    let mut reader = Reader { from, size: SMALLEST_READ };
-    while let Some(bytes) = reader.read().await? {
-        write_all(to, &bytes).await?;
-        moved(bytes.len());
-    }
-    finish(to)
-}
-
-/// Reads into a buffer that exists only while there is something to read, so that idle connections hold none.
-struct Reader<'a> {
-    from: &'a TcpStream,
-    size: usize,
-}
-
-impl Reader<'_> {
-    async fn read(&mut self) -> io::Result<Option<Bytes>> {
-        loop {
-            self.from.readable().await?;
-            let mut buffer = BytesMut::with_capacity(self.size);
-            match self.from.try_read_buf(&mut buffer) {
-                Ok(0) => return Ok(None),
-                Ok(n) => {
-                    if n >= self.size {
-                        self.size = (self.size * 2).min(LARGEST_READ);
-                    } else if n < self.size / 4 {
-                        self.size = (self.size / 2).max(SMALLEST_READ);
-                    }
-                    buffer.truncate(n);
-                    return Ok(Some(buffer.freeze()));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(e),
+    async fn relay(
+        self,
+        upstream: Upstream,
+        event: &ConnectionEvent,
+        closed: impl Future<Output = ConnectionError>,
+    ) -> Result<(), ConnectionError> {
+        let (received, sent) = (|n| event.received(n), |n| event.sent(n));
+        outcome(match upstream {
+            Upstream::Tunnel(stream, account) => {
+                let closed = within_budget(&account, closed);
+                let held = account.clone();
+                stream.relay(self, held, sent, received, closed).await
             }
-        }
+            Upstream::Plain(tcp) => byte_relay::relay_tcp(self, tcp, received, sent, closed).await,
+        })
     }
 }
 
-async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match to.try_write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => bytes = &bytes[n..],
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
+/// A request on a tunnel.
+pub(super) struct TunnelRequest {
+    pub(super) incoming: IncomingRequest,
+    /// The workload that the response describes as baggage, if it does.
+    pub(super) baggage_of: Option<Arc<Workload>>,
+    /// The account of the bytes that wait in the stream.
+    pub(super) account: Rc<Account>,
 }
 
-/// Half-close: nothing more will be written.
-fn finish(to: &TcpStream) -> io::Result<()> {
-    match socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write) {
-        Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()), // the peer has finished, too
-        done => done,
+impl Downstream for TunnelRequest {
+    type Upstream = TcpStream;
+
+    async fn left(&mut self) {
+        self.incoming.left().await;
+    }
+
+    fn refuse(self, error: &ConnectionError) {
+        self.incoming.reject(error.status());
+    }
+
+    async fn relay(
+        self,
+        upstream: TcpStream,
+        event: &ConnectionEvent,
+        closed: impl Future<Output = ConnectionError>,
+    ) -> Result<(), ConnectionError> {
+        let baggage = self.baggage_of.map(|w| Baggage::from(&*w).encode());
+        let downstream = self.incoming.accept(baggage.as_deref())?;
+        let (received, sent) = (|n| event.received(n), |n| event.sent(n));
+        let (closed, held) = (within_budget(&self.account, closed), self.account.clone());
+        let relayed = downstream.relay(upstream, held, received, sent, closed);
+        outcome(relayed.await)
+    }
+}
+
+/// Completes with `closed`, or when the stream must end because too many bytes wait.
+async fn within_budget(
+    account: &Account,
+    closed: impl Future<Output = ConnectionError>,
+) -> ConnectionError {
+    tokio::select! {
+        reason = closed => reason,
+        reason = account.until_over_budget() => reason,
+    }
+}
+
+fn outcome(relayed: Result<Option<StreamEnd>, ConnectionError>) -> Result<(), ConnectionError> {
+    match relayed? {
+        None | Some(StreamEnd::Finished) => Ok(()),
+        Some(StreamEnd::Reset(e)) => Err(e.into()),
     }
 }

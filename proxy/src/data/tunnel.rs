@@ -1,111 +1,150 @@
-//! Opening tunnels, and streams on them.
+//! Opening tunnels and streams on them.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use mesh::Text;
-use rustls::pki_types::{IpAddr as TlsIp, Ipv4Addr as TlsIpv4, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use webpki::KeyUsage;
+use hbone::{
+    ConnectRequest, EstablishedStream, InnerKey, OpenError, Reason, Transport, Tunnel, TunnelKey,
+};
+use identity::KeyUsage;
+use mesh::{Text, TunnelAddr};
 
-use super::error::ConnectionError;
-use super::sockets;
-use super::worker::Worker;
-use crate::hbone::{HboneIo, Http2, OpenError, Opened, Opening, Tunnel, TunnelKey};
-use crate::identity::{explain, is_revoked};
+use super::error::{ConnectionError, RevokedPeer};
+use super::handshake::TlsError;
+use super::worker::{OpenTunnel, ProxyState, Worker};
 use crate::inpod::Pod;
 
-const TLS_DEADLINE: Duration = Duration::from_secs(5);
-
-/// A stream to the destination. A pooled tunnel may turn out to be closing: then once more, on a new one, for nothing of
-/// the connection has been sent yet.
+/// Opens a stream to the destination. `reached` is whether there is a tunnel
+/// to the peer, which is not known to be silent.
 pub(super) async fn open(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
     key: &TunnelKey,
-    opening: &Opening,
-) -> Result<Opened, ConnectionError> {
-    for last in [false, true] {
-        let tunnel = match &key.inner {
-            None => worker.pool.get(key, || start(worker.node.options.http2(), pod.clone(), key.clone())).await?,
-            Some(_) => worker.pool.get(key, || start_within(worker.clone(), pod.clone(), key.clone())).await?,
-        };
-        match tunnel.open(opening).await {
-            Err(OpenError::Ended(_)) if !last => worker.pool.discard(key, &tunnel),
-            done => return done.map_err(ConnectionError::Tunnel),
+    request: &ConnectRequest,
+    reached: &Cell<bool>,
+) -> Result<EstablishedStream, ConnectionError> {
+    match &key.inner {
+        None => {
+            let open = || open_tunnel(worker.proxy.clone(), pod.clone(), key.clone());
+            open_stream(worker, key, request, open, reached).await
+        }
+        Some(inner) => {
+            let open =
+                || open_nested_tunnel(worker.clone(), pod.clone(), key.clone(), inner.clone());
+            open_stream(worker, key, request, open, reached).await
         }
     }
-    unreachable!("the last attempt returns")
 }
 
-/// A tunnel to a proxy.
-async fn start(http2: Http2, pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, ConnectionError> {
-    let to = key.to.0;
-    let unreachable = |e: std::io::Error| {
-        let hint =
-            if e.kind() == std::io::ErrorKind::TimedOut { " (a NetworkPolicy may block port 15008)" } else { "" };
-        ConnectionError::ConnectTunnel { to, why: format!("{e}{hint}") }
-    };
-    let tcp = sockets::connect(&pod, to, None).await.map_err(unreachable)?;
-    secure(http2, &pod, &key, &key.expected, tcp).await
-}
-
-/// A tunnel within a tunnel: the outer one ends at the gateway of a network, the inner one at the proxy of the destination.
-/// All connections to the same destination share both.
-async fn start_within(worker: Rc<Worker>, pod: Arc<Pod>, key: TunnelKey) -> Result<Tunnel, ConnectionError> {
-    let outer = TunnelKey { inner: None, ..key.clone() };
-    let http2 = worker.node.options.http2();
-    let Some(inner) = &key.inner else { return start(http2, pod, outer).await };
-    for last in [false, true] {
-        let tunnel = worker.pool.get(&outer, || start(http2, pod.clone(), outer.clone())).await?;
-        // Nothing is said of the client here: many will share it, and each says it inside.
-        let opening = Opening {
-            authority: inner.authority.clone(),
-            baggage: String::new(),
-            forwarded: String::new(),
-            network: None,
-        };
-        match tunnel.open(&opening).await {
-            Ok(Opened { stream, count, .. }) => {
-                return secure(http2, &pod, &key, &inner.expected, HboneIo::new(stream, count)).await;
-            }
-            Err(OpenError::Ended(_)) if !last => worker.pool.discard(&outer, &tunnel),
-            Err(e) => return Err(ConnectionError::Tunnel(e)),
-        }
-    }
-    unreachable!("the last attempt returns")
-}
-
-/// TLS to one of `expected`, and HTTP/2 in it.
-async fn secure<I>(
-    http2: Http2,
-    pod: &Pod,
+/// Opens a stream on a pooled tunnel or on one that `open_tunnel` opens. Pooled tunnels that turn
+/// out to be closing or silent are skipped, and a failure on a new one is retried once, which is
+/// safe because none of the connection's data has been sent yet.
+async fn open_stream<F>(
+    worker: &Worker,
     key: &TunnelKey,
-    expected: &[Text],
-    io: I,
-) -> Result<Tunnel, ConnectionError>
+    request: &ConnectRequest,
+    open_tunnel: impl Fn() -> F,
+    reached: &Cell<bool>,
+) -> Result<EstablishedStream, ConnectionError>
 where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    F: Future<Output = Result<Tunnel, ConnectionError>> + 'static,
 {
-    let tls_failed = |why: String| ConnectionError::Tls { with: key.to.0, why };
-    let credentials = pod.credentials().await?;
-    let config = credentials.client(expected).map_err(|e| tls_failed(e.to_string()))?;
-    // Never sent: SNI is off, and the certificate is verified by its SPIFFE id.
-    let name = ServerName::IpAddress(TlsIp::V4(TlsIpv4::from([0, 0, 0, 0])));
-    let handshake = timeout(TLS_DEADLINE, TlsConnector::from(config).connect(name, io));
-    let tls = handshake.await.map_err(|_| tls_failed(format!("not done within {} s", TLS_DEADLINE.as_secs())))?;
-    let tls = tls.map_err(|e| match is_revoked(&e) {
-        true => ConnectionError::Revoked(expected.iter().map(Text::as_str).collect::<Vec<_>>().join(" or ")),
-        false => tls_failed(explain(&e)),
-    })?;
-    let peer = tls.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
-    let to = key.to;
-    let revoked = async move {
-        let who = credentials.until_revoked(peer, KeyUsage::server_auth()).await;
-        tracing::warn!(peer = %to, "a tunnel is cut: {}", ConnectionError::Revoked(who));
+    let began = Instant::now();
+    let mut retried = false;
+    loop {
+        let tunnel = worker.pool.get(key, &open_tunnel).await?;
+        let is_pooled = tunnel.opened() < began;
+        reached.set(true);
+        match tunnel.open(request, is_pooled).await {
+            Err(OpenError::Closed(_)) if is_pooled || !retried => {
+                worker.pool.discard(key, &tunnel);
+                retried |= !is_pooled;
+            }
+            // The pool does not use it again until the peer is heard.
+            Err(OpenError::Silent) => reached.set(false),
+            Err(OpenError::Reset(Reason::REFUSED_STREAM)) if !retried => retried = true,
+            result => return result.map_err(ConnectionError::Tunnel),
+        }
+    }
+}
+
+/// Opens a tunnel to a proxy.
+async fn open_tunnel(
+    proxy: Arc<ProxyState>,
+    pod: Arc<Pod>,
+    key: TunnelKey,
+) -> Result<Tunnel, ConnectionError> {
+    let tcp =
+        pod_socket::connect(&pod, key.to)
+            .await
+            .map_err(|e| ConnectionError::ConnectTunnel {
+                to: key.to,
+                cause: Arc::new(e),
+            })?;
+    start_tunnel(proxy, &pod, key.to, &key.expected, tcp).await
+}
+
+/// Opens a nested tunnel: the outer one ends at a network gateway, the inner one at the
+/// destination's proxy. All connections to the same destination share both.
+async fn open_nested_tunnel(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    key: TunnelKey,
+    inner: InnerKey,
+) -> Result<Tunnel, ConnectionError> {
+    let outer = TunnelKey { inner: None, ..key };
+    // Many clients share this stream; each is described in its own request on the inner tunnel.
+    let request = ConnectRequest {
+        authority: inner.authority,
+        baggage: String::new(),
+        forwarded: String::new(),
+        network: None,
     };
-    Tunnel::start(tls, key.to.0, http2, revoked).await.map_err(|e| ConnectionError::TunnelBroke(e.to_string()))
+    let proxy = &worker.proxy;
+    let open = || open_tunnel(proxy.clone(), pod.clone(), outer.clone());
+    let opened = open_stream(&worker, &outer, &request, open, &Cell::new(false)).await?;
+    start_tunnel(
+        proxy.clone(),
+        &pod,
+        outer.to,
+        &inner.expected,
+        opened.stream,
+    )
+    .await
+}
+
+/// Performs a TLS handshake with a peer that has one of the `expected` SPIFFE ids, then starts
+/// HTTP/2.
+async fn start_tunnel(
+    proxy: Arc<ProxyState>,
+    pod: &Pod,
+    to: TunnelAddr,
+    expected: &[Text],
+    transport: impl Into<Transport>,
+) -> Result<Tunnel, ConnectionError> {
+    let failed = |cause: TlsError| {
+        if cause.is_revoked() {
+            ConnectionError::Revoked(RevokedPeer::Expected(expected.to_vec()))
+        } else {
+            ConnectionError::ConnectTls { to, cause }
+        }
+    };
+    let credentials = pod.credentials().await?;
+    let config = credentials.client_config(expected);
+    let config = config.map_err(|e| failed(e.into()))?;
+    let connected = hbone::connect(transport, config).await;
+    let connected = connected.map_err(|e| failed(e.into()))?;
+    let chain = connected.peer_chain();
+    let http2 = proxy.options.http2();
+    let counted = OpenTunnel::count(proxy);
+    let revoked = async move {
+        let _counted = counted; // dropped when the tunnel has closed
+        let usage = KeyUsage::server_auth();
+        let revoked = credentials.until_revoked(chain, usage).await;
+        tracing::warn!(peer = %to, "closing tunnel: {}", ConnectionError::Revoked(revoked.into()));
+    };
+    let tunnel = connected.start(to, http2, revoked).await;
+    tunnel.map_err(|e| ConnectionError::TunnelBroken(Arc::new(e)))
 }

@@ -1,66 +1,129 @@
-//! Connecting to where a connection of a pod goes; elsewhere, if that fails and there is another place for it.
+//! Connecting to the destination of a pod's connection, retrying other endpoints of a service.
 
-use std::net::SocketAddr;
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hbone::{ConnectRequest, HboneStream, InnerKey, TunnelKey};
 use http::HeaderMap;
 use mesh::baggage::Baggage;
-use mesh::route::{Route, route};
-use mesh::{Host, HostPort, Mesh, OrigDst, Service, Text, Workload};
+use mesh::route::{Route, route, route_unexplained};
+use mesh::{
+    ClientAddr, Decision, Host, HostPort, Mesh, OrigDst, ServerAddr, Service, Text, Workload,
+};
+use telemetry::{ConnectionFacts, OnDemandDnsLabels, Side};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
+use super::budget::Account;
+use super::endpoint_health;
 use super::error::ConnectionError;
-use super::sockets;
 use super::tunnel;
 use super::worker::Worker;
-use crate::hbone::{HboneStream, InnerKey, Opened, Opening, StreamCount, TunnelKey};
 use crate::inpod::Pod;
-use crate::telemetry::{Facts, OnDemandDnsLabels, Side};
 
-/// How many endpoints of a service are tried at most.
-const ENDPOINTS_TRIED: usize = 4;
-/// No other endpoint is tried after so long: the application has waited enough.
-const PATIENCE: Duration = Duration::from_secs(12);
+/// Maximum number of endpoints of a service to try.
+const MAX_ENDPOINTS: usize = 4;
+/// How long an endpoint may take to be connected if there is another one to try.
+const REPLACEABLE_DEADLINE: Duration = Duration::from_secs(2);
+/// Maximum number of endpoints on nodes that are down to skip, which bounds the work.
+const MAX_SKIPPED: usize = 16;
+/// No further endpoint is tried once the application has waited this long.
+const RETRY_DEADLINE: Duration = Duration::from_secs(12);
 
-/// A connection that is to be connected onwards. Nothing of it has been sent yet.
+/// An accepted connection whose destination is to be connected. None of its data has been sent yet.
 pub(super) struct Attempt<'a> {
     pub(super) worker: &'a Rc<Worker>,
     pub(super) pod: &'a Arc<Pod>,
     pub(super) source: &'a Workload,
     pub(super) orig_dst: OrigDst,
-    pub(super) client: SocketAddr,
+    pub(super) client: ClientAddr,
     pub(super) started: Instant,
 }
 
-/// The other side, connected.
+/// A chosen route, and what its choice depended on besides the mesh.
+struct Choice {
+    route: Route,
+    random: u64,
+    /// Uids of the endpoints that were not considered.
+    skipped: Vec<Text>,
+}
+
+/// The connected destination.
 pub(super) enum Upstream {
-    Tunnel(HboneStream, StreamCount),
+    /// With the account of the bytes that wait in the stream.
+    Tunnel(HboneStream, Rc<Account>),
     Plain(TcpStream),
 }
 
 impl Attempt<'_> {
-    /// Connects, and says in `facts` to what.
-    pub(super) async fn connect(&self, facts: &mut Facts) -> Result<Upstream, ConnectionError> {
+    /// Connects to the destination and records it in `facts`.
+    pub(super) async fn connect(
+        &self,
+        facts: &mut ConnectionFacts,
+    ) -> Result<Upstream, ConnectionError> {
         let mut tried: Vec<Text> = Vec::new();
         let mut failure = None;
+        let health = || self.worker.endpoint_health.borrow_mut();
         loop {
-            let mesh = self.mesh().await;
-            let decision = route(&mesh, self.source, self.orig_dst, rand::random(), &tried);
-            tracing::debug!(from = self.source.namespaced_name(), to = %self.orig_dst, "route: {}", decision.reason);
-            if let (Route::Refuse { .. }, Some(failure)) = (&decision.outcome, failure.take()) {
+            let mesh = self.mesh().await?;
+            let choice = self.choose(&mesh, &tried);
+            tracing::debug!(
+                event = "route_chosen",
+                from = self.source.namespaced_name(),
+                to = %self.orig_dst,
+                "route: {}",
+                self.explain(&mesh, &choice).reason
+            );
+            if let (Route::Refuse { .. }, Some(failure)) = (&choice.route, failure.take()) {
                 return Err(failure);
             }
-            let replaceable = decision.outcome.replaceable().cloned();
-            let error = match self.follow(decision.outcome, decision.reason, facts).await {
-                Ok(upstream) => return Ok(upstream),
-                Err(error) => error,
+            let replaceable = choice.route.replaceable().cloned();
+            let may_retry = |tried: &[Text]| {
+                tried.len() + 1 < MAX_ENDPOINTS && self.started.elapsed() < RETRY_DEADLINE
             };
-            let more = tried.len() + 1 < ENDPOINTS_TRIED && self.started.elapsed() < PATIENCE;
+            let is_replaceable = || {
+                let mut uid = replaceable.iter();
+                may_retry(&tried) && uid.any(|uid| self.has_other(&mesh, &tried, uid))
+            };
+            let key = endpoint_health::key(&choice.route).cloned();
+            let reached = Cell::new(false);
+            let connected = {
+                let connecting = self.connect_route(&mesh, choice, facts, &reached);
+                tokio::pin!(connecting);
+                match timeout(REPLACEABLE_DEADLINE, &mut connecting).await {
+                    Ok(connected) => Some(connected),
+                    Err(_) if is_replaceable() => None,
+                    Err(_) => Some(connecting.await),
+                }
+            };
+            let (is_silent, error) = match connected {
+                Some(Ok(upstream)) => {
+                    key.inspect(|key| health().answered(key));
+                    return Ok(upstream);
+                }
+                Some(Err(error)) => (error.is_silence(), error),
+                None => {
+                    let late = format!("not within {} s", REPLACEABLE_DEADLINE.as_secs());
+                    let late = io::Error::new(io::ErrorKind::TimedOut, late);
+                    let to = facts.destination_addr;
+                    (!reached.get(), ConnectionError::connecting(to)(late))
+                }
+            };
+            if let Some(key) = key.filter(|_| is_silent) {
+                health().failed(&key, Instant::now());
+            }
+            let may_retry = may_retry(&tried);
             match replaceable {
-                Some(uid) if more && error.another_may_do() && !tried.contains(&uid) => {
-                    tracing::debug!(to = %self.orig_dst, endpoint = %uid, "another endpoint is tried: {error}");
+                Some(uid) if may_retry && error.is_retriable() && !tried.contains(&uid) => {
+                    tracing::debug!(
+                        to = %self.orig_dst,
+                        endpoint = %uid,
+                        "connecting failed, trying another endpoint: {error}"
+                    );
                     tried.push(uid);
                     failure = Some(error);
                 }
@@ -69,100 +132,220 @@ impl Attempt<'_> {
         }
     }
 
-    /// The mesh, with what is needed for this connection where that has to be asked for.
-    async fn mesh(&self) -> Arc<Mesh> {
-        let node = &self.worker.node;
-        let mesh = node.mesh.load_full();
-        let Some(demand) = &node.demand else { return mesh };
-        let (network, ip) = (&self.source.network, self.orig_dst.ip());
-        let known = mesh.workload_by_ip(network, ip).is_some()
-            || mesh.service_by_vip(network, ip, &self.source.namespace).is_some();
-        if known {
-            return mesh;
+    /// Routes the connection past nodes that are down, as long as there are other endpoints.
+    fn choose(&self, mesh: &Mesh, tried: &[Text]) -> Choice {
+        let mut health = self.worker.endpoint_health.borrow_mut();
+        let choose = |skipped: Vec<Text>| {
+            let random = rand::random();
+            let route = route_unexplained(mesh, self.source, self.orig_dst, random, &skipped);
+            Choice {
+                route,
+                random,
+                skipped,
+            }
+        };
+        let mut skipped = tried.to_vec();
+        loop {
+            let choice = choose(skipped.clone());
+            let route = &choice.route;
+            if skipped.len() > tried.len() && matches!(route, Route::Refuse { .. }) {
+                break; // all are down: any of them
+            }
+            match (route.replaceable(), endpoint_health::key(route)) {
+                (Some(uid), Some(key))
+                    if skipped.len() < tried.len() + MAX_SKIPPED
+                        && !skipped.contains(uid)
+                        && health.is_avoided(key, Instant::now()) =>
+                {
+                    skipped.push(uid.clone());
+                }
+                _ => return choice,
+            }
         }
-        demand.address(network, ip).await;
-        node.mesh.load_full()
+        choose(tried.to_vec())
     }
 
-    async fn follow(&self, route: Route, reason: String, facts: &mut Facts) -> Result<Upstream, ConnectionError> {
-        match route {
-            Route::Tunnel { tunnel, authority, expected, inner, workload, service, .. } => {
+    /// The decision by which a route was chosen, with its reason.
+    fn explain(&self, mesh: &Mesh, choice: &Choice) -> Decision<Route> {
+        let Choice {
+            random, skipped, ..
+        } = choice;
+        route(mesh, self.source, self.orig_dst, *random, skipped)
+    }
+
+    /// Whether there is another endpoint than those that were tried and this one.
+    fn has_other(&self, mesh: &Mesh, tried: &[Text], uid: &Text) -> bool {
+        let but = [tried, std::slice::from_ref(uid)].concat();
+        let other = route_unexplained(mesh, self.source, self.orig_dst, rand::random(), &but);
+        other.replaceable().is_some_and(|u| !but.contains(u))
+    }
+
+    /// Returns the mesh, after looking up the destination on demand if it is unknown.
+    async fn mesh(&self) -> Result<Arc<Mesh>, ConnectionError> {
+        let proxy = &self.worker.proxy;
+        let mesh = proxy.mesh.load_full();
+        let Some(demand) = &proxy.demand else {
+            return Ok(mesh);
+        };
+        let (network, ip) = (&self.source.network, self.orig_dst.ip());
+        let known = mesh.workload_by_ip(network, ip).is_some()
+            || mesh
+                .service_by_vip(network, ip, &self.source.namespace)
+                .is_some();
+        if known {
+            return Ok(mesh);
+        }
+        let discovered = demand.wait_for_address(&self.pod.uid, network, ip);
+        discovered.await?;
+        Ok(proxy.mesh.load_full())
+    }
+
+    /// Connects along a route. `reached` is whether the other proxy answers.
+    async fn connect_route(
+        &self,
+        mesh: &Mesh,
+        choice: Choice,
+        facts: &mut ConnectionFacts,
+        reached: &Cell<bool>,
+    ) -> Result<Upstream, ConnectionError> {
+        match choice.route {
+            Route::Tunnel {
+                tunnel,
+                authority,
+                expected,
+                inner,
+                workload,
+                service,
+                ..
+            } => {
                 facts.source.identity = Some(self.pod.identity());
                 facts.destination = Side::workload(&workload, Some(workload.identity()));
                 facts.authority = Some(authority.clone());
                 facts.service.clone_from(&service);
                 let to = self.resolve(&tunnel, &facts.source).await?;
                 facts.destination_addr = to;
-                // Both are the same name, and must not become two addresses.
-                let authority = match authority.host == tunnel.host {
-                    true => SocketAddr::new(to.ip(), authority.port).into(),
-                    false => authority,
+                // The same name must not resolve to two different addresses.
+                let authority = if authority.host == tunnel.host {
+                    SocketAddr::new(to.ip(), authority.port).into()
+                } else {
+                    authority
                 };
                 facts.authority = Some(authority.clone());
-                let inner = inner.map(|expected| InnerKey { authority: authority.clone(), expected });
-                let opening = Opening {
+                let inner = inner.map(|expected| InnerKey {
+                    authority: authority.clone(),
+                    expected,
+                });
+                let request = ConnectRequest {
                     authority,
                     baggage: Baggage::from(self.source).encode(),
                     forwarded: forwarded(self.client, service.as_deref()),
                     network: inner.is_some().then(|| self.source.network.clone()),
                 };
-                let key = TunnelKey { pod: self.pod.uid.clone(), to: to.into(), expected, inner };
-                let Opened { stream, count, headers } = tunnel::open(self.worker, self.pod, &key, &opening).await?;
-                // Only the other network knows which of its workloads has answered.
-                if key.inner.is_some() && self.worker.node.options.response_baggage {
-                    facts.destination = behind_gateway(&headers, &facts.destination);
+                let key = TunnelKey {
+                    pod: self.pod.uid.clone(),
+                    to: to.0.into(),
+                    expected,
+                    inner,
+                };
+                let opened = tunnel::open(self.worker, self.pod, &key, &request, reached).await?;
+                // Only the other network knows which of its workloads answered.
+                if key.inner.is_some() && self.worker.proxy.options.response_baggage {
+                    facts.destination =
+                        destination_from_baggage(&opened.headers, &facts.destination);
                 }
-                Ok(Upstream::Tunnel(stream, count))
+                Ok(Upstream::Tunnel(opened.stream, self.pod.budget.account()))
             }
-            Route::Direct { to, workload, service } => {
+            Route::Direct {
+                to,
+                workload,
+                service,
+            } => {
                 facts.source.identity = None;
                 facts.authority = None;
-                facts.destination = workload.as_deref().map(|w| Side::workload(w, None)).unwrap_or_default();
+                facts.destination = workload
+                    .as_deref()
+                    .map(|w| Side::workload(w, None))
+                    .unwrap_or_default();
                 facts.service = service;
                 let to = self.resolve(&to, &facts.source).await?;
                 facts.destination_addr = to;
-                let connected = sockets::connect(self.pod, to, None).await;
-                connected.map(Upstream::Plain).map_err(|e| ConnectionError::Connect { to, why: e.to_string() })
+                let connected = match self.chosen_source() {
+                    Some(source) => pod_socket::connect_from(source, self.pod, to).await,
+                    None => pod_socket::connect(self.pod, to).await,
+                };
+                connected
+                    .map(Upstream::Plain)
+                    .map_err(ConnectionError::connecting(to))
             }
-            Route::Refuse { service } => {
-                facts.service = service;
-                Err(ConnectionError::NoUpstream(reason))
+            Route::Refuse { ref service } => {
+                facts.service.clone_from(service);
+                let decision = self.explain(mesh, &choice);
+                Err(ConnectionError::NoRoute(Box::new(decision)))
             }
         }
     }
 
-    /// An address of the application's own family, where there is one; of several, any.
-    async fn resolve(&self, to: &HostPort, source: &Side) -> Result<SocketAddr, ConnectionError> {
+    /// The address that the application has bound its socket to, for all that can be known. An
+    /// unbound socket has the address of the route by which it is captured, which is the pod's
+    /// first; only the routes that the proxy's own socket meets know the right one.
+    fn chosen_source(&self) -> Option<IpAddr> {
+        let source = self.client.ip();
+        let mut of_family = self.source.workload_ips.iter();
+        let first = of_family.find(|a| a.is_ipv4() == source.is_ipv4());
+        (first != Some(&source)).then_some(source)
+    }
+
+    /// Resolves a host name to a random one of its addresses, preferably of the original
+    /// destination's family.
+    async fn resolve(&self, to: &HostPort, source: &Side) -> Result<ServerAddr, ConnectionError> {
         let name = match &to.host {
-            Host::Address(ip) => return Ok(SocketAddr::new(*ip, to.port)),
+            Host::Address(ip) => return Ok(SocketAddr::new(*ip, to.port).into()),
             Host::Name(name) => name,
         };
-        let node = &self.worker.node;
-        node.metrics.on_demand_dns.get_or_create(&OnDemandDnsLabels::new(name, source)).inc();
-        let addresses = node.resolver.resolve(self.pod, name).await.map_err(ConnectionError::NoUpstream)?;
-        let mut fitting: Vec<_> = addresses.iter().filter(|a| a.is_ipv6() == self.orig_dst.ip().is_ipv6()).collect();
-        if fitting.is_empty() {
-            fitting.extend(addresses.iter());
+        let proxy = &self.worker.proxy;
+        proxy
+            .metrics
+            .on_demand_dns
+            .get_or_create(&OnDemandDnsLabels::new(name, source))
+            .inc();
+        let resolved = self.pod.resolver.resolve(self.pod, name).await;
+        let addresses = resolved.map_err(ConnectionError::Unresolved)?;
+        let is_ipv6 = self.orig_dst.ip().is_ipv6();
+        let mut candidates: Vec<_> = addresses
+            .iter()
+            .filter(|a| a.is_ipv6() == is_ipv6)
+            .collect();
+        if candidates.is_empty() {
+            candidates.extend(addresses.iter());
         }
-        let chosen = rand::random_range(0..fitting.len().max(1));
-        let chosen =
-            fitting.get(chosen).ok_or_else(|| ConnectionError::NoUpstream(format!("{name} has no address")))?;
-        Ok(SocketAddr::new(**chosen, to.port))
+        let index = rand::random_range(0..candidates.len().max(1));
+        let address = candidates
+            .get(index)
+            .ok_or_else(|| ConnectionError::Unresolved(format!("{name} has no address")))?;
+        Ok(SocketAddr::new(**address, to.port).into())
     }
 }
 
-/// Who has answered, by its own words: for telemetry, and no more is known of it.
-fn behind_gateway(headers: &HeaderMap, expected: &Side) -> Side {
-    let mut values = headers.get_all("baggage").iter().filter_map(|v| v.to_str().ok()).peekable();
+/// Describes the destination by the baggage of the response, which is unverified: telemetry only.
+fn destination_from_baggage(headers: &HeaderMap, expected: &Side) -> Side {
+    let mut values = headers
+        .get_all("baggage")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .peekable();
     if values.peek().is_none() {
         return expected.clone();
     }
     let attributes = Baggage::decode(values);
-    Side { workload: None, attributes, identity: expected.identity.clone() }
+    Side {
+        workload: None,
+        attributes,
+        identity: expected.identity.clone(),
+    }
 }
 
-fn forwarded(client: SocketAddr, service: Option<&Service>) -> String {
-    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+/// The `forwarded` header (RFC 7239).
+fn forwarded(client: ClientAddr, service: Option<&Service>) -> String {
     match service {
         Some(service) => format!("for=\"{client}\";host={}", service.hostname),
         None => format!("for=\"{client}\""),

@@ -1,4 +1,5 @@
-//! Worker threads: each has its own runtime, tunnels and connections, and shares nothing on the path of a byte.
+//! Worker threads. Each has its own runtime, tunnels and connections; relaying bytes touches no
+//! shared state.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -8,285 +9,287 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use error_code::proxy::PANICKED;
+use hbone::Pool;
 use mesh::Mesh;
-use tokio::net::{TcpListener, TcpStream};
+use telemetry::{Metrics, Recorder};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, watch};
+use tokio::time::MissedTickBehavior;
 
-use super::connection::Accepted;
+use super::accept::{self, Incoming, ListenerKind};
+use super::budget::NodeBudget;
+use super::dns_client::DnsClient;
+use super::endpoint_health::EndpointHealth;
 use super::error::ConnectionError;
+use super::memory;
 use super::options::Options;
-use super::policed::Policed;
-use super::{inbound, outbound, passthrough, probe, sockets};
-use crate::dns;
-use crate::hbone::Pool;
+use super::policy_enforcer::PolicyEnforcer;
 use crate::inpod::Pod;
-use crate::telemetry::Metrics;
 
-/// How often idle tunnels are looked for.
-const TIDIED_AT_LEAST: Duration = Duration::from_secs(30);
-const TIDIED_AT_MOST: Duration = Duration::from_secs(1);
-/// After an accept that failed for want of descriptors or memory.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Upper bound of the interval between evictions of idle tunnels.
+const LONGEST_EVICTION_INTERVAL: Duration = Duration::from_secs(30);
+/// Lower bound of the interval between evictions of idle tunnels.
+const SHORTEST_EVICTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the whole process is doing.
+/// Lifecycle of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Connections are accepted.
+pub(crate) enum Lifecycle {
+    /// Accepts connections.
     Serving,
-    /// No more connections; those that are open may finish.
+    /// Accepts no new connections; open ones may finish.
     Draining,
-    /// What is still open is cut.
-    Ended,
+    /// Closes the connections that are still open.
+    Terminating,
 }
 
-/// What all workers share.
-pub(crate) struct Node {
+/// State shared by the control thread and all workers.
+pub(crate) struct ProxyState {
     pub(crate) mesh: ArcSwap<Mesh>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) phase: watch::Receiver<Phase>,
-    /// What may be set of the data path.
+    pub(crate) lifecycle: watch::Receiver<Lifecycle>,
+    /// Settings of the data path.
     pub(crate) options: Options,
-    /// How names are answered; `None` leaves DNS alone.
+    /// What the pods may take from each other.
+    pub(crate) budget: Arc<NodeBudget>,
+    /// DNS settings; `None` if the proxy does not serve DNS.
     pub(crate) dns: Option<dns::Settings>,
-    /// Where addresses of the mesh are asked for one by one.
-    pub(crate) demand: Option<Arc<crate::control::Demand>>,
-    /// Looks up names of workloads that have no address.
-    pub(crate) resolver: Arc<dns::Resolver>,
-    /// Connections that are open now, and streams of tunnels.
+    /// On-demand lookup of mesh addresses; `None` if the proxy subscribes to all of them.
+    pub(crate) demand: Option<Arc<discovery::Demand>>,
+    /// Whether policies may arrive later than the workloads that refer to them.
+    pub(crate) policies_follow: bool,
+    /// The name servers that resolve the names of workloads without an address.
+    pub(crate) lookup_servers: Vec<SocketAddr>,
+    /// Number of listening sockets in pods whose connections are accepted.
+    pub(crate) listeners: AtomicUsize,
+    /// Number of open connections and tunnel streams.
     pub(crate) connections: AtomicUsize,
-    /// Whether the mesh was not confirmed for longer than it may: then nothing new is let out or in.
+    /// Number of tunnels to peers that have not closed.
+    pub(crate) tunnels: AtomicUsize,
+    /// Whether the mesh state is older than the configured maximum. New connections are then
+    /// rejected in both directions.
     pub(crate) is_too_old: AtomicBool,
 }
 
-/// What a listening socket in a pod is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Listener {
-    /// Connections that the pod opens.
-    Outbound,
-    /// Plaintext connections to the pod.
-    Inbound,
-    /// Tunnels to the pod.
-    Hbone,
-    /// What the pod asks of name servers over TCP.
-    Dns,
-}
-
-/// What a worker is told.
-pub(crate) enum Job {
-    /// Accept connections on this socket, and share them out.
-    Listen(Arc<Pod>, Listener, std::net::TcpListener),
-    /// Answer what is asked of name servers on this socket.
-    Resolve(Arc<Pod>, dns::UdpListener),
-    /// Serve this connection.
-    Serve(Arc<Pod>, Listener, std::net::TcpStream, SocketAddr, Instant),
-    /// The mesh has changed.
+/// A command to a worker.
+pub(crate) enum WorkerCommand {
+    /// Accept connections on this socket and distribute them among the workers.
+    Listen(Arc<Pod>, ListenerKind, std::net::TcpListener),
+    /// Answer DNS queries on this UDP socket.
+    ServeDns(Arc<Pod>, dns::UdpListener),
+    /// Serve this connection, which another worker accepted.
+    Serve(Incoming<std::net::TcpStream>, OpenGuard),
+    /// Apply the new mesh.
     MeshChanged,
-    /// A pod has left.
-    PodGone(String),
+    /// Release the resources of a pod that left, given its uid.
+    PodLeft(String),
+    /// Close the tunnels to peers once their streams have ended.
+    CloseTunnels,
 }
 
-/// All workers, as the control thread sees them.
+/// The control thread's handle to all workers.
 pub(crate) struct Workers {
-    node: Arc<Node>,
-    jobs: Vec<UnboundedSender<Job>>,
+    proxy: Arc<ProxyState>,
+    commands: Vec<UnboundedSender<WorkerCommand>>,
     next_home: usize,
 }
 
 impl Workers {
-    /// Starts `count` threads.
-    pub(crate) fn start(count: usize, node: Arc<Node>) -> io::Result<Self> {
-        let (jobs, receivers): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| unbounded_channel()).unzip();
+    /// Starts `count` worker threads, at least one.
+    pub(crate) fn start(count: usize, proxy: Arc<ProxyState>) -> io::Result<Self> {
+        let (commands, receivers): (Vec<_>, Vec<_>) =
+            (0..count.max(1)).map(|_| unbounded_channel()).unzip();
         for (index, receiver) in receivers.into_iter().enumerate() {
-            let (node, all) = (node.clone(), jobs.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                let worker = Rc::new(Worker {
-                    mesh_changed: Notify::new(),
-                    seen: RefCell::new(node.mesh.load_full()),
-                    index,
-                    all,
-                    next: Default::default(),
-                    pool: Pool::new(node.options.pool_unused_release),
-                    policed: Rc::new(Policed::new(node.options.authz_policy_info_logging)),
-                    node,
-                });
-                let _entered = runtime.enter();
-                worker.node.metrics.threads.add_this();
-                tokio::task::LocalSet::new().block_on(&runtime, worker.run(receiver));
-            })?;
+            let (proxy, all) = (proxy.clone(), commands.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    let worker = Rc::new(Worker {
+                        mesh_changed: Notify::new(),
+                        applied_mesh: RefCell::new(proxy.mesh.load_full()),
+                        index,
+                        all,
+                        next: Default::default(),
+                        pool: Pool::new(proxy.options.pool_unused_release),
+                        policy: Rc::new(PolicyEnforcer::new(
+                            proxy.options.authz_policy_info_logging,
+                        )),
+                        endpoint_health: RefCell::default(),
+                        recorder: Recorder::new(proxy.metrics.clone()),
+                        proxy,
+                    });
+                    let _guard = runtime.enter();
+                    worker.proxy.metrics.threads.add_current();
+                    process::survive_panics();
+                    let run = process::essential(&PANICKED, worker.run(receiver));
+                    tokio::task::LocalSet::new().block_on(&runtime, run);
+                })?;
         }
-        Ok(Self { node, jobs, next_home: 0 })
+        Ok(Self {
+            proxy,
+            commands,
+            next_home: 0,
+        })
     }
 
-    /// Begins to serve a pod; its sockets are listening already.
+    /// Starts serving a pod on its sockets, which are already listening.
     pub(crate) fn serve(
         &mut self,
         pod: &Arc<Pod>,
-        listeners: Vec<(Listener, std::net::TcpListener)>,
-        datagrams: Vec<dns::UdpListener>,
+        listeners: Vec<(ListenerKind, std::net::TcpListener)>,
+        dns_sockets: Vec<dns::UdpListener>,
     ) {
-        let home = &self.jobs[self.next_home % self.jobs.len()];
+        let home = &self.commands[self.next_home % self.commands.len()];
         self.next_home += 1;
         for (kind, socket) in listeners {
-            let _ = home.send(Job::Listen(pod.clone(), kind, socket)); // a worker ends with the process only
+            // Sending cannot fail, because workers live as long as the process.
+            let _ = home.send(WorkerCommand::Listen(pod.clone(), kind, socket));
         }
-        for socket in datagrams {
-            let _ = home.send(Job::Resolve(pod.clone(), socket)); // a worker ends with the process only
+        for socket in dns_sockets {
+            let _ = home.send(WorkerCommand::ServeDns(pod.clone(), socket)); // as above
         }
     }
 
-    /// Puts a new mesh in force, also for connections that are open.
+    /// Applies a new mesh, including to open connections.
     pub(crate) fn mesh_changed(&self, mesh: Arc<Mesh>) {
-        self.node.mesh.store(mesh);
-        self.tell_all(|| Job::MeshChanged);
+        self.proxy.mesh.store(mesh);
+        self.broadcast(|| WorkerCommand::MeshChanged);
     }
 
-    /// A pod has left.
-    pub(crate) fn pod_gone(&self, uid: &str) {
-        self.tell_all(|| Job::PodGone(uid.to_owned()));
+    /// Releases the resources of a pod that left.
+    pub(crate) fn pod_left(&self, uid: &str) {
+        self.broadcast(|| WorkerCommand::PodLeft(uid.to_owned()));
     }
 
-    fn tell_all(&self, job: impl Fn() -> Job) {
-        for jobs in &self.jobs {
-            let _ = jobs.send(job()); // a worker ends with the process only
+    /// Closes the tunnels to peers once their streams have ended.
+    pub(crate) fn close_tunnels(&self) {
+        self.broadcast(|| WorkerCommand::CloseTunnels);
+    }
+
+    fn broadcast(&self, command: impl Fn() -> WorkerCommand) {
+        for commands in &self.commands {
+            let _ = commands.send(command()); // workers live as long as the process
         }
     }
 }
 
-/// One worker.
+/// One worker thread.
 pub(crate) struct Worker {
-    pub(crate) node: Arc<Node>,
+    pub(crate) proxy: Arc<ProxyState>,
     index: usize,
-    all: Vec<UnboundedSender<Job>>,
+    all: Vec<UnboundedSender<WorkerCommand>>,
     next: std::cell::Cell<usize>,
     pub(super) pool: Pool<ConnectionError>,
-    pub(super) policed: Rc<Policed>,
-    /// Notified when this worker has seen a new mesh.
+    pub(super) policy: Rc<PolicyEnforcer>,
+    pub(super) endpoint_health: RefCell<EndpointHealth>,
+    pub(super) recorder: Rc<Recorder>,
+    /// Notified after this worker has applied a new mesh.
     pub(super) mesh_changed: Notify,
-    /// The mesh that connections were judged by last.
-    seen: RefCell<Arc<Mesh>>,
+    /// The mesh that open connections were last evaluated against.
+    applied_mesh: RefCell<Arc<Mesh>>,
 }
 
 impl Worker {
-    async fn run(self: Rc<Self>, mut jobs: UnboundedReceiver<Job>) {
-        let idle = self.node.options.pool_unused_release;
-        let mut tidy = tokio::time::interval((idle / 2).clamp(TIDIED_AT_MOST, TIDIED_AT_LEAST));
+    async fn run(self: Rc<Self>, mut commands: UnboundedReceiver<WorkerCommand>) {
+        let idle = self.proxy.options.pool_unused_release;
+        let interval = (idle / 2).clamp(SHORTEST_EVICTION_INTERVAL, LONGEST_EVICTION_INTERVAL);
+        let mut eviction = tokio::time::interval(interval);
+        let mut purge = tokio::time::interval(memory::PURGE_INTERVAL);
+        purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                job = jobs.recv() => match job {
-                    Some(job) => self.clone().take(job),
+                command = commands.recv() => match command {
+                    Some(command) => self.clone().handle(command),
                     None => return,
                 },
-                now = tidy.tick() => self.pool.tidy(now.into_std()),
-            }
-        }
-    }
-
-    fn take(self: Rc<Self>, job: Job) {
-        match job {
-            Job::Listen(pod, kind, socket) => {
-                tokio::task::spawn_local(self.accept(pod, kind, socket));
-            }
-            Job::Resolve(pod, socket) => {
-                tokio::task::spawn_local(dns::serve_udp(self, pod, socket));
-            }
-            Job::Serve(pod, kind, stream, peer, started) => match TcpStream::from_std(stream) {
-                Ok(stream) => self.serve(kind, pod, stream, peer, started),
-                Err(e) => tracing::error!("a connection cannot be served: {e}"),
-            },
-            Job::MeshChanged => self.look_at_mesh(),
-            Job::PodGone(uid) => self.pool.forget_pod(&uid),
-        }
-    }
-
-    /// Cuts what the mesh does not allow any more. Of many changes in a row, the first to be told sees the last.
-    fn look_at_mesh(&self) {
-        let mesh = self.node.mesh.load_full();
-        if !Arc::ptr_eq(&mesh, &self.seen.replace(mesh.clone())) {
-            self.policed.reconsider(&mesh);
-            self.mesh_changed.notify_waiters();
-        }
-    }
-
-    /// Accepts until the pod leaves or the proxy stops accepting.
-    async fn accept(self: Rc<Self>, pod: Arc<Pod>, kind: Listener, socket: std::net::TcpListener) {
-        let listener = match TcpListener::from_std(socket) {
-            Ok(listener) => listener,
-            Err(e) => return tracing::error!(pod = pod.uid, "a listener cannot be served: {e}"),
-        };
-        let (mut gone, mut phase) = (pod.gone.clone(), self.node.phase.clone());
-        let over = async {
-            tokio::select! {
-                _ = gone.wait_for(|gone| *gone) => {}
-                _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
-            }
-        };
-        tokio::pin!(over);
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = &mut over => return,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.share(&pod, kind, stream, peer),
-                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(e) => {
-                    tracing::error!(pod = pod.uid, "cannot accept: {e}");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                _ = purge.tick() => memory::purge(),
+                now = eviction.tick() => {
+                    self.pool.evict_idle(now.into_std());
+                    self.endpoint_health.borrow_mut().forget(now.into_std());
                 }
             }
         }
     }
 
-    /// Every worker gets its share.
-    fn share(self: &Rc<Self>, pod: &Arc<Pod>, kind: Listener, stream: TcpStream, peer: SocketAddr) {
-        let started = Instant::now();
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        sockets::tune(&stream, &pod.tcp);
+    fn handle(self: Rc<Self>, command: WorkerCommand) {
+        match command {
+            WorkerCommand::Listen(pod, kind, socket) => {
+                let accept = accept::accept(self, pod, kind, socket);
+                tokio::task::spawn_local(process::essential(&PANICKED, accept));
+            }
+            WorkerCommand::ServeDns(pod, socket) => {
+                let client = DnsClient { worker: self, pod };
+                let serve = dns::serve_udp(client, socket);
+                tokio::task::spawn_local(process::essential(&PANICKED, serve));
+            }
+            WorkerCommand::Serve(incoming, _counted) => accept::receive(self, incoming),
+            WorkerCommand::MeshChanged => self.apply_mesh(),
+            WorkerCommand::PodLeft(uid) => self.pool.remove_pod(&uid),
+            WorkerCommand::CloseTunnels => self.pool.clear(),
+        }
+    }
+
+    /// Closes connections that the mesh no longer allows. After several changes in a row, the first
+    /// command already applies the latest mesh, and the others do nothing.
+    fn apply_mesh(&self) {
+        let mesh = self.proxy.mesh.load_full();
+        if !Arc::ptr_eq(&mesh, &self.applied_mesh.replace(mesh.clone())) {
+            self.policy.reevaluate(&mesh);
+            self.mesh_changed.notify_waiters();
+        }
+    }
+
+    /// The worker that serves the next connection, in turn; `None` for this one.
+    pub(super) fn next_worker(&self) -> Option<&UnboundedSender<WorkerCommand>> {
         let turn = self.next.get();
         self.next.set(turn.wrapping_add(1));
-        let whose = (self.index + turn) % self.all.len();
-        if whose == self.index {
-            return self.clone().serve(kind, pod.clone(), stream, peer, started);
-        }
-        match stream.into_std() {
-            Ok(stream) => {
-                let _ = self.all[whose].send(Job::Serve(pod.clone(), kind, stream, peer, started));
-            }
-            Err(e) => tracing::error!("a connection cannot be handed over: {e}"),
-        }
+        let target = (self.index + turn) % self.all.len();
+        (target != self.index).then(|| &self.all[target])
     }
 
-    fn serve(self: Rc<Self>, kind: Listener, pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr, started: Instant) {
-        if probe::is_direct(&stream, peer) {
-            return self.track(async move { probe::answer(stream, &pod).await });
-        }
-        let accepted = Accepted { worker: self.clone(), pod, stream, peer, started };
-        match kind {
-            Listener::Outbound => self.track(outbound::serve(accepted)),
-            Listener::Inbound => self.track(passthrough::serve(accepted)),
-            Listener::Hbone => self.track(inbound::serve(accepted)),
-            Listener::Dns => self.track(dns::serve_tcp(accepted)),
-        }
+    /// Counts a connection as open until the guard is dropped.
+    pub(super) fn count_open(&self) -> OpenGuard {
+        self.proxy.connections.fetch_add(1, Ordering::Relaxed);
+        OpenGuard(self.proxy.clone())
     }
 
-    /// Runs a connection, counted as open until it ends.
+    /// Spawns the task of a connection, which counts as open until the task completes.
     pub(crate) fn track(self: Rc<Self>, connection: impl Future<Output = ()> + 'static) {
-        struct Open(Arc<Node>);
-        impl Drop for Open {
-            fn drop(&mut self) {
-                self.0.connections.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.node.connections.fetch_add(1, Ordering::Relaxed);
-        let open = Open(self.node.clone());
+        let guard = self.count_open();
         tokio::task::spawn_local(async move {
             connection.await;
-            drop(open);
+            drop(guard);
         });
+    }
+}
+
+/// Counts a tunnel to a peer as open for as long as it lives.
+pub(super) struct OpenTunnel(Arc<ProxyState>);
+
+impl OpenTunnel {
+    pub(super) fn count(proxy: Arc<ProxyState>) -> Self {
+        proxy.tunnels.fetch_add(1, Ordering::Relaxed);
+        Self(proxy)
+    }
+}
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a connection as open for as long as it lives.
+pub(crate) struct OpenGuard(Arc<ProxyState>);
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! The connection to the node agent. Pods go on being served while it is away.
+//! The connection to the node agent. Pods continue to be served while the agent is unreachable.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -12,21 +12,23 @@ use zds::proxy::{Command, Session, answer, hello};
 use super::pods::Pods;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
-/// Short, for pods that start wait for it, and a local connect costs nothing.
+/// Short, because starting pods wait for the connection and connecting locally is cheap.
 const LONGEST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// How often pods that cannot be served are tried again, as ztunnel does.
-const RETRY: Duration = Duration::from_secs(5);
+/// Interval between retries of pods that cannot be served, like ztunnel's.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Follows the agent for as long as the process lives.
-pub(crate) async fn follow(pods: Rc<Pods>, socket: &Path) {
-    let of_retries = pods.clone();
+/// Takes over from the last proxy, and then follows the agent, reconnecting when the connection
+/// closes. Never returns.
+pub(crate) async fn follow_agent(pods: Rc<Pods>, socket: &Path) {
+    let retried = pods.clone();
     tokio::task::spawn_local(async move {
         loop {
-            tokio::time::sleep(RETRY).await;
-            of_retries.retry();
+            tokio::time::sleep(RETRY_INTERVAL).await;
+            retried.retry();
         }
     });
+    pods.inherit(socket).await;
     let mut session = Session::new();
     let mut backoff = FIRST_BACKOFF;
     loop {
@@ -36,49 +38,61 @@ pub(crate) async fn follow(pods: Rc<Pods>, socket: &Path) {
                 backoff = FIRST_BACKOFF;
                 session.reconnected();
                 pods.begin_snapshot();
-                if let Err(e) = converse(&pods, &mut session, &connection).await {
-                    tracing::warn!("the connection to the node agent ended: {e:#}");
+                if let Err(e) = serve_requests(&pods, &mut session, &connection).await {
+                    tracing::warn!("disconnected from the node agent: {e:#}");
                 }
                 pods.synced.set(false);
             }
-            Err(e) => tracing::debug!(socket = %socket.display(), "the node agent is away: {e}"),
+            Err(e) => {
+                let socket = socket.display();
+                tracing::debug!(%socket, "cannot connect to the node agent: {e}");
+            }
         }
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min(LONGEST_BACKOFF);
     }
 }
 
-async fn converse(pods: &Pods, session: &mut Session<NetNsId>, connection: &AsyncSeqPacket) -> anyhow::Result<()> {
+/// Handles the agent's requests until the connection closes.
+async fn serve_requests(
+    pods: &Pods,
+    session: &mut Session<NetNsId>,
+    connection: &AsyncSeqPacket,
+) -> anyhow::Result<()> {
     connection.send(&hello()?, None).await?;
     while let Some(packet) = connection.recv().await? {
-        // A descriptor that is no network namespace counts as none, which the session refuses by name.
-        let mut namespaces: Vec<NetNs> = packet.fds.into_iter().filter_map(|fd| NetNs::from_fd(fd).ok()).collect();
+        // Descriptors other than network namespaces are dropped; the session rejects the request.
+        let fds = packet.fds.into_iter();
+        let mut namespaces: Vec<NetNs> = fds.filter_map(|fd| NetNs::from_fd(fd).ok()).collect();
         let ids = namespaces.iter().map(NetNs::id).collect();
         let outcome = match session.handle(&packet.data, ids)? {
             Command::Start { uid, info, .. } => {
-                let netns = namespaces.pop().context("the session saw a namespace")?;
+                let netns = namespaces
+                    .pop()
+                    .context("the session accepted a request without a network namespace")?;
                 let started = pods.start(&uid, info, netns).map_err(|e| e.to_string());
                 if started.is_err() {
                     session.forget(&uid);
                 }
                 started
             }
-            Command::GoOn => Ok(()),
+            Command::Continue => Ok(()),
             Command::Stop { uid } => {
                 pods.stop(&uid);
                 Ok(())
             }
-            Command::SnapshotComplete { gone } => {
-                gone.iter().for_each(|uid| pods.stop(uid));
-                pods.synced.set(true);
+            Command::SnapshotComplete { removed } => {
+                removed.iter().for_each(|uid| pods.stop(uid));
+                pods.complete_snapshot();
                 Ok(())
             }
-            Command::Refuse(why) => Err(why),
+            Command::Reject(reason) => Err(reason),
         };
-        if let Err(why) = &outcome {
-            tracing::warn!("a request of the node agent was refused: {why}");
+        if let Err(reason) = &outcome {
+            tracing::warn!("rejected a request of the node agent: {reason}");
         }
-        connection.send(&answer(outcome.as_ref().copied().map_err(String::as_str))?, None).await?;
+        let answer = answer(outcome.as_ref().copied().map_err(String::as_str))?;
+        connection.send(&answer, None).await?;
     }
-    bail!("the agent closed it")
+    bail!("the agent closed the connection")
 }

@@ -1,17 +1,18 @@
-//! Figures, not tests: see scripts/bench. Everything is measured against the built binaries, in namespaces of its own.
+//! Benchmarks of the built binaries, in network namespaces; see scripts/bench.
 
-#![allow(clippy::unwrap_used)] // a benchmark that cannot go on stops
+#![allow(clippy::unwrap_used)] // a failure ends the benchmark
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use agent_status::VerificationState;
 use netns::NetNs;
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::measure::{cpu, median, resident};
-use underpass_tests::node::{self, Node};
-use underpass_tests::sandbox::{Sandbox, connect, listen};
-use underpass_tests::wire::Wire;
+use underpass_tests::node::{self, TestNode};
+use underpass_tests::sandbox::{Sandbox, connect, listen, until};
+use underpass_tests::wire::{self, Wire};
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).collect();
@@ -21,6 +22,9 @@ fn main() {
     }
     if wanted("rules") {
         rules();
+    }
+    if wanted("join") {
+        join();
     }
     if wanted("memory") {
         memory();
@@ -44,6 +48,9 @@ fn main() {
     if wanted("churn") {
         underpass_tests::churn_bench::run();
     }
+    if wanted("authority") {
+        underpass_tests::authority_bench::run();
+    }
     if wanted("capture") {
         capture();
     }
@@ -52,29 +59,42 @@ fn main() {
     }
 }
 
-/// Wall time of one ADD: from the plugin's start to its end, agent and proxy included; and its parts.
+/// Wall time of an ADD, from start to exit of the plugin, including agent and proxy; and of other
+/// verbs.
 fn cni() {
     const ADDS: usize = 200;
-    let (mut node, wire) = (Node::new("bench-cni", node::MESH), Wire::new());
+    let (mut node, wire) = (TestNode::new("bench-cni", node::MESH), Wire::new());
     node.start_agent();
     node.start_ready_proxy();
     let addresses = ["10.78.0.1/24", "fd78::1/64"];
-    let call = |verb: &str| Call::new(verb, &path_of(&wire.pod), &config(&node.agent_socket(), &addresses));
+    let call = |verb: &str| {
+        Call::new(
+            verb,
+            &path_of(&wire.pod),
+            &config(&node.agent_socket(), &addresses),
+        )
+    };
     let outsider = "K8S_POD_NAMESPACE=outside;K8S_POD_NAME=peer";
     let mut times: [Vec<f64>; 5] = Default::default();
     for _ in 0..ADDS {
         times[0].push(timed(|| assert!(call("VERSION").run().status.success())));
-        let skipped = call("ADD").with("CNI_ARGS", Some(outsider)).with("CNI_CONTAINERID", Some("other"));
+        let skipped = call("ADD")
+            .with("CNI_ARGS", Some(outsider))
+            .with("CNI_CONTAINERID", Some("other"));
         times[1].push(timed(|| assert!(skipped.run().status.success())));
         times[2].push(timed(|| {
             let output = call("ADD").run();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stdout)
+            );
         }));
         times[3].push(timed(|| assert!(call("CHECK").run().status.success())));
         times[4].push(timed(|| assert!(call("DEL").run().status.success())));
     }
     let names = [
-        "start and end of the process (VERSION)",
+        "process start and exit (VERSION)",
         "ADD of a pod outside the mesh",
         "ADD of a mesh pod",
         "CHECK",
@@ -82,7 +102,11 @@ fn cni() {
     ];
     for (name, mut times) in names.into_iter().zip(times) {
         times.sort_by(f64::total_cmp);
-        println!("cni     {name}: median {:.2} ms, p99 {:.2} ms of {ADDS}", times[ADDS / 2], times[ADDS * 99 / 100]);
+        println!(
+            "cni     {name}: median {:.2} ms, p99 {:.2} ms of {ADDS}",
+            times[ADDS / 2],
+            times[ADDS * 99 / 100]
+        );
     }
 }
 
@@ -92,57 +116,121 @@ fn timed(work: impl FnOnce()) -> f64 {
     begun.elapsed().as_secs_f64() * 1e3
 }
 
-/// Programming one pod's rules by each backend, and by the programs that others run for the same purpose.
+/// Installing one pod's rules with each backend, compared with iptables-restore as run by
+/// istio-cni.
 fn rules() {
     const TIMES: usize = 21;
     let apply = |capture, dns| redirect::Plan {
         capture,
         dns,
-        ..redirect::Plan::for_pod([underpass_tests::wire::POD4, underpass_tests::wire::POD6])
+        ..redirect::Plan::for_pod([wire::POD4, wire::POD6])
     };
-    let mut theirs = Vec::new();
-    let mut ours = vec![(Vec::new(), Vec::new()); redirect::CaptureKind::ALL.len()];
+    let mut istio = Vec::new();
+    let mut backends = vec![(Vec::new(), Vec::new()); redirect::CaptureKind::ALL.len()];
     for _ in 0..TIMES {
-        for (capture, (applied, read)) in redirect::CaptureKind::ALL.into_iter().zip(&mut ours) {
+        for (capture, (applied, read)) in redirect::CaptureKind::ALL.into_iter().zip(&mut backends)
+        {
             let (wire, plan) = (Wire::new(), apply(capture, false));
-            applied.push(timed(|| assert!(wire.pod.run(|| redirect::apply(&plan)).unwrap().is_ok())));
+            applied.push(timed(|| {
+                assert!(wire.pod.run(|| redirect::apply(&plan)).unwrap().is_ok())
+            }));
             read.push(timed(|| {
                 let observed = wire.pod.run(redirect::read_back).unwrap().unwrap();
                 assert!(redirect::diff(&plan, &observed).is_empty());
             }));
         }
         let wire = Wire::new();
-        theirs.push(timed(|| {
+        istio.push(timed(|| {
             for restore in ["iptables-nft-restore", "ip6tables-nft-restore"] {
                 underpass_tests::iptables::restore(&wire.pod, restore);
             }
         }));
     }
-    let theirs = median(theirs);
+    let istio = median(istio);
     println!(
-        "rules   Istio's by iptables-nft-restore, without ip rules and routes: {theirs:.2} ms (medians of {TIMES})"
+        "rules   Istio with iptables-nft-restore, without ip rules and routes: {istio:.2} ms \
+         (medians of {TIMES})"
     );
-    for (capture, (applied, read)) in redirect::CaptureKind::ALL.into_iter().zip(ours) {
+    for (capture, (applied, read)) in redirect::CaptureKind::ALL.into_iter().zip(backends) {
         let (applied, read) = (median(applied), median(read));
         println!(
-            "rules   {capture:<19} applied {applied:.2} ms ({:.2} of theirs), read back and compared {read:.2} ms",
-            applied / theirs
+            "rules   {capture:<19} applied {applied:.2} ms ({:.2} of Istio's), read back and \
+             compared {read:.2} ms",
+            applied / istio
         );
     }
 }
 
-/// Many pods: each ADD, and what it costs to look after all of them while nothing happens.
+/// A running pod joins, without and with open connections: in its namespace alone, and from the
+/// change of the mesh file until the agent has verified it.
+fn join() {
+    const TIMES: usize = 7;
+    let plan = redirect::Plan::for_pod([wire::POD4, wire::POD6]);
+    for connections in [0, 5000] {
+        let mut times: [Vec<f64>; 4] = Default::default();
+        for _ in 0..TIMES {
+            let wire = Wire::new();
+            let open = wire.open_connections(connections);
+            let mut step = |n: usize, work: &dyn Fn()| {
+                times[n].push(timed(|| wire.pod.run(work).unwrap()));
+            };
+            step(0, &|| {
+                let joined = redirect::join(&plan).unwrap();
+                assert_eq!(joined.exempted.len(), connections);
+            });
+            step(1, &|| {
+                let observed = redirect::read_back().unwrap();
+                assert!(redirect::diff(&plan, &observed).is_empty());
+            });
+            step(2, &|| {
+                assert!(redirect::find_bypasses(&plan).unwrap().is_empty());
+            });
+            drop(open); // a process may not have twice as many descriptors
+            times[3].push(until_verified(connections));
+        }
+        let [joined, read, others, verified] = times.map(median);
+        println!(
+            "join    {connections} open connections: applied {joined:.1} ms, read back and \
+             compared {read:.1} ms, other programs' rules {others:.1} ms; by the agent, until \
+             verified {verified:.1} ms (medians of {TIMES})"
+        );
+    }
+}
+
+/// From the change of the mesh file until the agent has verified the pod.
+fn until_verified(connections: usize) -> f64 {
+    let outside = node::MESH.replacen("ambient", "none", 1);
+    let (mut node, wire) = (TestNode::new("bench-join", &outside), Wire::new());
+    node.start_agent();
+    node.start_ready_proxy();
+    let config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
+    let add = Call::new("ADD", &path_of(&wire.pod), &config).run();
+    assert!(add.status.success());
+    let _open = wire.open_connections(connections);
+    std::fs::write(node.file("mesh.new"), node::MESH).unwrap();
+    timed(|| {
+        std::fs::rename(node.file("mesh.new"), node.file("mesh.yaml")).unwrap();
+        until("the pod is verified", || {
+            let state = node.pod("client").verification.map(|v| v.state);
+            (state == Some(VerificationState::Verified)).then_some(())
+        });
+    })
+}
+
+/// Many pods: the time of each ADD, and the cost of monitoring all of them while idle.
 fn pods() {
     const PODS: usize = 250;
     const IDLE: Duration = Duration::from_secs(60);
-    let mut mesh =
-        "namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } }]\nworkloads:\n".to_owned();
+    let mut mesh = "namespaces: [{ name: default, labels: { istio.io/dataplane-mode: ambient } \
+                    }]\nworkloads:\n"
+        .to_owned();
     for i in 0..PODS {
         mesh += &format!(
-            "  - {{ name: p{i}, namespace: default, network: n{i}, node: node, workloadIps: [10.78.0.1, \"fd78::1\"] }}\n"
+            "  - {{ name: p{i}, namespace: default, network: n{i}, node: node, workloadIps: \
+             [10.78.0.1, \"fd78::1\"] }}\n"
         );
     }
-    let mut node = Node::new("bench-pods", &mesh);
+    let mut node = TestNode::new("bench-pods", &mesh);
     let (agent, proxy) = (node.start_agent(), node.start_ready_proxy());
     let wires: Vec<Wire> = (0..PODS).map(|_| Wire::new()).collect();
     let mut adds = Vec::new();
@@ -150,20 +238,32 @@ fn pods() {
         let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=p{i};K8S_POD_UID=uid-{i}");
         let config = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
         let call = Call::new("ADD", &path_of(&wire.pod), &config);
-        let call = call.with("CNI_CONTAINERID", Some(&format!("c{i}"))).with("CNI_ARGS", Some(&args));
+        let call = call
+            .with("CNI_CONTAINERID", Some(&format!("c{i}")))
+            .with("CNI_ARGS", Some(&args));
         let begun = Instant::now();
         let output = call.run();
         adds.push(begun.elapsed().as_secs_f64() * 1e3);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
     }
     adds.sort_by(f64::total_cmp);
-    println!("pods    {PODS} ADDs: median {:.2} ms, p99 {:.2} ms", adds[PODS / 2], adds[PODS * 99 / 100]);
+    println!(
+        "pods    {PODS} ADDs: median {:.2} ms, p99 {:.2} ms",
+        adds[PODS / 2],
+        adds[PODS * 99 / 100]
+    );
     std::thread::sleep(Duration::from_secs(2));
     let (before_agent, before_proxy) = (cpu(agent), cpu(proxy));
     std::thread::sleep(IDLE);
-    let share = |before: Duration, now: Duration| (now - before).as_secs_f64() / IDLE.as_secs_f64() * 100.0;
+    let share =
+        |before: Duration, now: Duration| (now - before).as_secs_f64() / IDLE.as_secs_f64() * 100.0;
     println!(
-        "pods    {PODS} idle and verified: agent {:.2} % of a core, {:.1} MiB; proxy {:.2} %, {:.1} MiB",
+        "pods    {PODS} idle and verified: agent {:.2} % of a core, {:.1} MiB; proxy {:.2} %, \
+         {:.1} MiB",
         share(before_agent, cpu(agent)),
         resident(agent),
         share(before_proxy, cpu(proxy)),
@@ -171,65 +271,86 @@ fn pods() {
     );
 }
 
-/// Resident memory of agent and proxy, with no pod and with three.
+/// Resident memory of agent and proxy, without pods and with one.
 fn memory() {
-    let mut node = Node::new("bench-memory", node::MESH);
+    let mut node = TestNode::new("bench-memory", node::MESH);
     let (agent, proxy) = (node.start_agent(), node.start_ready_proxy());
-    println!("memory  idle, no pod: agent {:.1} MiB, proxy {:.1} MiB", resident(agent), resident(proxy));
+    println!(
+        "memory  idle, no pod: agent {:.1} MiB, proxy {:.1} MiB",
+        resident(agent),
+        resident(proxy)
+    );
     let wire = Wire::new();
     let addresses = ["10.78.0.1/24", "fd78::1/64"];
-    let add = Call::new("ADD", &path_of(&wire.pod), &config(&node.agent_socket(), &addresses));
+    let add = Call::new(
+        "ADD",
+        &path_of(&wire.pod),
+        &config(&node.agent_socket(), &addresses),
+    );
     assert!(add.run().status.success());
-    println!("memory  idle, one pod: agent {:.1} MiB, proxy {:.1} MiB", resident(agent), resident(proxy));
+    println!(
+        "memory  idle, one pod: agent {:.1} MiB, proxy {:.1} MiB",
+        resident(agent),
+        resident(proxy)
+    );
 }
 
-/// One way from a client to the same server program.
+/// One path from a client to the server.
 struct Path {
     name: &'static str,
     client: NetNs,
     to: SocketAddr,
 }
 
-/// Rounds of each measurement; the ways alternate, so that all see the same machine.
+/// Rounds of each measurement. The paths alternate, so that other load affects all of them equally.
 const ROUNDS: usize = 5;
 const BULK: Duration = Duration::from_secs(1);
 const ROUND_TRIPS: usize = 2000;
 
-/// The same load through the same proxies, captured by routing and by NAT, alternating.
+/// The same load with the captures `routed` and `nat`, alternating.
 fn capture() {
-    let scenes = ["routed", "nat"].map(|capture| {
+    let sandboxes = ["routed", "nat"].map(|capture| {
         let sandbox = Sandbox::up_in(
             &format!("bench-{capture}"),
             underpass_tests::sandbox::MESH,
             &[("UNDERPASS_CAPTURE", capture)],
         );
         for pod in ["client", "server"] {
-            let reno = || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap();
+            let reno =
+                || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap();
             sandbox.pod(pod).run(reno).unwrap();
         }
         serve(&sandbox.pod("server"));
         let to = SocketAddr::new(sandbox.ips("server")[0], 9000);
-        (Path { name: capture, client: sandbox.pod("client"), to }, sandbox)
+        (
+            Path {
+                name: capture,
+                client: sandbox.pod("client"),
+                to,
+            },
+            sandbox,
+        )
     });
-    let mut figures: Vec<[Vec<f64>; 4]> = scenes.iter().map(|_| Default::default()).collect();
+    let mut figures: Vec<[Vec<f64>; 4]> = sandboxes.iter().map(|_| Default::default()).collect();
     for _ in 0..ROUNDS {
-        for ((path, _), figures) in scenes.iter().zip(&mut figures) {
+        for ((path, _), figures) in sandboxes.iter().zip(&mut figures) {
             figures[0].push(round_trip(path));
             figures[1].push(many_round_trips(path));
             figures[2].push(connections(path));
             figures[3].push(throughput(path));
         }
     }
-    for ((path, _), figures) in scenes.iter().zip(figures) {
+    for ((path, _), figures) in sandboxes.iter().zip(figures) {
         let [rr1, rr64, crr, bulk] = figures.map(median);
         println!(
-            "capture {:<7} round trip {rr1:.1} us, over 64 connections {rr64:.0}/s; {crr:.0} new connections/s; {bulk:.2} Gb/s",
+            "capture {:<7} round trip {rr1:.1} us, over 64 connections {rr64:.0}/s; {crr:.0} new \
+             connections/s; {bulk:.2} Gb/s",
             path.name
         );
     }
 }
 
-/// Round trips a second over 64 connections at once.
+/// Round trips per second over 64 concurrent connections.
 fn many_round_trips(path: &Path) -> f64 {
     let streams: Vec<TcpStream> = (0..64).map(|_| open(path, b"e")).collect();
     let until = Instant::now() + BULK;
@@ -245,26 +366,45 @@ fn many_round_trips(path: &Path) -> f64 {
         })
     });
     let threads: Vec<_> = counts.collect();
-    threads.into_iter().map(|t| f64::from(t.join().unwrap())).sum::<f64>() / BULK.as_secs_f64()
+    threads
+        .into_iter()
+        .map(|t| f64::from(t.join().unwrap()))
+        .sum::<f64>()
+        / BULK.as_secs_f64()
 }
 
 fn tunnel() {
-    // Two pods outside the mesh for plain TCP, over the same wires.
-    let bystander =
-        "  - { name: bystander, namespace: outside, node: node-2, workloadIps: [10.77.2.3, \"fd77:2::3\"] }\nservices:";
+    // Two pods outside the mesh, for plain TCP over the same veth pairs.
+    let bystander = "  - { name: bystander, namespace: outside, node: node-2, workloadIps: \
+                     [10.77.2.3, \"fd77:2::3\"] }\nservices:";
     let mesh = underpass_tests::sandbox::MESH.replace("\nservices:", &format!("\n{bystander}"));
     let sandbox = Sandbox::up_with("bench-tunnel", &mesh);
     for pod in ["client", "outsider", "server", "bystander"] {
-        sandbox.pod(pod).run(|| std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap()).unwrap();
+        sandbox
+            .pod(pod)
+            .run(|| std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap())
+            .unwrap();
     }
     for pod in ["server", "bystander"] {
         serve(&sandbox.pod(pod));
     }
     let at = |pod: &str| SocketAddr::new(sandbox.ips(pod)[0], 9000);
     let paths = [
-        Path { name: "plain TCP", client: sandbox.pod("outsider"), to: at("bystander") },
-        Path { name: "passthrough", client: sandbox.pod("client"), to: at("bystander") },
-        Path { name: "HBONE", client: sandbox.pod("client"), to: at("server") },
+        Path {
+            name: "plain TCP",
+            client: sandbox.pod("outsider"),
+            to: at("bystander"),
+        },
+        Path {
+            name: "passthrough",
+            client: sandbox.pod("client"),
+            to: at("bystander"),
+        },
+        Path {
+            name: "HBONE",
+            client: sandbox.pod("client"),
+            to: at("server"),
+        },
     ];
     let mut bulk = vec![Vec::new(); paths.len()];
     let mut rr = vec![Vec::new(); paths.len()];
@@ -278,7 +418,8 @@ fn tunnel() {
     }
     for (index, path) in paths.iter().enumerate() {
         println!(
-            "tunnel  {:<12} {:>6.2} Gb/s up, 1-byte round trip {:>6.1} us, {:>6.0} new connections/s (medians of {ROUNDS})",
+            "tunnel  {:<12} {:>6.2} Gb/s up, 1-byte round trip {:>6.1} us, {:>6.0} new \
+             connections/s (medians of {ROUNDS})",
             path.name,
             median(bulk[index].clone()),
             median(rr[index].clone()),
@@ -287,7 +428,7 @@ fn tunnel() {
     }
 }
 
-/// First byte `d`: everything is thrown away. First byte `e`: everything comes back.
+/// Serves connections: discards the data if the first byte is `d`, echoes it if it is `e`.
 fn serve(netns: &NetNs) {
     let listener = listen(netns, 9000);
     std::thread::spawn(move || {
@@ -317,7 +458,7 @@ fn open(path: &Path, mode: &[u8]) -> TcpStream {
     stream
 }
 
-/// Gb/s of one connection.
+/// Throughput of one connection, in Gb/s.
 fn throughput(path: &Path) -> f64 {
     let mut stream = open(path, b"d");
     let chunk = vec![0; 256 * 1024];
@@ -329,7 +470,7 @@ fn throughput(path: &Path) -> f64 {
     bytes as f64 * 8.0 / begun.elapsed().as_secs_f64() / 1e9
 }
 
-/// Median microseconds of a byte there and back.
+/// Median round trip of one byte, in microseconds.
 fn round_trip(path: &Path) -> f64 {
     let mut stream = open(path, b"e");
     let mut byte = [1];
@@ -342,7 +483,7 @@ fn round_trip(path: &Path) -> f64 {
     median(times.collect())
 }
 
-/// New connections a second, each with a byte there and back, one after another.
+/// Sequential new connections per second, each with one round trip.
 fn connections(path: &Path) -> f64 {
     let (begun, mut count) = (Instant::now(), 0u32);
     while begun.elapsed() < BULK / 2 {

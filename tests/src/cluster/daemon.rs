@@ -1,4 +1,5 @@
-//! A program of the control plane: it runs in a namespace until it is stopped, or until the test process ends.
+//! A control plane program that runs in a network namespace until it is stopped or the test process
+//! ends.
 
 #![allow(clippy::disallowed_types)] // the control plane is programs
 
@@ -13,10 +14,11 @@ use netns::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// `/run` is its own, so that no program finds credentials or sockets of the machine there, or leaves something.
-const ALONE: &str = "mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";
+/// Mounts a private `/run`, so that no program finds credentials or sockets of the machine there or
+/// leaves files behind.
+const WITH_PRIVATE_RUN: &str = "mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";
 
-/// How long a program may take until it is ready.
+/// The time limit for a program to become ready.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A running program. It is killed when it is dropped.
@@ -27,7 +29,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one in a folder, to which it logs under its name. It gets no environment but this one.
+    /// Starts a program with only this environment; it logs to a file of its name in the folder.
     pub fn start<S: AsRef<str>>(
         program: &Path,
         netns: &NetNs,
@@ -37,25 +39,50 @@ impl Daemon {
     ) -> Self {
         let name = program.file_name().unwrap().to_str().unwrap();
         let log = folder.join(name).with_extension("log");
-        let file = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", ALONE]).arg(program).args(arguments.iter().map(AsRef::as_ref));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", folder);
-        command.envs(environment.iter().copied()).current_dir(folder);
-        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        command
+            .args(["--mount", "sh", "-c", WITH_PRIVATE_RUN])
+            .arg(program)
+            .args(arguments.iter().map(AsRef::as_ref));
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", folder);
+        command
+            .envs(environment.iter().copied())
+            .current_dir(folder);
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file);
         netns::process::in_netns(&mut command, netns).unwrap();
-        Self { child: spawn(command), log }
+        Self {
+            child: spawn(command),
+            log,
+        }
     }
 
-    /// Waits until it does what it is for. A machine that is busy with other tests may delay that.
+    /// Waits until the program is ready, which other tests on the machine may delay.
     pub fn await_ready<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(seen) = look() {
                 return seen;
             }
-            let ended = self.child.try_wait().unwrap().map(|status| format!("has ended: {status}"));
-            let late = || (Instant::now() > deadline).then(|| format!("is not ready within {} s", PATIENCE.as_secs()));
+            let ended = self
+                .child
+                .try_wait()
+                .unwrap()
+                .map(|status| format!("exited: {status}"));
+            let late = || {
+                (Instant::now() > deadline)
+                    .then(|| format!("is not ready within {} s", PATIENCE.as_secs()))
+            };
             if let Some(why) = ended.or_else(late) {
                 panic!("{} {why}\n{}", self.log.display(), self.log());
             }
@@ -63,18 +90,22 @@ impl Daemon {
         }
     }
 
-    /// Asks it to end, as a kubelet does, and waits until it has.
+    /// Sends SIGTERM, like a kubelet, and waits until the program has exited.
     pub fn stop(mut self) {
-        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        kill(
+            Pid::from_raw(self.child.id().try_into().unwrap()),
+            Signal::SIGTERM,
+        )
+        .unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Whether it is this program.
+    /// Whether this is the daemon of the named program.
     pub fn is(&self, program: &str) -> bool {
         self.log.file_stem().is_some_and(|name| name == program)
     }
 
-    /// What it has logged, in all of its lives.
+    /// The log of all its runs.
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -89,8 +120,8 @@ impl Drop for Daemon {
 
 /// Starts a process that dies with this one.
 ///
-/// The kernel ends such a process with the *thread* that has started it, and the
-/// threads of tests end before the process does; so a thread that stays starts it.
+/// The kernel ends such a process with the *thread* that started it, and the threads of tests end
+/// before the process does, so a permanent thread starts it.
 pub fn spawn(command: Command) -> Child {
     type Order = (Command, Sender<std::io::Result<Child>>);
     static STARTER: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {

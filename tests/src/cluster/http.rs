@@ -1,18 +1,26 @@
-//! One HTTP request on a connection of its own. It says HTTP/1.0, so the answer ends where the connection does.
+//! One HTTP/1.0 request per connection, so that the response ends with the connection.
 
 use std::io::{self, Read, Write};
 
-/// An answer: its status, and its body.
-pub type Answer = (u16, String);
+/// The status and the body of a response.
+pub type Response = (u16, String);
 
-/// Sends a request and reads the answer. `headers` are whole lines.
+/// Sends a request and reads the response. `headers` are whole lines.
 ///
 /// # Errors
-/// Those of the connection, and `InvalidData` for what is no answer.
-pub fn exchange(stream: &mut (impl Read + Write), request: &str, headers: &[String], body: &str) -> io::Result<Answer> {
+/// Errors of the connection, and `InvalidData` for an invalid response.
+pub fn exchange(
+    stream: &mut (impl Read + Write),
+    request: &str,
+    headers: &[String],
+    body: &str,
+) -> io::Result<Response> {
     let lines: String = headers.iter().map(|h| format!("{h}\r\n")).collect();
     let length = body.len();
-    write!(stream, "{request} HTTP/1.0\r\nContent-Length: {length}\r\n{lines}\r\n{body}")?;
+    write!(
+        stream,
+        "{request} HTTP/1.0\r\nContent-Length: {length}\r\n{lines}\r\n{body}"
+    )?;
     stream.flush()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -21,5 +29,10 @@ pub fn exchange(stream: &mut (impl Read + Write), request: &str, headers: &[Stri
         let status = head.split(' ').nth(1)?.parse().ok()?;
         Some((status, body.to_owned()))
     });
-    parts.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no answer to {request}: {answer}")))
+    parts.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("invalid response to {request}: {answer}"),
+        )
+    })
 }

@@ -1,5 +1,5 @@
-//! A cluster whose control plane is real: the Kubernetes API and istiod, in namespaces of the test's own. Nodes and pods are
-//! objects, and a test gives them network namespaces and proxies.
+//! A cluster with a real control plane: the Kubernetes API and istiod, in their own network
+//! namespaces. Nodes and pods are objects to which a test adds network namespaces and proxies.
 
 mod agent_node;
 mod api;
@@ -22,16 +22,16 @@ use crate::binaries::{control_plane, control_plane_files};
 use crate::folder;
 
 pub use agent_node::{AgentNode, container_of};
-pub use api::{Api, Refused};
+pub use api::{Api, ApiError};
 pub use fabric::{Fabric, Families};
 pub use istiod::{Istiod, shake_hands};
 pub use kubernetes::Kubernetes;
 pub use mesh_node::MeshNode;
-pub use objects::{Node, Pod};
-pub use pki::Authority;
+pub use objects::{ClusterNode, ClusterPod};
+pub use pki::RootCa;
 pub use roots::Roots;
 
-/// What it consists of.
+/// The required programs.
 const PARTS: [&str; 6] = [
     "bin/etcd",
     "bin/kube-apiserver",
@@ -41,7 +41,7 @@ const PARTS: [&str; 6] = [
     "bin/manifests",
 ];
 
-/// What is missing for one on this machine.
+/// What this machine lacks for a cluster.
 pub fn missing() -> Option<String> {
     control_plane_files(PARTS).err()
 }
@@ -51,60 +51,65 @@ pub fn missing() -> Option<String> {
 pub struct Cluster {
     /// istiod.
     pub istiod: Istiod,
-    /// What istiod configures.
+    /// The Kubernetes API.
     pub kubernetes: Kubernetes,
 }
 
-/// The cluster that all tests of a process share. It starts when the first one asks, and ends with the process.
+/// The cluster that all tests of a process share. It starts on first use and ends with the process.
 static SHARED: LazyLock<RwLock<Cluster>> =
     LazyLock::new(|| RwLock::new(Cluster::start(&folder::until_exit("cluster"))));
 
 impl Cluster {
-    /// Starts one in a folder, and waits until it is ready: about ten seconds.
+    /// Starts a cluster in a folder and waits until it is ready, which takes about ten seconds.
     pub fn start(folder: &Path) -> Self {
         Self::start_with(folder, &[])
     }
 
-    /// The same with more flags of the API server.
+    /// Starts a cluster with additional API server flags.
     pub fn start_with(folder: &Path, flags: &[&str]) -> Self {
         let kubernetes = Kubernetes::start(folder, flags);
         let istiod = Istiod::install(&kubernetes);
         Self { istiod, kubernetes }
     }
 
-    /// The shared one, for tests that leave istiod as it is. Each has nodes and Kubernetes namespaces of its own.
+    /// The shared cluster, for tests that do not change istiod. Each uses its own nodes and
+    /// Kubernetes namespaces.
     pub fn shared() -> RwLockReadGuard<'static, Self> {
         SHARED.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shared one, for a test that stops istiod or changes its root: no other test has it meanwhile.
-    pub fn alone() -> RwLockWriteGuard<'static, Self> {
+    /// The shared cluster, locked for a test that stops istiod or changes its root.
+    pub fn exclusive() -> RwLockWriteGuard<'static, Self> {
         SHARED.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts istiod again, after [`Istiod::stop`], and waits until it is ready.
+    /// Starts istiod again after [`Istiod::stop`] and waits until it is ready.
     pub fn start_istiod(&mut self) {
         self.istiod.start(&self.kubernetes);
     }
 
-    /// What istiod tells under this path of its `debug` page; `null` when it cannot be asked.
+    /// A page below istiod's `/debug`; `null` when istiod does not answer.
     pub fn debug(&self, page: &str) -> Value {
         self.istiod.debug(&self.kubernetes, page)
     }
 }
 
-/// The roots that istiod has put into a Kubernetes namespace, if it has.
+/// The roots that istiod has written into a Kubernetes namespace, if any.
 pub fn root(cluster: &Cluster, namespace: &str) -> Option<String> {
     let path = format!("/api/v1/namespaces/{namespace}/configmaps/istio-ca-root-cert");
-    Some(cluster.kubernetes.api.get(&path).ok()?["data"]["root-cert.pem"].as_str()?.to_owned())
+    Some(
+        cluster.kubernetes.api.get(&path).ok()?["data"]["root-cert.pem"]
+            .as_str()?
+            .to_owned(),
+    )
 }
 
-/// The path of Istio's command.
+/// The path of `istioctl`.
 pub fn istioctl() -> PathBuf {
     binary("istioctl")
 }
 
-/// The path of a part.
+/// The path of a control plane program.
 pub fn binary(name: &str) -> PathBuf {
     control_plane().join("bin").join(name)
 }

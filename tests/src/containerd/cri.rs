@@ -1,4 +1,5 @@
-//! The few messages of the Kubernetes container runtime interface (`runtime.v1`) that the tests send and read.
+//! The few messages of the Kubernetes container runtime interface (`runtime.v1`) that the tests
+//! send and read.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use prost::Message;
 
 use super::grpc::{self, Status};
 
-/// Enough for everything that goes well; a kubelet gives two minutes.
+/// Long enough for calls that succeed; a kubelet waits for two minutes.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A client of a runtime.
@@ -18,7 +19,7 @@ pub struct Cri {
     pub socket: PathBuf,
 }
 
-/// What Kubernetes says of a pod sandbox.
+/// The configuration of a pod sandbox.
 #[derive(Clone, PartialEq, Message)]
 pub struct PodSandboxConfig {
     #[prost(message, optional, tag = "1")]
@@ -73,11 +74,18 @@ impl PodSandboxConfig {
         let (name, uid, namespace) = (name.to_owned(), uid.to_owned(), namespace.to_owned());
         Self {
             hostname: name.clone(),
-            metadata: Some(PodSandboxMetadata { name, uid, namespace, attempt: 0 }),
+            metadata: Some(PodSandboxMetadata {
+                name,
+                uid,
+                namespace,
+                attempt: 0,
+            }),
             log_directory: logs.to_owned(),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: cgroup_parent.to_owned(),
-                security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(options) }),
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: Some(options),
+                }),
             }),
         }
     }
@@ -86,8 +94,14 @@ impl PodSandboxConfig {
     #[must_use]
     pub fn in_the_nodes_network(mut self) -> Self {
         self.hostname.clear();
-        let context = self.linux.as_mut().and_then(|l| l.security_context.as_mut());
-        context.and_then(|c| c.namespace_options.as_mut()).unwrap().network = 2;
+        let context = self
+            .linux
+            .as_mut()
+            .and_then(|l| l.security_context.as_mut());
+        context
+            .and_then(|c| c.namespace_options.as_mut())
+            .unwrap()
+            .network = 2;
         self
     }
 }
@@ -215,7 +229,7 @@ struct StatusResponse {
 struct Empty {}
 
 impl Cri {
-    /// Makes a pod's sandbox; returns its id.
+    /// Creates a pod sandbox; returns its id.
     ///
     /// # Errors
     /// The runtime's; a failing CNI plugin's message is part of it.
@@ -223,13 +237,20 @@ impl Cri {
         self.run_pod_sandbox_by(pod, DEADLINE)
     }
 
-    /// The same with a deadline after which the runtime gives up.
+    /// Creates a pod sandbox with a deadline for the runtime.
     ///
     /// # Errors
     /// The runtime's.
-    pub fn run_pod_sandbox_by(&self, pod: &PodSandboxConfig, deadline: Duration) -> Result<String, Status> {
-        let request = RunPodSandboxRequest { config: Some(pod.clone()) };
-        self.runtime_by("RunPodSandbox", &request, deadline).map(|Id { id }| id)
+    pub fn run_pod_sandbox_by(
+        &self,
+        pod: &PodSandboxConfig,
+        deadline: Duration,
+    ) -> Result<String, Status> {
+        let request = RunPodSandboxRequest {
+            config: Some(pod.clone()),
+        };
+        self.runtime_by("RunPodSandbox", &request, deadline)
+            .map(|Id { id }| id)
     }
 
     /// Stops and removes a sandbox with all of its containers.
@@ -237,18 +258,37 @@ impl Cri {
     /// # Errors
     /// The runtime's.
     pub fn remove_pod_sandbox(&self, sandbox: &str) -> Result<(), Status> {
-        self.runtime("StopPodSandbox", &Id { id: sandbox.to_owned() }).map(|Empty {}| ())?;
-        self.runtime("RemovePodSandbox", &Id { id: sandbox.to_owned() }).map(|Empty {}| ())
+        self.runtime(
+            "StopPodSandbox",
+            &Id {
+                id: sandbox.to_owned(),
+            },
+        )
+        .map(|Empty {}| ())?;
+        self.runtime(
+            "RemovePodSandbox",
+            &Id {
+                id: sandbox.to_owned(),
+            },
+        )
+        .map(|Empty {}| ())
     }
 
-    /// A sandbox's addresses, the first one first.
+    /// A sandbox's addresses, the primary one first.
     ///
     /// # Errors
     /// The runtime's.
     pub fn addresses(&self, sandbox: &str) -> Result<Vec<String>, Status> {
-        let answer: PodSandboxStatusResponse = self.runtime("PodSandboxStatus", &Id { id: sandbox.to_owned() })?;
+        let answer: PodSandboxStatusResponse = self.runtime(
+            "PodSandboxStatus",
+            &Id {
+                id: sandbox.to_owned(),
+            },
+        )?;
         let network = answer.status.and_then(|s| s.network).unwrap_or_default();
-        Ok(std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|a| a.id)).collect())
+        Ok(std::iter::once(network.ip)
+            .chain(network.additional_ips.into_iter().map(|a| a.id))
+            .collect())
     }
 
     /// Starts a container in a sandbox; returns its id.
@@ -263,8 +303,13 @@ impl Cri {
         command: &[&str],
     ) -> Result<String, Status> {
         let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: "app".to_owned(), attempt: 0 }),
-            image: Some(ImageSpec { image: image.to_owned() }),
+            metadata: Some(ContainerMetadata {
+                name: "app".to_owned(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: image.to_owned(),
+            }),
             command: command.iter().map(|c| (*c).to_owned()).collect(),
             log_path: format!("{sandbox}.log"),
             linux: Some(Empty {}),
@@ -282,10 +327,17 @@ impl Cri {
     /// Runs a command in a container.
     ///
     /// # Errors
-    /// The runtime's; a command that fails is an answer.
+    /// The runtime's; a failing command is not an error.
     pub fn exec(&self, container: &str, command: &[&str]) -> Result<ExecSyncResponse, Status> {
         let cmd = command.iter().map(|c| (*c).to_owned()).collect();
-        self.runtime("ExecSync", &ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 10 })
+        self.runtime(
+            "ExecSync",
+            &ExecSyncRequest {
+                container_id: container.to_owned(),
+                cmd,
+                timeout: 10,
+            },
+        )
     }
 
     /// Whether the runtime knows an image.
@@ -293,22 +345,35 @@ impl Cri {
     /// # Errors
     /// The runtime's.
     pub fn has_image(&self, image: &str) -> Result<bool, Status> {
-        let request = ImageStatusRequest { image: Some(ImageSpec { image: image.to_owned() }) };
-        let answer: ImageStatusResponse =
-            grpc::call(&self.socket, "/runtime.v1.ImageService/ImageStatus", &request, DEADLINE)?;
+        let request = ImageStatusRequest {
+            image: Some(ImageSpec {
+                image: image.to_owned(),
+            }),
+        };
+        let answer: ImageStatusResponse = grpc::call(
+            &self.socket,
+            "/runtime.v1.ImageService/ImageStatus",
+            &request,
+            DEADLINE,
+        )?;
         Ok(answer.image.is_some())
     }
 
-    /// The network configuration that the runtime has in force, as it tells it.
+    /// The network configuration that the runtime reports as active.
     ///
     /// # Errors
     /// The runtime's.
     pub fn network_configuration(&self) -> Result<String, Status> {
-        let mut answer: StatusResponse = self.runtime("Status", &StatusRequest { verbose: true })?;
+        let mut answer: StatusResponse =
+            self.runtime("Status", &StatusRequest { verbose: true })?;
         Ok(answer.info.remove("cniconfig").unwrap_or_default())
     }
 
-    fn runtime<Q: Message, A: Message + Default>(&self, method: &str, request: &Q) -> Result<A, Status> {
+    fn runtime<Q: Message, A: Message + Default>(
+        &self,
+        method: &str,
+        request: &Q,
+    ) -> Result<A, Status> {
         self.runtime_by(method, request, DEADLINE)
     }
 
@@ -318,6 +383,11 @@ impl Cri {
         request: &Q,
         deadline: Duration,
     ) -> Result<A, Status> {
-        grpc::call(&self.socket, &format!("/runtime.v1.RuntimeService/{method}"), request, deadline)
+        grpc::call(
+            &self.socket,
+            &format!("/runtime.v1.RuntimeService/{method}"),
+            request,
+            deadline,
+        )
     }
 }

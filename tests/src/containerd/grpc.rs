@@ -1,4 +1,4 @@
-//! Unary gRPC over a unix socket, as far as a test needs it: HTTP/2, a length before each message, a status in the trailers.
+//! Unary gRPC over a unix socket: HTTP/2, a length before each message, a status in the trailers.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,39 +8,67 @@ use http::{HeaderMap, Request};
 use prost::Message;
 use tokio::net::UnixStream;
 
-/// What a call ended with, other than well.
+/// The status of a failed call.
 #[derive(Debug)]
 pub struct Status {
-    /// The number: 4 is `DEADLINE_EXCEEDED`, 5 `NOT_FOUND`; 14 (`UNAVAILABLE`) is also said when nobody answers.
+    /// The number: 4 is `DEADLINE_EXCEEDED`, 5 `NOT_FOUND`, 14 `UNAVAILABLE`, also without a
+    /// response.
     pub code: u32,
-    /// What the server says.
+    /// The server's message.
     pub message: String,
 }
 
-/// Calls `/service/method` and waits for the answer.
+/// Calls `/service/method` and waits for the response.
 ///
 /// # Errors
-/// The server's status. The deadline is the server's to keep; it is told in the request.
+/// The server's status. The deadline is sent in the request; the server enforces it.
 pub fn call<Q: Message, A: Message + Default>(
     socket: &Path,
     method: &str,
     message: &Q,
     deadline: Duration,
 ) -> Result<A, Status> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
-        // The server ends the call by its deadline; twice that is for a server that does not.
-        let answer = tokio::time::timeout(deadline * 2, exchange(socket, method, message.encode_to_vec(), deadline));
+        // Twice the deadline is for a server that does not enforce it.
+        let answer = tokio::time::timeout(
+            deadline * 2,
+            exchange(socket, method, message.encode_to_vec(), deadline),
+        );
         let (body, trailers) = match answer.await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(why)) => return Err(Status { code: 14, message: why.to_string() }),
-            Err(_) => return Err(Status { code: 14, message: format!("{method}: no answer by twice the deadline") }),
+            Ok(Err(why)) => {
+                return Err(Status {
+                    code: 14,
+                    message: why.to_string(),
+                });
+            }
+            Err(_) => {
+                return Err(Status {
+                    code: 14,
+                    message: format!("{method}: no response within twice the deadline"),
+                });
+            }
         };
-        let field = |name: &str| trailers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let field = |name: &str| {
+            trailers
+                .get(name)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default()
+        };
         match field("grpc-status").parse() {
             Ok(0) => Ok(A::decode(&body[5..]).unwrap()),
-            Ok(code) => Err(Status { code, message: unescape(field("grpc-message")) }),
-            Err(_) => Err(Status { code: 14, message: format!("{method}: the answer has no status") }),
+            Ok(code) => Err(Status {
+                code,
+                message: unescape(field("grpc-message")),
+            }),
+            Err(_) => Err(Status {
+                code: 14,
+                message: format!("{method}: the response has no status"),
+            }),
         }
     })
 }
@@ -69,17 +97,20 @@ async fn exchange(socket: &Path, method: &str, message: Vec<u8>, deadline: Durat
         body.flow_control().release_capacity(data.len())?;
         bytes.extend_from_slice(&data);
     }
-    // A call that fails at once has its status in the head.
+    // A call that fails immediately has its status in the head.
     let trailers = body.trailers().await?.unwrap_or(head.headers);
     Ok((bytes.freeze(), trailers))
 }
 
-/// gRPC escapes the message's bytes outside of ASCII, and `%`.
+/// Decodes a message: gRPC escapes `%` and bytes outside of ASCII.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
-        let escaped = tail.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        let escaped = tail
+            .get(..2)
+            .filter(|_| *first == b'%')
+            .and_then(|hex| std::str::from_utf8(hex).ok());
         match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             Some(byte) => {
                 bytes.push(byte);

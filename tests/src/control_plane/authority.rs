@@ -1,12 +1,12 @@
-//! Certificates, good and bad.
+//! A certificate authority, and certificates that are valid or not.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -22,16 +22,19 @@ pub struct Authority {
 /// When a certificate is valid, from now.
 #[derive(Debug, Clone, Copy)]
 pub struct Validity {
-    /// How long before now it begins.
+    /// The age of its beginning.
     pub since: Duration,
-    /// How long before now it has ended, or how long after now it ends.
+    /// `Ok`: the time until its end; `Err`: the time since its end.
     pub until: Result<Duration, Duration>,
 }
 
 impl Validity {
-    /// A little before now, for so long.
+    /// From two minutes ago until `long` from now.
     pub fn of(long: Duration) -> Self {
-        Self { since: Duration::from_secs(120), until: Ok(long) }
+        Self {
+            since: Duration::from_secs(120),
+            until: Ok(long),
+        }
     }
 
     fn apply(self, params: &mut CertificateParams) {
@@ -46,29 +49,34 @@ impl Validity {
 }
 
 impl Authority {
-    /// A fresh one.
+    /// A new self-signed root.
     pub fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, name);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = params.self_signed(&key).unwrap();
-        Self { root, issuer: Issuer::new(params, key) }
+        Self {
+            root,
+            issuer: Issuer::new(params, key),
+        }
     }
 
-    /// The root.
+    /// The root certificate, PEM.
     pub fn root_pem(&self) -> String {
         self.root.pem()
     }
 
-    /// The root.
+    /// The root certificate, DER.
     pub fn root(&self) -> CertificateDer<'static> {
         self.root.der().clone()
     }
 
-    /// What is asked for, under this identity, in PEM.
+    /// Signs a request, for this identity; returns PEM.
     pub fn sign(&self, csr: &str, identity: &str, validity: Validity) -> String {
         let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
         request.params.distinguished_name = DistinguishedName::new();
@@ -76,17 +84,24 @@ impl Authority {
         request.signed_by(&self.issuer).unwrap().pem()
     }
 
-    /// A certificate with a key of its own, for somebody whom the test plays.
+    /// A certificate with a new key, for a peer that the test plays.
     pub fn issue(&self, identity: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        leaf(&mut params, identity, Validity::of(Duration::from_secs(3600)));
+        leaf(
+            &mut params,
+            identity,
+            Validity::of(Duration::from_secs(3600)),
+        );
         let signed = params.signed_by(&key, &self.issuer).unwrap();
-        (vec![signed.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+        (
+            vec![signed.der().clone()],
+            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        )
     }
 
-    /// A list of revoked certificates with these serial numbers, in hexadecimal digits.
+    /// A revocation list of these serial numbers, which are hexadecimal.
     pub fn revoke(&self, serials: &[&str]) -> String {
         let now = SystemTime::now();
         let revoked = |serial: &&str| RevokedCertParams {
@@ -106,18 +121,19 @@ impl Authority {
         list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
-    /// The server's end of TLS, under a host name.
+    /// A TLS acceptor for a host name.
     pub(super) fn server(&self, name: &str) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
+        let mut config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.der().clone()], key)
+                .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
         TlsAcceptor::from(Arc::new(config))
     }
@@ -126,11 +142,21 @@ impl Authority {
 fn leaf(params: &mut CertificateParams, identity: &str, validity: Validity) {
     params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     validity.apply(params);
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    let padded = if hex.len().is_multiple_of(2) { hex.to_owned() } else { format!("0{hex}") };
-    (0..padded.len()).step_by(2).map(|at| u8::from_str_radix(&padded[at..at + 2], 16).unwrap()).collect()
+    let padded = if hex.len().is_multiple_of(2) {
+        hex.to_owned()
+    } else {
+        format!("0{hex}")
+    };
+    (0..padded.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&padded[at..at + 2], 16).unwrap())
+        .collect()
 }

@@ -1,4 +1,4 @@
-//! `CreateCertificate`, and every way in which it can go wrong.
+//! `CreateCertificate`, with injectable faults.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -10,30 +10,32 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use rcgen::KeyPair;
 
-use super::Head;
+use super::RequestHead;
 use super::authority::{Authority, Validity};
 use super::grpc::{Incoming, Outgoing};
 
-/// What is wrong with the answers.
+/// A fault of the responses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CaFault {
-    /// There is none.
+    /// There is no response.
     Silent,
-    /// It is a status of gRPC.
+    /// The response is a gRPC status.
     Refuse(u32, &'static str),
-    /// The certificate is for this identity.
+    /// The certificate is for this identity instead.
     WrongIdentity(&'static str),
-    /// It is for another key.
+    /// The certificate is for another key.
     WrongKey,
-    /// It has expired.
+    /// The certificate has expired.
     Expired,
-    /// The roots are another's.
+    /// The roots are those of another authority.
     ForeignRoot,
-    /// No root comes with it.
+    /// The response has no root.
     NoRoot,
-    /// It is no certificate.
+    /// Some roots beside the right one cannot be read.
+    UnreadableRoots,
+    /// The certificate cannot be parsed.
     Garbage,
-    /// It is no message.
+    /// The response is not a valid message.
     NoMessage,
 }
 
@@ -46,11 +48,11 @@ pub struct Certificates {
 #[derive(Debug)]
 struct Inner {
     authority: Authority,
-    /// Roots of authorities before this one, which are still told.
+    /// The roots of earlier authorities, which are still sent.
     earlier: Vec<String>,
     fault: Option<CaFault>,
     validity: Duration,
-    asked: Vec<(Head, CertificateRequest)>,
+    requests: Vec<(RequestHead, CertificateRequest)>,
     times: Vec<Instant>,
 }
 
@@ -61,57 +63,72 @@ impl Certificates {
             earlier: Vec::new(),
             fault: None,
             validity: Duration::from_secs(24 * 3600),
-            asked: Vec::new(),
+            requests: Vec::new(),
             times: Vec::new(),
         };
-        Self { inner: Mutex::new(inner) }
+        Self {
+            inner: Mutex::new(inner),
+        }
     }
 
-    /// From now on answers are wrong, or right again.
-    pub fn misbehave(&self, fault: Option<CaFault>) {
+    /// Injects a fault into all responses from now on, or none.
+    pub fn set_fault(&self, fault: Option<CaFault>) {
         self.inner.lock().unwrap().fault = fault;
     }
 
-    /// How long certificates are valid from now on, whatever is asked for.
+    /// Sets the validity of certificates from now on, whatever is requested.
     pub fn set_validity(&self, validity: Duration) {
         self.inner.lock().unwrap().validity = validity;
     }
 
-    /// Another root. That of before is still told, as istiod does while it rotates.
+    /// Signs with a new root. The earlier one is still sent, as by istiod during a rotation.
     pub fn rotate(&self) {
         let mut inner = self.inner.lock().unwrap();
-        let before = std::mem::replace(&mut inner.authority, Authority::new("the mesh, next"));
+        let before =
+            std::mem::replace(&mut inner.authority, Authority::new("the mesh's next root"));
         inner.earlier.push(before.root_pem());
     }
 
-    /// What was asked, from the beginning.
-    pub fn asked(&self) -> Vec<(Head, CertificateRequest)> {
-        self.inner.lock().unwrap().asked.clone()
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<(RequestHead, CertificateRequest)> {
+        self.inner.lock().unwrap().requests.clone()
     }
 
-    /// For whom, from the beginning.
+    /// The identities of all requests so far.
     pub fn identities(&self) -> Vec<String> {
-        self.asked().iter().map(|(_, request)| identity(request)).collect()
+        self.requests()
+            .iter()
+            .map(|(_, request)| identity(request))
+            .collect()
     }
 
-    /// When it was asked for this identity, from the beginning.
-    pub fn times(&self, of: &str) -> Vec<Instant> {
+    /// The times of all requests for an identity so far.
+    pub fn request_times(&self, wanted: &str) -> Vec<Instant> {
         let inner = self.inner.lock().unwrap();
-        let all = inner.asked.iter().zip(&inner.times);
-        all.filter(|((_, request), _)| identity(request) == of).map(|(_, time)| *time).collect()
+        let all = inner.requests.iter().zip(&inner.times);
+        all.filter(|((_, request), _)| identity(request) == wanted)
+            .map(|(_, time)| *time)
+            .collect()
     }
 
-    /// Uses the authority.
-    pub fn with_authority<T>(&self, use_it: impl FnOnce(&Authority) -> T) -> T {
-        use_it(&self.inner.lock().unwrap().authority)
+    /// Calls a function with the current authority.
+    pub fn with_authority<T>(&self, call: impl FnOnce(&Authority) -> T) -> T {
+        call(&self.inner.lock().unwrap().authority)
     }
 
-    pub(super) async fn serve(&self, head: Head, body: RecvStream, respond: SendResponse<Bytes>) {
+    pub(super) async fn serve(
+        &self,
+        head: RequestHead,
+        body: RecvStream,
+        respond: SendResponse<Bytes>,
+    ) {
         let mut outgoing = Outgoing::new(respond);
-        let Some(request) = Incoming::new(body).next::<CertificateRequest>().await else { return };
+        let Some(request) = Incoming::new(body).next::<CertificateRequest>().await else {
+            return;
+        };
         let answer = {
             let mut inner = self.inner.lock().unwrap();
-            inner.asked.push((head, request.clone()));
+            inner.requests.push((head, request.clone()));
             inner.times.push(Instant::now());
             inner.answer(&request)
         };
@@ -131,9 +148,12 @@ impl Certificates {
 }
 
 impl Inner {
-    /// `Ok(None)` is no message, `Err(None)` no answer.
-    fn answer(&self, request: &CertificateRequest) -> Result<Option<CertificateResponse>, Option<(u32, &'static str)>> {
-        let asked = identity(request);
+    /// `Ok(None)` is an invalid message, `Err(None)` no response.
+    fn answer(
+        &self,
+        request: &CertificateRequest,
+    ) -> Result<Option<CertificateResponse>, Option<(u32, &'static str)>> {
+        let requested = identity(request);
         let mut validity = Validity::of(self.validity);
         if self.validity < Duration::from_secs(60) {
             validity.since = Duration::ZERO;
@@ -145,34 +165,58 @@ impl Inner {
             Some(CaFault::Silent) => return Err(None),
             Some(CaFault::Refuse(code, why)) => return Err(Some((*code, *why))),
             Some(CaFault::NoMessage) => return Ok(None),
-            Some(CaFault::Garbage) => "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned(),
+            Some(CaFault::Garbage) => {
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned()
+            }
             Some(CaFault::WrongIdentity(other)) => sign(other, validity),
             Some(CaFault::WrongKey) => {
-                let csr = rcgen::CertificateParams::default().serialize_request(&KeyPair::generate().unwrap());
-                self.authority.sign(&csr.unwrap().pem().unwrap(), &asked, validity)
+                let csr = rcgen::CertificateParams::default()
+                    .serialize_request(&KeyPair::generate().unwrap());
+                self.authority
+                    .sign(&csr.unwrap().pem().unwrap(), &requested, validity)
             }
             Some(CaFault::Expired) => {
                 let hour = Duration::from_secs(3600);
-                sign(&asked, Validity { since: 2 * hour, until: Err(hour) })
+                sign(
+                    &requested,
+                    Validity {
+                        since: 2 * hour,
+                        until: Err(hour),
+                    },
+                )
             }
             Some(CaFault::ForeignRoot) => {
-                roots = Authority::new("somebody else").root_pem();
-                sign(&asked, validity)
+                roots = Authority::new("a foreign root").root_pem();
+                sign(&requested, validity)
+            }
+            Some(CaFault::UnreadableRoots) => {
+                let bad = |content: &str| {
+                    format!("-----BEGIN CERTIFICATE-----\n{content}\n-----END CERTIFICATE-----\n")
+                };
+                roots = format!("{}{}{roots}", bad("AAAA"), bad("*"));
+                sign(&requested, validity)
             }
             Some(CaFault::NoRoot) => {
-                return Ok(Some(CertificateResponse { cert_chain: vec![sign(&asked, validity)] }));
+                return Ok(Some(CertificateResponse {
+                    cert_chain: vec![sign(&requested, validity)],
+                }));
             }
-            None => sign(&asked, validity),
+            None => sign(&requested, validity),
         };
-        Ok(Some(CertificateResponse { cert_chain: vec![leaf, roots] }))
+        Ok(Some(CertificateResponse {
+            cert_chain: vec![leaf, roots],
+        }))
     }
 }
 
-/// Whom a request is for.
+/// The identity that a request is for.
 fn identity(request: &CertificateRequest) -> String {
-    let metadata = request.metadata.as_ref().and_then(|m| m.fields.get(IMPERSONATED_IDENTITY)?.kind.clone());
+    let metadata = request
+        .metadata
+        .as_ref()
+        .and_then(|m| m.fields.get(IMPERSONATED_IDENTITY)?.kind.clone());
     match metadata {
         Some(Kind::Text(identity)) => identity,
-        _ => "spiffe://cluster.local/ns/nobody/sa/nobody".to_owned(),
+        _ => "spiffe://cluster.local/ns/unknown/sa/unknown".to_owned(),
     }
 }

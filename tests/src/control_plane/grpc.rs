@@ -1,4 +1,4 @@
-//! The server's end of gRPC: a length before each message, a status at the end.
+//! The server side of gRPC: a length before each message, a status at the end.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
@@ -6,7 +6,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Response};
 use prost::Message;
 
-/// What the client says.
+/// The messages from the client.
 pub(super) struct Incoming {
     body: RecvStream,
     buffer: BytesMut,
@@ -14,10 +14,13 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new(body: RecvStream) -> Self {
-        Self { body, buffer: BytesMut::new() }
+        Self {
+            body,
+            buffer: BytesMut::new(),
+        }
     }
 
-    /// The next message; `None` when there will be no more.
+    /// The next message; `None` at the end.
     pub(super) async fn next<M: Message + Default>(&mut self) -> Option<M> {
         loop {
             if let Some(header) = self.buffer.get(..5) {
@@ -34,7 +37,7 @@ impl Incoming {
     }
 }
 
-/// What the client is told. As with many servers, the head goes with the first message.
+/// The messages to the client. As by many servers, the head is sent with the first message.
 pub(super) struct Outgoing {
     respond: Option<SendResponse<Bytes>>,
     stream: Option<SendStream<Bytes>>,
@@ -42,7 +45,10 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { respond: Some(respond), stream: None }
+        Self {
+            respond: Some(respond),
+            stream: None,
+        }
     }
 
     /// Sends a message.
@@ -50,13 +56,13 @@ impl Outgoing {
         self.send_framed(message.encoded_len(), message.encode_to_vec().into());
     }
 
-    /// Says that so many bytes follow, and sends these.
+    /// Sends a length and these bytes, which may be fewer.
     pub(super) fn send_framed(&mut self, length: usize, bytes: Bytes) {
         let mut header = BytesMut::with_capacity(5);
         header.put_u8(0); // not compressed
         header.put_u32(u32::try_from(length).unwrap());
         let stream = self.stream();
-        let _ = stream.send_data(header.freeze(), false); // the client has gone
+        let _ = stream.send_data(header.freeze(), false); // the client may have left
         let _ = stream.send_data(bytes, false);
     }
 
@@ -65,12 +71,15 @@ impl Outgoing {
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", status.into());
         trailers.insert("grpc-message", message.parse().unwrap());
-        let _ = self.stream().send_trailers(trailers); // the client has gone
+        let _ = self.stream().send_trailers(trailers); // the client may have left
     }
 
     fn stream(&mut self) -> &mut SendStream<Bytes> {
         if let Some(mut respond) = self.respond.take() {
-            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let head = Response::builder()
+                .header("content-type", "application/grpc")
+                .body(())
+                .unwrap();
             self.stream = Some(respond.send_response(head, false).unwrap());
         }
         self.stream.as_mut().unwrap()

@@ -1,4 +1,4 @@
-//! What the programs of a node are told, as files in its folder.
+//! The configuration files of a node's programs, in its folder.
 
 use std::fs;
 use std::path::Path;
@@ -12,20 +12,30 @@ use crate::cluster::fabric::{CONTROL_PLANE, host_ips};
 /// The address of the cluster's DNS, a service, in each family.
 pub const DNS: [&str; 2] = ["10.96.0.53", "fd00:96::53"];
 
-/// Writes them. `cgroup` is the parent of everything that the node runs, `keys` the folder of its keys.
+/// Writes the files. `cgroup` is the parent of all the node's processes, `keys` the folder of its
+/// keys.
 pub fn write(folder: &Path, number: u8, families: Families, cgroup: &str, keys: &Path) {
     let file = |name: &str, content: String| fs::write(folder.join(name), content).unwrap();
     let name = super::node_name(number);
     file("network.conflist", network(number, families).to_string());
-    file("resolv.conf", format!("nameserver {}\n", families.first(host_ips(CONTROL_PLANE))));
+    file(
+        "resolv.conf",
+        format!("nameserver {}\n", families.first(host_ips(CONTROL_PLANE))),
+    );
     file("containerd.toml", containerd());
-    file("kubelet.yaml", kubelet(folder, &name, families, cgroup, keys).to_string());
+    file(
+        "kubelet.yaml",
+        kubelet(folder, &name, families, cgroup, keys).to_string(),
+    );
     file("kube-proxy.yaml", kube_proxy(folder, &name).to_string());
 }
 
-/// A bridge, as the reference plugins make it.
+/// A bridge network of the reference plugins.
 fn network(number: u8, families: Families) -> Value {
-    let ranges = [format!("10.201.{number}.0/24"), format!("fd00:201:0:{number}::/64")];
+    let ranges = [
+        format!("10.201.{number}.0/24"),
+        format!("fd00:201:0:{number}::/64"),
+    ];
     json!({
         "cniVersion": "1.0.0",
         "name": "network",
@@ -46,13 +56,17 @@ fn network(number: u8, families: Families) -> Value {
     })
 }
 
-/// What differs from the default: what a machine without systemd and without CAP_SYS_RESOURCE needs.
+/// Settings that differ from the default, for a machine without systemd and CAP_SYS_RESOURCE.
 fn containerd() -> String {
     format!(
         r#"version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs", "io.containerd.internal.v1.opt"]
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.internal.v1.opt",
+]
 [plugins.'io.containerd.cri.v1.images']
 snapshotter = "overlayfs"
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
@@ -93,7 +107,10 @@ fn kubelet(folder: &Path, name: &str, families: Families, cgroup: &str, keys: &P
         "clusterDNS": [families.first(DNS)],
         "clusterDomain": "cluster.local",
         "evictionHard": {
-            "memory.available": "50Mi", "nodefs.available": "0%", "imagefs.available": "0%", "nodefs.inodesFree": "0%",
+            "memory.available": "50Mi",
+            "nodefs.available": "0%",
+            "imagefs.available": "0%",
+            "nodefs.inodesFree": "0%",
         },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
@@ -108,7 +125,12 @@ fn kube_proxy(folder: &Path, name: &str) -> Value {
         "mode": "nftables",
         "hostnameOverride": name,
         "clientConnection": { "kubeconfig": folder.join("kube-proxy.kubeconfig") },
-        // Values of the whole machine, which it leaves alone then.
-        "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
+        // These are settings of the whole machine; zero leaves them unchanged.
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpEstablishedTimeout": "0s",
+            "tcpCloseWaitTimeout": "0s",
+        },
     })
 }

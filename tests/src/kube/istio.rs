@@ -1,25 +1,33 @@
-//! istiod as a pod, from the manifests that `istioctl` renders, with the node parts left out: those are ours.
+//! istiod as a pod, from the manifests that `istioctl` renders, without the node components, which
+//! Underpass replaces.
 
 use std::fs;
 
 use serde_json::{Value, json};
 
 use super::images::ISTIOD;
-use super::{Kube, await_within, condition};
+use super::{Kube, condition, until};
 use crate::cluster::binary;
 use crate::cluster::istiod::NAMESPACE;
 
-/// Objects of these kinds are not for these tests: webhooks for sidecars, and what would scale istiod.
-const LEFT_OUT: [&str; 4] =
-    ["DaemonSet", "HorizontalPodAutoscaler", "PodDisruptionBudget", "MutatingWebhookConfiguration"];
+/// Kinds that are left out: webhooks for sidecars, and objects that scale istiod.
+const LEFT_OUT: [&str; 4] = [
+    "DaemonSet",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+    "MutatingWebhookConfiguration",
+];
 
-/// Istio's own node parts, whose places are ours.
+/// Istio's node components, which Underpass replaces.
 const NODE_PARTS: [&str; 2] = ["istio-cni", "ztunnel"];
 
-/// Installs Istio's control plane, and waits until istiod is ready.
+/// Installs Istio's control plane and waits until istiod is ready.
 pub fn install(kube: &Kube) {
-    kube.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }).to_string());
-    tell_roots(kube);
+    kube.apply(
+        &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } })
+            .to_string(),
+    );
+    publish_roots(kube);
     let text = |file: &str| fs::read_to_string(binary("manifests").join(file)).unwrap();
     kube.apply(&text("gateway-api.yaml"));
     let ambient = text("ambient.yaml");
@@ -27,25 +35,31 @@ pub fn install(kube: &Kube) {
     let objects = objects.map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
     let wanted = |o: &Value| {
         let part = &o["metadata"]["labels"]["app.kubernetes.io/name"];
-        LEFT_OUT.iter().all(|kind| o["kind"] != *kind) && NODE_PARTS.iter().all(|name| *part != *name)
+        LEFT_OUT.iter().all(|kind| o["kind"] != *kind)
+            && NODE_PARTS.iter().all(|name| *part != *name)
     };
-    let objects = objects.filter(wanted).map(with_our_image);
-    // Definitions come first in the manifests; objects of their kinds are not among them.
+    let objects = objects.filter(wanted).map(with_local_image);
+    // Definitions come first in the manifests, which contain no objects of these kinds.
     kube.apply(&objects.map(|o| format!("---\n{o}\n")).collect::<String>());
     await_istiod(kube);
 }
 
 /// Waits until istiod is ready.
 pub fn await_istiod(kube: &Kube) {
-    await_within(60, "istiod is available", || {
+    until("istiod is available", || {
         let istiod = kube.get("/apis/apps/v1/namespaces/istio-system/deployments/istiod")?;
         condition(&istiod, "Available").then_some(())
     });
 }
 
-/// Puts the files of Istio's authority where istiod reads them.
-pub fn tell_roots(kube: &Kube) {
-    let data: serde_json::Map<_, _> = kube.roots.files().into_iter().map(|(n, c)| (n, Value::String(c))).collect();
+/// Writes the files of Istio's authority into the secret that istiod reads.
+pub fn publish_roots(kube: &Kube) {
+    let data: serde_json::Map<_, _> = kube
+        .roots
+        .files()
+        .into_iter()
+        .map(|(n, c)| (n, Value::String(c)))
+        .collect();
     let secret = json!({
         "apiVersion": "v1",
         "kind": "Secret",
@@ -55,7 +69,7 @@ pub fn tell_roots(kube: &Kube) {
     kube.apply(&secret.to_string());
 }
 
-fn with_our_image(mut object: Value) -> Value {
+fn with_local_image(mut object: Value) -> Value {
     if object["kind"] == "Deployment" {
         let pod = &mut object["spec"]["template"]["spec"];
         pod["containers"][0]["image"] = json!(ISTIOD);
@@ -63,7 +77,8 @@ fn with_our_image(mut object: Value) -> Value {
         pod["containers"][0]["resources"] = json!({});
         let environment = pod["containers"][0]["env"].as_array_mut().unwrap();
         environment.retain(|e| e["name"] != "ISTIO_MULTIROOT_MESH");
-        environment.push(json!({ "name": "ISTIO_MULTIROOT_MESH", "value": "true" })); // so that roots can change
+        // Allows roots to change.
+        environment.push(json!({ "name": "ISTIO_MULTIROOT_MESH", "value": "true" }));
     }
     object
 }

@@ -1,17 +1,18 @@
-//! A whole cluster: a real control plane, and nodes with real kubelets and containerds, in namespaces of its own.
+//! A complete cluster: a real control plane, and nodes with real kubelets and containerds, in their
+//! own namespaces.
 
 #![allow(clippy::disallowed_types)] // kubectl, istioctl and helm are programs
 
 pub mod app;
+pub mod app_connection;
 mod configuration;
-pub mod connection;
+pub mod demo;
 mod dns;
-pub mod held;
 pub mod images;
 mod istio;
+mod leftovers;
 mod node;
-pub mod story;
-mod traces;
+pub mod request_loop;
 pub mod underpass;
 
 use std::path::{Path, PathBuf};
@@ -26,11 +27,11 @@ use crate::cluster::daemon::Daemon;
 use crate::cluster::{Families, Kubernetes, Roots};
 use crate::folder;
 
-pub use crate::sandbox::await_within;
-pub use istio::{await_istiod, tell_roots};
+pub use crate::sandbox::{await_within, until};
+pub use istio::{await_istiod, publish_roots};
 pub use node::{KubeNode, printed};
 
-/// How many nodes it has.
+/// The number of nodes.
 const NODES: u8 = 2;
 
 const PARTS: [&str; 18] = [
@@ -54,9 +55,11 @@ const PARTS: [&str; 18] = [
     "bin/manifests",
 ];
 
-/// What is missing for one on this machine.
+/// What this machine lacks for a cluster.
 pub fn missing() -> Option<String> {
-    control_plane_files(PARTS).and(runtime_files(["bin/runc"])).err()
+    control_plane_files(PARTS)
+        .and(runtime_files(["bin/runc"]))
+        .err()
 }
 
 /// The name of a node.
@@ -73,24 +76,35 @@ pub struct Kube {
     pub kubernetes: Kubernetes,
     /// Istio's certificate authority.
     pub roots: Roots,
-    /// An identity for `kubectl` and others, with all rights.
+    /// The kubeconfig of a client with all rights.
     pub kubeconfig: String,
     _dns: Daemon,
 }
 
-static SHARED: LazyLock<RwLock<Kube>> =
-    LazyLock::new(|| RwLock::new(Kube::start(&folder::until_exit("kube"), Families::Dual, &mut |_| ())));
+static SHARED: LazyLock<RwLock<Kube>> = LazyLock::new(|| {
+    RwLock::new(Kube::start(
+        &folder::until_exit("kube"),
+        Families::Dual,
+        &mut |_| (),
+    ))
+});
 
 impl Kube {
-    /// Starts one in a folder, and waits until its nodes and istiod are ready. `told` hears of each part.
-    pub fn start(folder: &Path, families: Families, told: &mut dyn FnMut(&str)) -> Self {
+    /// Starts a cluster in a folder and waits until its nodes and istiod are ready. `progress` is
+    /// called after each part.
+    pub fn start(folder: &Path, families: Families, progress: &mut dyn FnMut(&str)) -> Self {
         let started = Instant::now();
-        let mut tell = |part: &str| told(&format!("{:5.1} s  {part}", started.elapsed().as_secs_f64()));
+        let mut report = |part: &str| {
+            progress(&format!(
+                "{:5.1} s  {part}",
+                started.elapsed().as_secs_f64()
+            ))
+        };
         let mut images = images::app(folder);
         images.push(images::istiod(folder));
-        tell("images");
+        report("images");
         let kubernetes = Kubernetes::start_for_nodes(folder, families);
-        tell("API server");
+        report("API server");
         let nodes: Vec<_> = std::thread::scope(|scope| {
             let start = |number| {
                 let (kubernetes, images) = (&kubernetes, &images);
@@ -104,44 +118,51 @@ impl Kube {
             let starting: Vec<_> = (1..=NODES).map(start).collect();
             starting.into_iter().map(|s| s.join().unwrap()).collect()
         });
-        tell("nodes, with their images");
+        report("nodes, with their images");
         let dns = dns::start(&kubernetes);
         let kubeconfig = kubernetes.kubeconfig("admin", "admin");
         let roots = Roots::create(&folder.join("istio-roots"));
-        let kube = Self { nodes, kubernetes, roots, kubeconfig, _dns: dns };
+        let kube = Self {
+            nodes,
+            kubernetes,
+            roots,
+            kubeconfig,
+            _dns: dns,
+        };
         kube.await_nodes();
-        tell("both nodes Ready");
+        report("both nodes ready");
         istio::install(&kube);
-        tell("istiod Ready");
+        report("istiod ready");
         kube
     }
 
-    /// The shared one, for tests that leave its parts as they are.
+    /// The shared cluster, for tests that do not stop or change its parts.
     pub fn shared() -> RwLockReadGuard<'static, Self> {
         SHARED.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shared one, for a test that stops parts of it: no other test has it meanwhile.
-    pub fn alone() -> RwLockWriteGuard<'static, Self> {
+    /// The shared cluster, locked for a test that stops or changes its parts.
+    pub fn exclusive() -> RwLockWriteGuard<'static, Self> {
         SHARED.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shared one with Underpass on it.
+    /// The shared cluster with Underpass installed.
     pub fn mesh() -> RwLockReadGuard<'static, Self> {
         let kube = Self::shared();
-        kube.join();
+        kube.ensure_underpass();
         kube
     }
 
-    /// The shared one with Underpass on it, for a test that stops parts of it.
-    pub fn mesh_alone() -> RwLockWriteGuard<'static, Self> {
-        let kube = Self::alone();
-        kube.join();
+    /// The shared cluster with Underpass installed, locked for a test that stops or changes its
+    /// parts.
+    pub fn mesh_exclusive() -> RwLockWriteGuard<'static, Self> {
+        let kube = Self::exclusive();
+        kube.ensure_underpass();
         kube
     }
 
-    /// Has Underpass on it, if it is not there: other tests may have taken it away.
-    fn join(&self) {
+    /// Installs Underpass if another test has uninstalled it.
+    fn ensure_underpass(&self) {
         static ONE_AT_A_TIME: Mutex<bool> = Mutex::new(false);
         let mut imported = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::mem::replace(&mut imported, true) {
@@ -150,20 +171,23 @@ impl Kube {
         if !self.has_underpass() {
             self.install_underpass(&[]);
         }
-        // It may still be away from what the test before has done to it.
+        // The previous test may have stopped it.
         await_istiod(self);
     }
 
-    /// `kubectl`, `istioctl` or `helm`, with all rights, on the control plane's host.
+    /// A command of `kubectl`, `istioctl` or `helm`, with all rights, on the control plane's host.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(control_plane().join("bin").join(program));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.kubernetes.folder());
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", self.kubernetes.folder());
         command.env("KUBECONFIG", &self.kubeconfig);
         netns::process::in_netns(&mut command, &self.kubernetes.netns).unwrap();
         command
     }
 
-    /// Runs one of them, and returns what it printed.
+    /// Runs such a command and returns its output.
     ///
     /// # Panics
     /// When it fails.
@@ -181,15 +205,19 @@ impl Kube {
         self.run("kubectl", arguments)
     }
 
-    /// Makes objects as they are told, in YAML.
+    /// Creates or updates objects, in YAML.
     ///
     /// # Panics
-    /// When the server refuses them.
+    /// When the server rejects them.
     #[track_caller]
     pub fn apply(&self, objects: &str) {
         let mut child = self.command("kubectl");
-        child.args(["apply", "--server-side", "--force-conflicts", "-f", "-"]).stdin(std::process::Stdio::piped());
-        child.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        child
+            .args(["apply", "--server-side", "--force-conflicts", "-f", "-"])
+            .stdin(std::process::Stdio::piped());
+        child
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
         let mut child = child.spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), objects.as_bytes()).unwrap();
         printed(&child.wait_with_output().unwrap());
@@ -202,14 +230,18 @@ impl Kube {
 
     /// Waits until all nodes are ready.
     pub fn await_nodes(&self) {
-        await_within(60, "all nodes are ready", || {
+        until("all nodes are ready", || {
             let nodes = self.get("/api/v1/nodes")?;
-            let ready = nodes["items"].as_array()?.iter().filter(|n| condition(n, "Ready")).count();
+            let ready = nodes["items"]
+                .as_array()?
+                .iter()
+                .filter(|n| condition(n, "Ready"))
+                .count();
             (ready == usize::from(NODES)).then_some(())
         });
     }
 
-    /// Switches a node off, and on again as a machine that has booted: its disk is as it was, and its network new.
+    /// Reboots a node: its disk is unchanged, and its network is new.
     pub fn reboot(&mut self, name: &str) {
         let node = self.nodes.iter_mut().find(|n| n.name == name).unwrap();
         node.power_off();
@@ -222,7 +254,7 @@ impl Kube {
         self.nodes.iter().find(|n| n.name == name).unwrap()
     }
 
-    /// Where its files are.
+    /// The folder of its files.
     pub fn folder(&self) -> PathBuf {
         self.kubernetes.folder().to_owned()
     }
@@ -231,5 +263,8 @@ impl Kube {
 /// Whether a condition of an object is true.
 pub fn condition(object: &Value, kind: &str) -> bool {
     let conditions = object["status"]["conditions"].as_array();
-    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == kind && c["status"] == "True"))
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|c| c["type"] == kind && c["status"] == "True")
+    })
 }

@@ -1,6 +1,6 @@
 # The first process of a node: usage: NAME FOLDER PLACE…
-# A root of its own over the machine's, so that every path is the usual one and nothing of it is the machine's; then the
-# node's programs, each started again when it ends. A file NAME.held keeps one from starting.
+# Sets up a private root over the machine's, so that every path is the usual one and nothing of the machine changes; then
+# runs the node's programs, each restarted when it exits. A file NAME.stopped prevents a program from starting.
 set -e
 name=$1 folder=$2
 shift
@@ -15,22 +15,22 @@ mount --rbind /sys sys
 mount -t proc proc proc
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
-for place in "$@"; do # what a mount of the machine hides from the overlay
+for place in "$@"; do # folders that a mount of the machine hides from the overlay
     mkdir -p ".$place"
     mount --rbind "$place" ".$place"
 done
 mkdir -p var/lib/containerd var/lib/kubelet var/log/pods opt/cni/bin etc/cni/net.d run/netns run/lock
-mount --bind "$folder/containerd" var/lib/containerd # an overlay cannot lie on an overlay
+mount --bind "$folder/containerd" var/lib/containerd # an overlay cannot be stacked on an overlay
 mount --bind "$folder/kubelet" var/lib/kubelet
 mount --bind "$folder/logs" var/log/pods
-# kubelet writes these, which are the whole machine's: it gets files of its own.
+# kubelet writes these settings, which are the whole machine's: it gets private files.
 for setting in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys \
     kernel/keys/root_maxbytes; do
     own=$folder/sysctl/$(echo "$setting" | tr / .)
     cat "/proc/sys/$setting" >"$own"
     mount --bind "$own" "proc/sys/$setting"
 done
-if [ ! -e "$folder/installed" ]; then # not again when the node comes back: agents may have changed these since
+if [ ! -e "$folder/installed" ]; then # not after a reboot: agents may have changed these files
     rm -rf etc/cni/net.d/* opt/cni/bin/* var/lib/cni etc/resolv.conf
     for plugin in bridge host-local loopback portmap; do
         cp "$PROGRAMS/$plugin" opt/cni/bin/
@@ -44,11 +44,11 @@ pivot_root . mnt/machine
 cd /
 umount -l /mnt/machine
 mount --make-rshared /
-keep() { # keep NAME PROGRAM…: starts it again whenever it ends
+keep() { # keep NAME PROGRAM…: restarts the program whenever it exits
     local of=$1
     shift
     while :; do
-        while [ -e "$folder/$of.held" ]; do sleep 0.1; done
+        while [ -e "$folder/$of.stopped" ]; do sleep 0.1; done
         "$@" >>"$folder/$of.log" 2>&1 </dev/null || :
         sleep 0.2
     done

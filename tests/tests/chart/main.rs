@@ -1,4 +1,4 @@
-//! The Helm chart: what it makes of its values, by the real helm.
+//! The Helm chart, rendered by the real helm.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)]
 
 mod helm;

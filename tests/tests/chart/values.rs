@@ -1,4 +1,4 @@
-//! What values come to.
+//! The effect of the chart's values.
 
 use std::process::Command;
 
@@ -8,11 +8,11 @@ use underpass_tests::skip::skip;
 
 use crate::helm::{self, object, objects, pod, variable};
 
-/// Values of Istio's charts, and what they come to there and here.
+/// Values of Istio's charts have the same effect in this chart.
 #[test]
-fn values_of_istios_charts_mean_the_same() {
+fn values_of_istios_charts_have_the_same_effect() {
     if let Some(why) = helm::missing() {
-        return skip("values_of_istios_charts_mean_the_same", &why);
+        return skip(&why);
     }
     let values = [
         r#"global.hub="registry.example/mesh""#,
@@ -29,24 +29,46 @@ fn values_of_istios_charts_mean_the_same() {
         r#"ztunnel.caAddress="https://ca.example:443""#,
         r#"ztunnel.multiCluster.clusterName="east""#,
         r#"ztunnel.network="n1""#,
-        r#"ztunnel.meshConfig.defaultConfig.proxyMetadata={"XDS_ON_DEMAND":true,"RUST_LOG":"warn"}"#,
+        concat!(
+            "ztunnel.meshConfig.defaultConfig.proxyMetadata=",
+            r#"{"XDS_ON_DEMAND":true,"RUST_LOG":"warn"}"#
+        ),
         r#"ztunnel.terminationGracePeriodSeconds=3"#,
         r#"ztunnel.peerCaCrl.enabled=true"#,
         r#"ztunnel.resourceQuotas.enabled=true"#,
     ];
     let objects = objects(&[], &values);
     let agent = pod(&objects, "underpass-cni-node");
-    assert_eq!(agent["containers"][0]["image"], "registry.example/mesh/underpass:1.2");
+    assert_eq!(
+        agent["containers"][0]["image"],
+        "registry.example/mesh/underpass:1.2"
+    );
     assert_eq!(agent["imagePullSecrets"], json!([{ "name": "pull" }]));
-    assert_eq!(agent["volumes"][0]["hostPath"]["path"], "/home/kubernetes/bin");
-    assert_eq!(variable(agent, "EXCLUDE_NAMESPACES"), Some("kube-system,infra"));
+    assert_eq!(
+        agent["volumes"][0]["hostPath"]["path"],
+        "/home/kubernetes/bin"
+    );
+    assert_eq!(
+        variable(agent, "EXCLUDE_NAMESPACES"),
+        Some("kube-system,infra,istio-system")
+    );
     assert_eq!(variable(agent, "AMBIENT_DNS_CAPTURE"), Some("false"));
     assert_eq!(variable(agent, "RUST_LOG"), Some("debug"));
-    assert_eq!(variable(agent, "UNDERPASS_CAPTURE"), Some("nat"), "env goes before what the chart says");
+    assert_eq!(
+        variable(agent, "UNDERPASS_CAPTURE"),
+        Some("nat"),
+        "env takes precedence over the chart's variables"
+    );
     let proxy = pod(&objects, "ztunnel");
-    assert_eq!(proxy["containers"][0]["image"], "other.example/proxy@sha256:00");
+    assert_eq!(
+        proxy["containers"][0]["image"],
+        "other.example/proxy@sha256:00"
+    );
     for (name, value) in [
-        ("XDS_ADDRESS", "https://istiod-canary.istio-system.svc:15012"),
+        (
+            "XDS_ADDRESS",
+            "https://istiod-canary.istio-system.svc:15012",
+        ),
         ("CA_ADDRESS", "https://ca.example:443"),
         ("ISTIO_META_CLUSTER_ID", "east"),
         ("NETWORK", "n1"),
@@ -62,27 +84,49 @@ fn values_of_istios_charts_mean_the_same() {
 }
 
 #[test]
-fn a_platform_says_where_its_folders_are() {
+fn a_platform_sets_its_folders() {
     if let Some(why) = helm::missing() {
-        return skip("a_platform_says_where_its_folders_are", &why);
+        return skip(&why);
     }
     let folders = |values: &[&str]| {
         let objects = objects(&[], values);
         let agent = pod(&objects, "underpass-cni-node").clone();
-        let path = |index: usize| agent["volumes"][index]["hostPath"]["path"].as_str().unwrap().to_owned();
-        assert_eq!(agent["containers"][0]["volumeMounts"][2]["mountPath"], path(2), "namespaces have the node's paths");
+        let path = |index: usize| {
+            agent["volumes"][index]["hostPath"]["path"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(
+            agent["containers"][0]["volumeMounts"][2]["mountPath"],
+            path(2),
+            "namespaces have the node's paths"
+        );
         [path(0), path(1), path(2)]
     };
-    assert_eq!(folders(&[]), ["/opt/cni/bin", "/etc/cni/net.d", "/var/run/netns"]);
-    assert_eq!(folders(&[r#"global.platform="minikube""#])[2], "/var/run/docker/netns");
+    assert_eq!(
+        folders(&[]),
+        ["/opt/cni/bin", "/etc/cni/net.d", "/var/run/netns"]
+    );
+    assert_eq!(
+        folders(&[r#"global.platform="minikube""#])[2],
+        "/var/run/docker/netns"
+    );
     let own = folders(&[r#"global.platform="k3s""#, r#"cni.cniBinDir="/bin""#]);
-    assert_eq!(own, ["/bin", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/run/netns"]);
+    assert_eq!(
+        own,
+        [
+            "/bin",
+            "/var/lib/rancher/k3s/agent/etc/cni/net.d",
+            "/var/run/netns"
+        ]
+    );
 }
 
 #[test]
-fn values_that_do_not_exist_or_cannot_be_are_refused() {
+fn unknown_and_invalid_values_are_rejected() {
     if let Some(why) = helm::missing() {
-        return skip("values_that_do_not_exist_or_cannot_be_are_refused", &why);
+        return skip(&why);
     }
     for bad in [
         r#"cni.excludeNamespace=["a"]"#,
@@ -102,27 +146,33 @@ fn values_that_do_not_exist_or_cannot_be_are_refused() {
 }
 
 #[test]
-fn an_api_server_that_knows_no_profile_field_gets_the_annotation() {
+fn an_api_server_without_the_profile_field_gets_the_annotation() {
     if let Some(why) = helm::missing() {
-        return skip("an_api_server_that_knows_no_profile_field_gets_the_annotation", &why);
+        return skip(&why);
     }
     let annotation = "container.apparmor.security.beta.kubernetes.io/agent";
     for (version, is_annotated) in [("1.29.4", true), ("1.30.0", false)] {
         let objects = objects(&["--kube-version", version], &[]);
         let set = object(&objects, "DaemonSet", "underpass-cni-node");
         let context = &set["spec"]["template"]["spec"]["containers"][0]["securityContext"];
-        assert_eq!(set["spec"]["template"]["metadata"]["annotations"][annotation] == "unconfined", is_annotated);
-        assert_eq!(context["appArmorProfile"]["type"] == "Unconfined", !is_annotated);
+        assert_eq!(
+            set["spec"]["template"]["metadata"]["annotations"][annotation] == "unconfined",
+            is_annotated
+        );
+        assert_eq!(
+            context["appArmorProfile"]["type"] == "Unconfined",
+            !is_annotated
+        );
     }
 }
 
-/// Every variable that the chart sets is one that the program reads.
+/// Every variable that the chart sets is read by the program.
 #[test]
-fn programs_know_the_variables_that_the_chart_sets() {
+fn programs_accept_the_variables_that_the_chart_sets() {
     if let Some(why) = helm::missing() {
-        return skip("programs_know_the_variables_that_the_chart_sets", &why);
+        return skip(&why);
     }
-    // Read by other means than options: the log, the allocator, what Istio's metadata are made of, and the place of an Event.
+    // Variables without an option: log, allocator, Istio's metadata, and the namespace of Events.
     let otherwise = [
         "RUST_LOG",
         "_RJEM_MALLOC_CONF",
@@ -134,14 +184,27 @@ fn programs_know_the_variables_that_the_chart_sets() {
     ];
     let values = [r#"ztunnel.network="n""#, "ztunnel.peerCaCrl.enabled=true"];
     let objects = objects(&[], &values);
-    for (set, program) in [("underpass-cni-node", "underpass-agent"), ("ztunnel", "underpass-proxy")] {
-        let help = Command::new(binary(program)).arg("--help").output().unwrap();
+    for (set, program) in [
+        ("underpass-cni-node", "underpass-agent"),
+        ("ztunnel", "underpass-proxy"),
+    ] {
+        let help = Command::new(binary(program))
+            .arg("--help")
+            .output()
+            .unwrap();
         let help = String::from_utf8(help.stdout).unwrap();
-        for variable in pod(&objects, set)["containers"][0]["env"].as_array().unwrap() {
+        for variable in pod(&objects, set)["containers"][0]["env"]
+            .as_array()
+            .unwrap()
+        {
             let name = variable["name"].as_str().unwrap();
-            let told = ["=", "]"].iter().any(|end| help.contains(&format!("[env: {name}{end}")));
-            let known = told || otherwise.contains(&name);
-            assert!(known, "{program} does not know {name}");
+            let is_option = ["=", "]"]
+                .iter()
+                .any(|end| help.contains(&format!("[env: {name}{end}")));
+            assert!(
+                is_option || otherwise.contains(&name),
+                "{program} does not know {name}"
+            );
         }
     }
 }

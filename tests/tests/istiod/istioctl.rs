@@ -1,4 +1,4 @@
-//! What people see of our proxy through `istioctl ztunnel-config`.
+//! The proxy as shown by `istioctl ztunnel-config`.
 #![allow(clippy::disallowed_types)] // istioctl is a program
 
 use std::net::SocketAddr;
@@ -6,20 +6,26 @@ use std::process::Command;
 
 use serde_json::json;
 use underpass_tests::cluster::{Cluster, MeshNode, istioctl, missing};
-use underpass_tests::sandbox::{connect, happens, read_line, serve_echo, until};
+use underpass_tests::sandbox::{connect, eventually, read_line, serve_echo, until};
 use underpass_tests::skip::skip;
 
 #[test]
 fn istioctl_shows_what_the_proxy_knows_and_does() {
     if let Some(why) = missing() {
-        return skip("istioctl_shows_what_the_proxy_knows_and_does", &why);
+        return skip(&why);
     }
     let cluster = Cluster::shared();
     cluster.namespace("shown", &[("istio.io/dataplane-mode", "ambient")]);
     let vips = cluster.service("shown", "server", 80, 8080);
-    let spec = json!({ "action": "DENY", "rules": [{ "to": [{ "operation": { "ports": ["9"] } }] }] });
+    let spec =
+        json!({ "action": "DENY", "rules": [{ "to": [{ "operation": { "ports": ["9"] } }] }] });
     cluster.policy("AuthorizationPolicy", "shown", "not-9", &spec);
-    cluster.policy("PeerAuthentication", "shown", "strict", &json!({ "mtls": { "mode": "STRICT" } }));
+    cluster.policy(
+        "PeerAuthentication",
+        "shown",
+        "strict",
+        &json!({ "mtls": { "mode": "STRICT" } }),
+    );
     let mut node = MeshNode::start(&cluster, "shown", "shown");
     let client = node.pod(&cluster, "client");
     let server = node.pod(&cluster, "server");
@@ -33,29 +39,62 @@ fn istioctl_shows_what_the_proxy_knows_and_does() {
         ("workloads", &["shown", "server", &ip, "HBONE"]),
         ("services", &["shown", "server", &vip, "1/1"]),
         ("policies", &["shown", "not-9", "Deny"]),
-        ("policies", &["istio-system", "istio_converted_static_strict", "Deny"]),
+        (
+            "policies",
+            &["istio-system", "istio_converted_static_strict", "Deny"],
+        ),
         ("connections", &["client.shown", "Outbound", "HBONE"]),
         ("connections", &["server.shown", "Inbound", "HBONE"]),
-        ("certificates", &["spiffe://cluster.local/ns/shown/sa/server", "Leaf", "Available", "true"]),
+        (
+            "certificates",
+            &[
+                "spiffe://cluster.local/ns/shown/sa/server",
+                "Leaf",
+                "Available",
+                "true",
+            ],
+        ),
     ];
-    for (view, words) in expected {
+    for (view, cells) in expected {
         let mut last = String::new();
-        let shown = happens(|| {
+        let shown = eventually(|| {
             last = show(&node, view);
-            last.lines().find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned)
+            last.lines()
+                .find(|l| cells.iter().all(|c| l.contains(c)))
+                .map(str::to_owned)
         });
-        assert!(shown.is_some(), "no line of `istioctl ztunnel-config {view}` has {words:?}:\n{last}");
+        assert!(
+            shown.is_some(),
+            "no line of `istioctl ztunnel-config {view}` has {cells:?}:\n{last}"
+        );
     }
-    until("the root is shown, too", || show(&node, "certificates").contains("Root").then_some(()));
+    until("the root is shown", || {
+        show(&node, "certificates").contains("Root").then_some(())
+    });
 }
 
-/// What `istioctl` makes of the proxy's dump.
+/// A view of the proxy's config dump by `istioctl`.
 fn show(node: &MeshNode, view: &str) -> String {
     let file = node.processes.file("dump.json");
-    std::fs::write(&file, node.processes.get("127.0.0.1:15000", "/config_dump").unwrap().1).unwrap();
+    std::fs::write(
+        &file,
+        node.processes
+            .get("127.0.0.1:15000", "/config_dump")
+            .unwrap()
+            .1,
+    )
+    .unwrap();
     let mut command = Command::new(istioctl());
-    command.args(["ztunnel-config", view, "--file"]).arg(&file).env_clear().env("HOME", node.processes.file(""));
+    command
+        .args(["ztunnel-config", view, "--file"])
+        .arg(&file)
+        .env_clear()
+        .env("HOME", node.processes.file(""));
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{view}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{view}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -1,4 +1,4 @@
-//! Under a real istiod, which all of these tests share.
+//! Tests under a real istiod, which they share.
 #![allow(clippy::unwrap_used)]
 
 mod cluster;

@@ -1,34 +1,56 @@
-//! Agents and labels that change under running pods.
+//! Agents that restart and labels that change under running pods.
 
 use serde_json::Value;
 use underpass_tests::cluster::istiod::NAMESPACE;
 use underpass_tests::kube::app::App;
-use underpass_tests::kube::held::Held;
+use underpass_tests::kube::request_loop::RequestLoop;
 use underpass_tests::kube::underpass::AGENTS;
-use underpass_tests::kube::{Kube, await_within, missing};
+use underpass_tests::kube::{Kube, missing, until};
 use underpass_tests::skip::skip;
 
 #[test]
 fn the_next_agent_takes_over_fifty_pods() {
     if let Some(why) = missing() {
-        return skip("the_next_agent_takes_over_fifty_pods", &why);
+        return skip(&why);
     }
-    let kube = Kube::mesh_alone();
+    let kube = Kube::mesh_exclusive();
     kube.namespace("fifty", true);
     let names: Vec<_> = (0..50).map(|n| format!("pod-{n}")).collect();
-    let app = |name| App { namespace: "fifty", name, node: Some("node-1"), labels: Value::Null };
+    let app = |name| App {
+        namespace: "fifty",
+        name,
+        node: Some("node-1"),
+        labels: Value::Null,
+    };
     kube.launch(&names.iter().map(|n| app(n.as_str())).collect::<Vec<_>>());
-    names.iter().for_each(|name| kube.await_enrolled("fifty", name, true));
+    names
+        .iter()
+        .for_each(|name| kube.await_enrolled("fifty", name, true));
     let to = format!("{}:8080", kube.addresses("fifty", "pod-1")[0]);
     let mut open = kube.connect("fifty", "pod-0", &to).unwrap();
-    let before = kube.of(AGENTS, "node-1").unwrap();
-    kube.kubectl(&["delete", "pod", "-n", NAMESPACE, &before, "--grace-period=0", "--force"]);
-    await_within(60, "the next agent is ready", || {
-        assert!(names.iter().take(5).all(|name| kube.enrolled("fifty", name)), "a pod was said to have left");
+    let before = kube.ready_pod_of(AGENTS, "node-1").unwrap();
+    kube.kubectl(&[
+        "delete",
+        "pod",
+        "-n",
+        NAMESPACE,
+        &before,
+        "--grace-period=0",
+        "--force",
+    ]);
+    until("the next agent is ready", || {
+        assert!(
+            names
+                .iter()
+                .take(5)
+                .all(|name| kube.enrolled("fifty", name)),
+            "a pod was announced to have left"
+        );
         open.ask().unwrap();
-        kube.of(AGENTS, "node-1").filter(|now| *now != before)
+        kube.ready_pod_of(AGENTS, "node-1")
+            .filter(|now| *now != before)
     });
-    await_within(30, "all are verified", || {
+    until("all are verified", || {
         let states = kube.states("node-1", "fifty");
         (states.len() == 50 && states.iter().all(|(_, state)| state == "verified")).then_some(())
     });
@@ -40,59 +62,83 @@ fn the_next_agent_takes_over_fifty_pods() {
 #[test]
 fn no_request_is_lost_while_a_namespace_joins_and_leaves() {
     if let Some(why) = missing() {
-        return skip("no_request_is_lost_while_a_namespace_joins_and_leaves", &why);
+        return skip(&why);
     }
     let kube = Kube::mesh();
     kube.namespace("busy", false);
-    let app = |name, node| App { namespace: "busy", name, node: Some(node), labels: Value::Null };
+    let app = |name, node| App {
+        namespace: "busy",
+        name,
+        node: Some(node),
+        labels: Value::Null,
+    };
     kube.launch(&[app("client", "node-1"), app("server", "node-2")]);
     let service = kube.service("busy", "server");
-    kube.hear("busy", "client", &[&service[0], &service[1]]);
-    let flip = |asking: &[Held], mesh: bool| {
+    kube.await_answer("busy", "client", &[&service[0], &service[1]]);
+    let flip = |loops: &[RequestLoop], mesh: bool| {
         kube.namespace("busy", mesh);
         for pod in ["client", "server"] {
             kube.await_enrolled("busy", pod, mesh);
         }
-        // Until everybody has heard of it, and some more.
+        // Continue until all proxies have received the change, and longer.
         for _ in 0..4 {
-            asking.iter().for_each(|asks| assert!(asks.goes_on() > 0));
+            loops.iter().for_each(|l| assert!(l.await_answers() > 0));
         }
     };
-    let knocking = service.iter().map(|to| kube.knock("busy", "client", to));
-    let holding = service.iter().map(|to| kube.hold("busy", "client", to));
-    let asking: Vec<Held> = knocking.chain(holding).collect();
+    let reconnecting = service
+        .iter()
+        .map(|to| kube.request_on_new_connections("busy", "client", to));
+    let repeating = service
+        .iter()
+        .map(|to| kube.request_on_one_connection("busy", "client", to));
+    let loops: Vec<RequestLoop> = reconnecting.chain(repeating).collect();
     for round in 1..=6 {
-        flip(&asking, round % 2 == 1);
+        flip(&loops, round % 2 == 1);
     }
-    drop(asking);
-    // Without one that is held open they are out in the end. The server leaves first: the client's proxy has a tunnel to it,
-    // and has not heard of it yet.
-    let asking: Vec<Held> = service.iter().map(|to| kube.knock("busy", "client", to)).collect();
-    flip(&asking, true);
-    kube.kubectl(&["label", "pod", "-n", "busy", "server", "istio.io/dataplane-mode=none"]);
-    let is_out = |pod: &str, node| {
-        await_within(30, "the pod is out", || {
+    drop(loops);
+    // Without an open connection the pods leave completely. The server leaves first, while the
+    // client's proxy still has a tunnel to it.
+    let loops: Vec<RequestLoop> = service
+        .iter()
+        .map(|to| kube.request_on_new_connections("busy", "client", to))
+        .collect();
+    flip(&loops, true);
+    kube.kubectl(&[
+        "label",
+        "pod",
+        "-n",
+        "busy",
+        "server",
+        "istio.io/dataplane-mode=none",
+    ]);
+    let await_outside = |pod: &str, node| {
+        until("the pod is outside the mesh", || {
             (kube.states(node, "busy") == [(pod.to_owned(), "skipped".to_owned())]).then_some(())
         });
-        asking.iter().for_each(|asks| assert!(asks.goes_on() > 0));
+        loops.iter().for_each(|l| assert!(l.await_answers() > 0));
     };
-    is_out("server", "node-2");
+    await_outside("server", "node-2");
     kube.namespace("busy", false);
-    is_out("client", "node-1");
+    await_outside("client", "node-1");
     kube.kubectl(&["delete", "namespace", "busy", "--wait=false"]);
 }
 
 #[test]
-fn a_namespace_flipped_twenty_times_ends_as_it_was_told() {
+fn a_namespace_labelled_and_unlabelled_twenty_times_ends_in_the_last_state() {
     if let Some(why) = missing() {
-        return skip("a_namespace_flipped_twenty_times_ends_as_it_was_told", &why);
+        return skip(&why);
     }
     let kube = Kube::mesh();
     kube.namespace("flipped", false);
-    let app = |name, node| App { namespace: "flipped", name, node: Some(node), labels: Value::Null };
+    let app = |name, node| App {
+        namespace: "flipped",
+        name,
+        node: Some(node),
+        labels: Value::Null,
+    };
     kube.launch(&[app("client", "node-1"), app("server", "node-2")]);
     let [v4, v6] = kube.service("flipped", "server");
-    kube.hear("flipped", "client", &[&v4, &v6]);
+    kube.await_answer("flipped", "client", &[&v4, &v6]);
     let mut open = kube.connect("flipped", "client", &v4).unwrap();
     for round in 0..20 {
         kube.namespace("flipped", round % 2 == 0);
@@ -101,12 +147,13 @@ fn a_namespace_flipped_twenty_times_ends_as_it_was_told() {
     kube.namespace("flipped", true);
     for (pod, node) in [("client", "node-1"), ("server", "node-2")] {
         // The annotation may still be that of an earlier flip.
-        await_within(30, "the pod is verified", || {
-            (kube.states(node, "flipped") == [(pod.to_owned(), "verified".to_owned())]).then_some(())
+        until("the pod is verified", || {
+            (kube.states(node, "flipped") == [(pod.to_owned(), "verified".to_owned())])
+                .then_some(())
         });
         kube.await_enrolled("flipped", pod, true);
     }
     open.ask().unwrap();
-    kube.hear("flipped", "client", &[&v4, &v6]);
+    kube.await_answer("flipped", "client", &[&v4, &v6]);
     kube.kubectl(&["delete", "namespace", "flipped", "--wait=false"]);
 }

@@ -1,4 +1,4 @@
-//! On a real cluster of two nodes, which all of these tests share.
+//! Tests on a real cluster of two nodes, which they share.
 #![allow(clippy::unwrap_used)]
 
 mod absence;
@@ -6,7 +6,8 @@ mod agents;
 mod check;
 mod cluster;
 mod control_plane;
+mod demo;
 mod nodes;
 mod pods;
 mod releases;
-mod story;
+mod rights;

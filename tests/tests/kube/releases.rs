@@ -1,4 +1,4 @@
-//! Installing, upgrading, rolling back and uninstalling by helm, while pods run and start.
+//! Installation, upgrade, rollback and uninstallation by helm, while pods run and start.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,22 +8,35 @@ use serde_json::Value;
 use underpass_tests::cluster::istiod::NAMESPACE;
 use underpass_tests::kube::app::App;
 use underpass_tests::kube::underpass::{AGENTS, RELEASE};
-use underpass_tests::kube::{Kube, await_within, missing};
+use underpass_tests::kube::{Kube, missing, until};
 use underpass_tests::skip::skip;
 
 const SPACE: &str = "releases";
 
 fn launch(kube: &Kube, name: &str, node: &str) {
-    kube.launch(&[App { namespace: SPACE, name, node: Some(node), labels: Value::Null }]);
+    kube.launch(&[App {
+        namespace: SPACE,
+        name,
+        node: Some(node),
+        labels: Value::Null,
+    }]);
 }
 
-/// Prints what the agents have logged when the test fails.
-struct Told<'a>(&'a Kube);
+/// Prints the agents' logs when the test fails.
+struct LogOnFailure<'a>(&'a Kube);
 
-impl Drop for Told<'_> {
+impl Drop for LogOnFailure<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let agents = ["logs", "-n", NAMESPACE, "-l", "k8s-app=underpass-cni-node", "--prefix", "--tail=60"];
+            let agents = [
+                "logs",
+                "-n",
+                NAMESPACE,
+                "-l",
+                "k8s-app=underpass-cni-node",
+                "--prefix",
+                "--tail=60",
+            ];
             for arguments in [&agents[..], &["get", "pods", "-A", "-o", "wide"]] {
                 let output = self.0.command("kubectl").args(arguments).output().unwrap();
                 eprintln!("{}", String::from_utf8_lossy(&output.stdout));
@@ -32,7 +45,7 @@ impl Drop for Told<'_> {
     }
 }
 
-/// Whether every node has the plugin, and its runtime calls it.
+/// Whether every node has the plugin, chained in its runtime's configuration.
 fn plugin_is_everywhere(kube: &Kube) -> bool {
     kube.nodes.iter().all(|node| {
         let list = fs::read_to_string(node.path("/etc/cni/net.d/10-network.conflist")).unwrap();
@@ -40,33 +53,39 @@ fn plugin_is_everywhere(kube: &Kube) -> bool {
     })
 }
 
-/// Runs helm against the release, and returns whether it succeeded.
+/// Runs helm on the release; returns whether it succeeded.
 fn helm(kube: &Kube, arguments: &[&str]) -> bool {
     let mut command = kube.command("helm");
-    command.args(arguments).args(["--namespace", NAMESPACE, "--wait"]);
+    command
+        .args(arguments)
+        .args(["--namespace", NAMESPACE, "--wait"]);
     command.output().unwrap().status.success()
 }
 
-/// How many agents are ready.
+/// The number of ready agents.
 fn ready_agents(kube: &Kube) -> u64 {
-    let set = kube.get(&format!("/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{AGENTS}")).unwrap();
+    let set = kube
+        .get(&format!(
+            "/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{AGENTS}"
+        ))
+        .unwrap();
     set["status"]["numberReady"].as_u64().unwrap_or_default()
 }
 
 #[test]
-fn releases_come_and_go_under_running_pods() {
+fn releases_are_installed_upgraded_and_uninstalled_under_running_pods() {
     if let Some(why) = missing() {
-        return skip("releases_come_and_go_under_running_pods", &why);
+        return skip(&why);
     }
-    let kube = Kube::alone();
-    let _told = Told(&kube);
+    let kube = Kube::exclusive();
+    let _log = LogOnFailure(&kube);
     kube.import_underpass();
     kube.namespace(SPACE, true);
     launch(&kube, "older", "node-1");
     kube.install_underpass(&[]);
     kube.await_enrolled(SPACE, "older", true);
 
-    // Pods start on both nodes until the upgrade is over, and the plugin is never away.
+    // Pods start on both nodes during the upgrade, and the plugin is never missing.
     let over = AtomicBool::new(false);
     let started = std::thread::scope(|scope| {
         let upgrade = scope.spawn(|| {
@@ -75,14 +94,25 @@ fn releases_come_and_go_under_running_pods() {
         });
         let watch = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                assert!(plugin_is_everywhere(&kube), "the plugin was away during an upgrade");
-                std::thread::sleep(Duration::from_millis(5)); // between two looks
+                assert!(
+                    plugin_is_everywhere(&kube),
+                    "the plugin was missing during an upgrade"
+                );
+                std::thread::sleep(Duration::from_millis(5)); // between two checks
             }
         });
         let mut started = vec!["older".to_owned()];
         while !over.load(Ordering::Relaxed) && !upgrade.is_finished() {
             let name = format!("pod-{}", started.len());
-            launch(&kube, &name, if started.len() % 2 == 0 { "node-1" } else { "node-2" });
+            launch(
+                &kube,
+                &name,
+                if started.len() % 2 == 0 {
+                    "node-1"
+                } else {
+                    "node-2"
+                },
+            );
             started.push(name);
         }
         upgrade.join().unwrap();
@@ -94,21 +124,32 @@ fn releases_come_and_go_under_running_pods() {
         kube.await_enrolled(SPACE, pod, true);
     }
 
-    // One that cannot work stops at the first node, and is rolled back.
+    // A broken upgrade stops at the first node and is rolled back.
     let chart = underpass_tests::kube::underpass::chart();
-    let broken = ["upgrade", RELEASE, chart.to_str().unwrap(), "--reuse-values", "--set", "cni.image=localhost/none:1"];
+    let broken = [
+        "upgrade",
+        RELEASE,
+        chart.to_str().unwrap(),
+        "--reuse-values",
+        "--set",
+        "cni.image=localhost/none:1",
+    ];
     assert!(!helm(&kube, &[&broken[..], &["--timeout", "10s"]].concat()));
     assert_eq!(ready_agents(&kube), 1);
     assert!(plugin_is_everywhere(&kube));
     assert!(helm(&kube, &["rollback", RELEASE, "--timeout", "90s"]));
-    kube.await_rollout(AGENTS); // helm is content with all but one
+    kube.await_rollout(AGENTS); // helm does not wait for the last one
 
     kube.uninstall_underpass();
     assert!(started.iter().all(|pod| !kube.enrolled(SPACE, pod)));
-    let left: Vec<String> = kube.nodes.iter().flat_map(|node| kube.left_on(node)).collect();
+    let left: Vec<String> = kube
+        .nodes
+        .iter()
+        .flat_map(|node| kube.leftovers_on(node))
+        .collect();
     assert_eq!(left, [""; 0]);
     let [v4, v6] = kube.service(SPACE, "pod-1");
-    kube.hear(SPACE, "older", &[&v4, &v6]);
+    kube.await_answer(SPACE, "older", &[&v4, &v6]);
     launch(&kube, "after", "node-2");
 
     kube.install_underpass(&[]);
@@ -117,8 +158,10 @@ fn releases_come_and_go_under_running_pods() {
     }
     kube.uninstall_underpass();
     kube.kubectl(&["delete", "namespace", SPACE, "--wait=false"]);
-    await_within(30, "the last proxy has gone", || {
-        let pods = kube.get(&format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app%3Dztunnel"))?;
+    until("the last proxy has ended", || {
+        let pods = kube.get(&format!(
+            "/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app%3Dztunnel"
+        ))?;
         pods["items"].as_array()?.is_empty().then_some(())
     });
 }

@@ -1,4 +1,4 @@
-{{/* Labels of everything. */}}
+{{/* Labels of all objects. */}}
 {{- define "underpass.labels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -8,7 +8,7 @@ app.kubernetes.io/part-of: istio
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{/* The image, by (list ROOT NAME). */}}
+{{/* The image reference, from (list ROOT NAME). */}}
 {{- define "underpass.image" -}}
 {{- $root := index . 0 }}
 {{- $name := index . 1 }}
@@ -19,11 +19,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 {{- end }}
 
-{{/* A folder of the node, by (list ROOT VALUE): what the value says, else the platform, else what is usual. */}}
+{{/* A node folder, from (list ROOT VALUE): the value, else the platform's, else the default. */}}
 {{- define "underpass.folder" -}}
 {{- $root := index . 0 }}
 {{- $value := index . 1 }}
-{{- $usual := dict "cniBinDir" "/opt/cni/bin" "cniConfDir" "/etc/cni/net.d" "cniNetnsDir" "/var/run/netns" }}
+{{- $defaults := dict "cniBinDir" "/opt/cni/bin" "cniConfDir" "/etc/cni/net.d" "cniNetnsDir" "/var/run/netns" }}
 {{- $k3s := "/var/lib/rancher/k3s" }}
 {{- $microk8s := "/var/snap/microk8s/current" }}
 {{- $platforms := dict
@@ -33,17 +33,17 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
       "microk8s" (dict "cniBinDir" (print $microk8s "/opt/cni/bin") "cniConfDir" (print $microk8s "/args/cni-network"))
       "minikube" (dict "cniNetnsDir" "/var/run/docker/netns") }}
 {{- $platform := get $platforms $root.Values.global.platform | default dict }}
-{{- get $root.Values.cni $value | default (get $platform $value) | default (get $usual $value) }}
+{{- get $root.Values.cni $value | default (get $platform $value) | default (get $defaults $value) }}
 {{- end }}
 
-{{/* Where istiod is, by a value that may say another place. */}}
+{{/* The address of istiod, from (list ROOT OVERRIDE). */}}
 {{- define "underpass.istiod" -}}
 {{- $proxy := (index . 0).Values.ztunnel }}
 {{- $revision := empty $proxy.revision | ternary "" (print "-" $proxy.revision) }}
 {{- index . 1 | default (printf "https://istiod%s.%s.svc:15012" $revision $proxy.istioNamespace) }}
 {{- end }}
 
-{{/* Labels of pods: those by which their DaemonSet knows them are not among them. */}}
+{{/* Labels of pods, without the selector labels of their DaemonSet. */}}
 {{- define "underpass.podLabels" -}}
 sidecar.istio.io/inject: "false"
 istio.io/dataplane-mode: none
@@ -52,7 +52,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
-{{/* Environment variables, from names and values. */}}
+{{/* Environment variables, from a dict of names and values. */}}
 {{- define "underpass.env" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
@@ -60,8 +60,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 {{- end }}
 
-{{/* Environment variables that say where a container runs. */}}
-{{- define "underpass.whereabouts" -}}
+{{/* Environment variables with the node, name and namespace of the pod. */}}
+{{- define "underpass.podFields" -}}
 - name: NODE_NAME
   valueFrom:
     fieldRef:
@@ -76,7 +76,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
       fieldPath: metadata.namespace
 {{- end }}
 
-{{/* Where and when a pod runs, by the values of its DaemonSet. */}}
+{{/* Scheduling of a pod, from the values of its DaemonSet. */}}
 {{- define "underpass.placement" -}}
 priorityClassName: system-node-critical
 terminationGracePeriodSeconds: {{ .terminationGracePeriodSeconds }}

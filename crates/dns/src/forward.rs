@@ -1,0 +1,97 @@
+//! Forwarding of queries to name servers, from within the pod.
+
+use std::io;
+use std::net::SocketAddr;
+
+use pod_socket::PodNetwork;
+use socket2::{Domain, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+
+use crate::query::{Query, is_complete};
+use crate::{Client, DEADLINE};
+
+/// Maximum size of a UDP datagram.
+const MAX_DATAGRAM: usize = 65_535;
+
+/// Queries name servers over UDP, one after the other, until one answers; they share the deadline
+/// equally. Each query has its own source port and a random id, which makes answers hard to forge.
+pub(super) async fn query_udp(
+    pod: &impl PodNetwork,
+    query: &Query,
+    upstreams: &[SocketAddr],
+) -> Result<(Vec<u8>, SocketAddr), String> {
+    let share = DEADLINE / u32::try_from(upstreams.len().max(1)).unwrap_or(u32::MAX);
+    let mut reason = "no name server is configured".to_owned();
+    for upstream in upstreams {
+        match timeout(share, exchange(pod, query, *upstream)).await {
+            Ok(Ok(answer)) => return Ok((answer, *upstream)),
+            Ok(Err(e)) => reason = format!("{upstream}: {e}"),
+            Err(_) => reason = format!("{upstream}: no answer within {share:?}"),
+        }
+    }
+    Err(reason)
+}
+
+/// Queries one name server over UDP.
+pub(super) async fn exchange(
+    pod: &impl PodNetwork,
+    query: &Query,
+    upstream: SocketAddr,
+) -> io::Result<Vec<u8>> {
+    let socket = pod.netns().run(|| -> io::Result<Socket> {
+        let socket = Socket::new(
+            Domain::for_address(upstream),
+            Type::DGRAM.nonblocking().cloexec(),
+            None,
+        )?;
+        socket.set_mark(istio::mark::PROXY)?;
+        // Connected, so that only datagrams and ICMP errors of the name server are received.
+        socket.connect(&upstream.into())?;
+        Ok(socket)
+    });
+    let socket = UdpSocket::from_std(socket.map_err(io::Error::other)??.into())?;
+    let id = rand::random();
+    socket.send(&query.with_id(id)).await?;
+    loop {
+        socket.readable().await?;
+        // Allocated only now, so that pending queries use little memory.
+        let mut answer = Vec::with_capacity(MAX_DATAGRAM);
+        match socket.try_recv_buf(&mut answer) {
+            Ok(_) if query.is_answered_by(&answer, id) && is_complete(&answer) => {
+                answer[..2].copy_from_slice(&query.id().to_be_bytes());
+                answer.shrink_to_fit();
+                return Ok(answer);
+            }
+            Ok(_) => {} // forged, damaged, or a late answer
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Connects to the first of these name servers that accepts the connection.
+pub(super) async fn connect<C: Client>(
+    pod: &C,
+    client: SocketAddr,
+    upstreams: &[SocketAddr],
+) -> Result<(C::Stream, SocketAddr), String> {
+    let mut reason = "no name server is configured".to_owned();
+    for upstream in upstreams {
+        let connecting = pod.connect(client, *upstream);
+        match with_deadline(async { connecting.await.map_err(io::Error::other) }).await {
+            Ok(stream) => return Ok((stream, *upstream)),
+            Err(e) => reason = format!("{upstream}: {e}"),
+        }
+    }
+    Err(reason)
+}
+
+/// Runs `work` with the deadline of a name server.
+pub(super) async fn with_deadline<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let timed_out = |_| {
+        let message = format!("timed out after {} s", DEADLINE.as_secs());
+        io::Error::new(io::ErrorKind::TimedOut, message)
+    };
+    timeout(DEADLINE, work).await.map_err(timed_out)?
+}

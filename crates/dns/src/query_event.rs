@@ -1,0 +1,126 @@
+//! The event of one query, which updates metrics and the log together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh::Workload;
+use telemetry::{DnsLabels, Metrics};
+use tracing::Level;
+
+use crate::query::{Query, response_code};
+
+/// Transport protocol of a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Udp,
+    Tcp,
+}
+
+impl Protocol {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// A received query. Its result is recorded once.
+#[derive(Debug)]
+pub(super) struct QueryEvent {
+    metrics: Arc<Metrics>,
+    labels: DnsLabels,
+    client: SocketAddr,
+    started: Instant,
+}
+
+impl QueryEvent {
+    /// Records a received query.
+    pub(super) fn begin(
+        metrics: &Arc<Metrics>,
+        workload: &Workload,
+        query: &Query,
+        protocol: Protocol,
+        client: SocketAddr,
+    ) -> Self {
+        let labels = DnsLabels {
+            // All types without a name become "Unknown", so that a pod cannot create unlimited
+            // series.
+            request_query_type: query
+                .question
+                .as_ref()
+                .map_or("-", |q| q.query_type().into()),
+            request_protocol: protocol.as_str(),
+            source_canonical_service: workload.canonical_name.to_string(),
+            source_canonical_revision: workload.canonical_revision.to_string(),
+        };
+        metrics.dns_requests.get_or_create(&labels).inc();
+        Self {
+            metrics: metrics.clone(),
+            labels,
+            client,
+            started: Instant::now(),
+        }
+    }
+
+    /// Records that the query is forwarded.
+    pub(super) fn record_forwarded(&self) {
+        self.metrics
+            .dns_upstream_requests
+            .get_or_create(&self.labels)
+            .inc();
+    }
+
+    /// Records an answer from the mesh.
+    pub(super) fn record_mesh_answer(self, query: &Query, service: &str, answer: &[u8]) {
+        self.log(query, service, &format!("{:?}", response_code(answer)));
+    }
+
+    /// Records an answer from a name server.
+    pub(super) fn record_upstream_answer(self, query: &Query, upstream: SocketAddr, answer: &[u8]) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.metrics
+            .dns_upstream_seconds
+            .get_or_create(&self.labels)
+            .observe(seconds);
+        self.log(
+            query,
+            &upstream.to_string(),
+            &format!("{:?}", response_code(answer)),
+        );
+    }
+
+    /// Records that the query was not answered.
+    pub(super) fn record_failure(self, query: &Query, reason: &str) {
+        self.metrics
+            .dns_upstream_failures
+            .get_or_create(&self.labels)
+            .inc();
+        self.log(query, "-", reason);
+    }
+
+    fn log(&self, query: &Query, by: &str, outcome: &str) {
+        if !tracing::enabled!(target: "dns", Level::DEBUG) {
+            return;
+        }
+        let name = query
+            .question
+            .as_ref()
+            .map(|q| q.name().to_ascii())
+            .unwrap_or_default();
+        let duration = format!("{}ms", self.started.elapsed().as_millis());
+        tracing::event!(
+            target: "dns",
+            Level::DEBUG,
+            src.addr = %self.client,
+            src.workload = self.labels.source_canonical_service,
+            protocol = self.labels.request_protocol,
+            r#type = self.labels.request_query_type,
+            name = name.as_str(),
+            by,
+            duration = duration.as_str(),
+            "query: {outcome}"
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! Received bytes that wait for the application, at the cost of their number.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// Smaller chunks are copied: each may be a slice of a block of 8 KiB and more, which it would keep
+/// in memory.
+const SMALL: usize = 4 * 1024;
+/// Size at which copied chunks are complete, in bytes.
+const FULL: usize = 16 * 1024;
+
+/// A queue of bytes.
+#[derive(Debug, Default)]
+pub(crate) struct ByteQueue {
+    chunks: VecDeque<Bytes>,
+    /// Copied chunks, behind all others.
+    tail: BytesMut,
+}
+
+impl ByteQueue {
+    /// Appends a chunk.
+    pub(crate) fn push(&mut self, chunk: Bytes) {
+        if chunk.len() < SMALL {
+            self.tail.extend_from_slice(&chunk);
+            if self.tail.len() >= FULL {
+                self.complete_tail();
+            }
+        } else {
+            self.complete_tail();
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// Removes the first bytes, which are never empty; `None` if there are none.
+    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+        if self.chunks.is_empty() {
+            self.complete_tail();
+        }
+        self.chunks.pop_front()
+    }
+
+    fn complete_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks
+                .push_back(std::mem::take(&mut self.tail).freeze());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_all_sizes_stay_in_order() {
+        let mut queue = ByteQueue::default();
+        let sizes = [
+            1,
+            SMALL,
+            2,
+            SMALL - 1,
+            SMALL - 1,
+            SMALL - 1,
+            SMALL - 1,
+            9,
+            FULL * 2,
+            3,
+        ];
+        let mut byte = (0..).map(|i: u32| (i % 251) as u8);
+        let mut pushed = Vec::new();
+        for size in sizes {
+            let chunk: Vec<u8> = byte.by_ref().take(size).collect();
+            pushed.extend_from_slice(&chunk);
+            queue.push(chunk.into());
+        }
+        let popped: Vec<u8> = std::iter::from_fn(|| queue.pop()).flatten().collect();
+        assert_eq!(popped, pushed);
+    }
+
+    #[test]
+    fn small_chunks_do_not_keep_their_blocks() {
+        let mut queue = ByteQueue::default();
+        for _ in 0..10 * FULL {
+            // A byte of a block that would otherwise live as long as the byte.
+            queue.push(Bytes::from(vec![1; SMALL * 2]).slice(..1));
+        }
+        let capacity: usize = queue.chunks.iter().map(Bytes::len).sum();
+        assert_eq!(capacity + queue.tail.len(), 10 * FULL);
+        assert!(queue.chunks.len() <= 10);
+    }
+}

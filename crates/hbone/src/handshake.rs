@@ -1,0 +1,168 @@
+//! From a connection to an authenticated peer with which HTTP/2 is about to start.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh::{ClientAddr, TunnelAddr};
+use rustls::pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName};
+use rustls::{ClientConfig, CommonState, ServerConfig};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use crate::request::IncomingRequest;
+use crate::settings::Http2;
+use crate::stream::{ByteStream, HboneStream};
+use crate::tunnel::{self, Tunnel};
+use crate::{h2_engine, packet};
+
+/// Deadline for the TLS handshake.
+const TLS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a tunnel runs over.
+pub enum Transport {
+    /// A TCP connection.
+    Tcp(TcpStream),
+    /// A stream of another tunnel.
+    Stream(HboneStream),
+}
+
+impl From<TcpStream> for Transport {
+    fn from(tcp: TcpStream) -> Self {
+        Self::Tcp(tcp)
+    }
+}
+
+impl From<HboneStream> for Transport {
+    fn from(stream: HboneStream) -> Self {
+        Self::Stream(stream)
+    }
+}
+
+/// Why a TLS handshake failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer did not complete the handshake. Likely cause: it is overloaded, or no TLS endpoint.
+    #[error("no handshake within {} s", TLS_DEADLINE.as_secs())]
+    TimedOut,
+    /// The handshake failed. Likely cause: one side did not accept the other's certificate.
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+}
+
+/// An outgoing tunnel whose peer is authenticated.
+pub struct Connected(Outgoing);
+
+enum Outgoing {
+    Tcp(client::TlsStream<TcpStream>),
+    Nested {
+        tls: client::TlsStream<Box<dyn ByteStream>>,
+        write_size: usize,
+    },
+}
+
+/// Performs the TLS handshake of an outgoing tunnel. `tls` must verify the peer by something else
+/// than its name, for which it gets a placeholder.
+///
+/// # Errors
+/// If the peer is not accepted, or does not answer in time.
+pub async fn connect(
+    transport: impl Into<Transport>,
+    tls: Arc<ClientConfig>,
+) -> Result<Connected, HandshakeError> {
+    let connector = TlsConnector::from(tls);
+    let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])));
+    let outgoing = match transport.into() {
+        Transport::Tcp(tcp) => Outgoing::Tcp(complete(connector.connect(name, tcp)).await?),
+        Transport::Stream(stream) => {
+            let write_size = packet::payload_within(stream.write_size());
+            let tls = complete(connector.connect(name, stream.into_io())).await?;
+            Outgoing::Nested { tls, write_size }
+        }
+    };
+    Ok(Connected(outgoing))
+}
+
+impl Connected {
+    /// The certificate chain of the peer, leaf first.
+    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+        match &self.0 {
+            Outgoing::Tcp(tls) => peer_chain(tls.get_ref().1),
+            Outgoing::Nested { tls, .. } => peer_chain(tls.get_ref().1),
+        }
+    }
+
+    /// Starts HTTP/2. A separate task drives the tunnel to `peer` until it closes, its last clone
+    /// is dropped, or `cancel` completes.
+    ///
+    /// # Errors
+    /// If the peer does not complete the HTTP/2 handshake in time.
+    pub async fn start(
+        self,
+        peer: TunnelAddr,
+        http2: Http2,
+        cancel: impl Future<Output = ()> + 'static,
+    ) -> io::Result<Tunnel> {
+        let client = match self.0 {
+            Outgoing::Tcp(tls) => {
+                let write_size = packet::payload_on(tls.get_ref().0);
+                h2_engine::Client::start(tls, peer, http2, write_size, cancel).await?
+            }
+            Outgoing::Nested { tls, write_size } => {
+                h2_engine::Client::start(tls, peer, http2, write_size, cancel).await?
+            }
+        };
+        Ok(Tunnel::new(tunnel::Engine::H2(client), http2))
+    }
+}
+
+/// An incoming tunnel whose peer is authenticated.
+pub struct Accepted(server::TlsStream<TcpStream>);
+
+/// Performs the TLS handshake of an incoming tunnel.
+///
+/// # Errors
+/// If the peer is not accepted, or is too slow.
+pub async fn accept(tcp: TcpStream, tls: Arc<ServerConfig>) -> Result<Accepted, HandshakeError> {
+    complete(TlsAcceptor::from(tls).accept(tcp))
+        .await
+        .map(Accepted)
+}
+
+impl Accepted {
+    /// The certificate chain of the peer, leaf first.
+    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+        peer_chain(self.0.get_ref().1)
+    }
+
+    /// Serves the tunnel of `peer`: calls `handle` for each request and returns when the tunnel
+    /// closes. When `drain` completes, a GOAWAY asks the peer to open no more streams.
+    ///
+    /// # Errors
+    /// How the tunnel broke; `InvalidData` if the peer violated the protocol.
+    pub async fn serve(
+        self,
+        peer: ClientAddr,
+        http2: Http2,
+        drain: impl Future<Output = ()>,
+        handle: impl FnMut(IncomingRequest),
+    ) -> io::Result<()> {
+        let write_size = packet::payload_on(self.0.get_ref().0);
+        h2_engine::serve(self.0, peer, http2, write_size, drain, handle).await
+    }
+}
+
+/// Completes a handshake, within the deadline.
+async fn complete<T>(handshake: impl Future<Output = io::Result<T>>) -> Result<T, HandshakeError> {
+    match timeout(TLS_DEADLINE, handshake).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(HandshakeError::TimedOut),
+    }
+}
+
+fn peer_chain(tls: &CommonState) -> Vec<CertificateDer<'static>> {
+    let chain = tls.peer_certificates().unwrap_or_default();
+    chain.iter().map(|c| c.clone().into_owned()).collect()
+}

@@ -1,0 +1,117 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mesh::TrustDomains;
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName as Name, DnType, IsCa, KeyPair, RevokedCertParams, SanType, SerialNumber,
+};
+use rustls::pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
+use webpki::CertRevocationList;
+use webpki::aws_lc_rs::ECDSA_P256_SHA256;
+
+use super::*;
+use crate::decode::parse_crls;
+use crate::revocation::Revocations;
+use crate::tls::TlsPolicy;
+
+/// The algorithm of the test's certificates, which counts verifications.
+#[derive(Debug)]
+struct Counted;
+
+static VERIFIED: AtomicUsize = AtomicUsize::new(0);
+
+impl SignatureVerificationAlgorithm for Counted {
+    fn verify_signature(
+        &self,
+        key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        VERIFIED.fetch_add(1, Ordering::Relaxed);
+        ECDSA_P256_SHA256.verify_signature(key, message, signature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        ECDSA_P256_SHA256.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        ECDSA_P256_SHA256.signature_alg_id()
+    }
+}
+
+static ALGORITHMS: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
+    all: &[&Counted],
+    mapping: &[],
+};
+
+const SERIAL: u64 = 7;
+
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name = Name::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// A list of this authority that revokes the leaf, or another certificate.
+fn list(authority: &CertifiedIssuer<'_, KeyPair>, serial: u64) -> CertRevocationList<'static> {
+    let revoked = RevokedCertParams {
+        serial_number: SerialNumber::from(serial),
+        revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update: rcgen::date_time_ymd(2100, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let der = list.signed_by(authority).unwrap().der().to_vec();
+    parse_crls(&der).0.remove(0)
+}
+
+/// The peers of tunnels are verified in the handshake. Without a list that could have revoked them,
+/// nothing would be learnt from verifying them again.
+#[test]
+fn a_verified_chain_is_verified_again_only_for_a_list_of_its_issuer() {
+    let (mine, other) = (authority("mine"), authority("other"));
+    let mut leaf = CertificateParams::default();
+    leaf.serial_number = Some(SerialNumber::from(SERIAL));
+    let uri = Ia5String::try_from("spiffe://cluster.local/ns/a/sa/b").unwrap();
+    leaf.subject_alt_names = vec![SanType::URI(uri)];
+    let key = KeyPair::generate().unwrap();
+    let leaf = leaf.signed_by(&key, &mine).unwrap().der().clone();
+    let revocations = Revocations::empty();
+    let trust = Trust {
+        tls: TlsPolicy::new(false, false),
+        domains: Arc::new(TrustDomains::default()),
+        revocations: revocations.clone(),
+    };
+    let roots = Roots {
+        algorithms: ALGORITHMS,
+        ..Roots::new(&[mine.der().clone()], Arc::new(trust)).unwrap()
+    };
+    let (chain, usage) = ([leaf], KeyUsage::client_auth());
+    let check = || {
+        let before = VERIFIED.load(Ordering::Relaxed);
+        let is_revoked = roots.is_revoked(&chain, &usage);
+        (is_revoked, VERIFIED.load(Ordering::Relaxed) - before)
+    };
+
+    let now = UnixTime::now();
+    assert!(roots.verify(&chain[0], &[], usage, now).is_ok());
+    assert_eq!(check(), (false, 0), "no list");
+    revocations.set(vec![list(&other, SERIAL)]);
+    assert_eq!(check(), (false, 0), "a list of another issuer");
+    revocations.set(vec![list(&other, SERIAL), list(&mine, SERIAL + 1)]);
+    assert_eq!(check(), (false, 2), "the leaf and the list");
+    revocations.set(vec![list(&mine, SERIAL)]);
+    assert_eq!(check(), (true, 2));
+    assert!(roots.verify(&chain[0], &[], usage, now).is_err());
+}

@@ -1,0 +1,315 @@
+//! What one pod may take from the others of its node: open connections, and received bytes that
+//! wait because applications do not read them.
+//!
+//! A pod with too many connections gets no more. If too many bytes wait, the connection that has
+//! delivered nothing for the longest time is closed: one of the pod, or if all pods together hold
+//! too much, one of the pod that holds most.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use hbone::HeldBytes;
+use parking_lot::Mutex;
+use telemetry::Metrics;
+use tokio::sync::Notify;
+
+use super::error::ConnectionError;
+
+/// The limits. Sizes are in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Open connections of a pod.
+    pub(crate) pod_connections: usize,
+    /// Bytes that wait for the applications at the other ends of a pod's tunnel streams.
+    pub(crate) pod_held: usize,
+    /// The same for all pods together.
+    pub(crate) node_held: usize,
+}
+
+/// The budget of a node.
+pub(crate) struct NodeBudget {
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    held: AtomicUsize,
+    pods: Mutex<Vec<Weak<PodBudget>>>,
+}
+
+/// The budget of a pod, which all its connections share.
+pub(crate) struct PodBudget {
+    node: Arc<NodeBudget>,
+    connections: AtomicUsize,
+    waiting: Mutex<Waiting>,
+}
+
+/// The streams of a pod in which bytes wait.
+#[derive(Default)]
+struct Waiting {
+    held: usize,
+    next_turn: u64,
+    /// By the turn in which they last delivered something.
+    streams: BTreeMap<u64, WaitingStream>,
+}
+
+struct WaitingStream {
+    bytes: usize,
+    /// Notified when the stream must end.
+    evicted: Arc<Notify>,
+}
+
+impl NodeBudget {
+    pub(crate) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            metrics,
+            held: AtomicUsize::new(0),
+            pods: Mutex::default(),
+        })
+    }
+
+    /// The budget of another pod.
+    pub(crate) fn pod(self: &Arc<Self>) -> Arc<PodBudget> {
+        let pod = Arc::new(PodBudget {
+            node: self.clone(),
+            connections: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+        });
+        let mut pods = self.pods.lock();
+        pods.retain(|pod| pod.strong_count() > 0);
+        pods.push(Arc::downgrade(&pod));
+        pod
+    }
+
+    /// Closes connections of the pods that hold most, until all hold no more than they may.
+    fn enforce(&self) {
+        while self.held.load(Ordering::Relaxed) > self.limits.node_held {
+            let pods: Vec<_> = self.pods.lock().iter().filter_map(Weak::upgrade).collect();
+            let most = pods.iter().max_by_key(|pod| pod.held());
+            if !most.is_some_and(|pod| pod.evict(&mut pod.waiting.lock())) {
+                return; // what is held is being released
+            }
+        }
+    }
+}
+
+impl PodBudget {
+    /// Counts a connection as open until the result is dropped.
+    pub(super) fn open(self: &Arc<Self>) -> Result<OpenConnection, ConnectionError> {
+        let limit = self.node.limits.pod_connections;
+        let open = OpenConnection(self.clone());
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.node.metrics.refused_over_budget.inc();
+            return Err(ConnectionError::TooManyConnections(limit));
+        }
+        Ok(open)
+    }
+
+    /// The account of a stream of the pod.
+    pub(super) fn account(self: &Arc<Self>) -> Rc<Account> {
+        Rc::new(Account {
+            budget: self.clone(),
+            turn: Cell::new(None),
+            evicted: Arc::default(),
+        })
+    }
+
+    /// The number of open connections.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The number of bytes that wait.
+    pub(crate) fn held(&self) -> usize {
+        self.waiting.lock().held
+    }
+
+    /// Ends the stream that has delivered nothing for the longest time; false if there is none.
+    fn evict(&self, waiting: &mut Waiting) -> bool {
+        let Some((_, stream)) = waiting.streams.pop_first() else {
+            return false;
+        };
+        waiting.held -= stream.bytes;
+        self.node.held.fetch_sub(stream.bytes, Ordering::Relaxed);
+        self.node.metrics.closed_over_budget.inc();
+        stream.evicted.notify_one();
+        true
+    }
+}
+
+/// Counts a connection as open for as long as it lives.
+pub(super) struct OpenConnection(Arc<PodBudget>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The account of the bytes that wait in one stream.
+pub(super) struct Account {
+    budget: Arc<PodBudget>,
+    /// Its turn among those in which bytes wait, unless it was closed.
+    turn: Cell<Option<u64>>,
+    evicted: Arc<Notify>,
+}
+
+impl Account {
+    /// Completes when the stream must end, with the reason.
+    pub(super) async fn until_over_budget(&self) -> ConnectionError {
+        self.evicted.notified().await;
+        let Limits {
+            pod_held: pod,
+            node_held: node,
+            ..
+        } = self.budget.node.limits;
+        ConnectionError::TooManyUnread { pod, node }
+    }
+
+    /// Removes what waits in the stream from the account, and returns it.
+    fn take(&self, waiting: &mut Waiting) -> Option<WaitingStream> {
+        let stream = waiting.streams.remove(&self.turn.get()?)?;
+        waiting.held -= stream.bytes;
+        Some(stream)
+    }
+
+    /// Adds to the account what waits in the stream, which has just delivered something.
+    fn put(&self, waiting: &mut Waiting, stream: WaitingStream) {
+        let turn = waiting.next_turn;
+        waiting.next_turn += 1;
+        waiting.held += stream.bytes;
+        waiting.streams.insert(turn, stream);
+        self.turn.set(Some(turn));
+    }
+}
+
+impl HeldBytes for Account {
+    fn add(&self, bytes: usize) {
+        let PodBudget { node, waiting, .. } = &*self.budget;
+        let mut waiting = waiting.lock();
+        match self.turn.get() {
+            Some(turn) => match waiting.streams.get_mut(&turn) {
+                Some(stream) => {
+                    stream.bytes += bytes;
+                    waiting.held += bytes;
+                }
+                None => return, // it is being closed
+            },
+            None => {
+                let evicted = self.evicted.clone();
+                self.put(&mut waiting, WaitingStream { bytes, evicted });
+            }
+        }
+        let held = node.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        while waiting.held > node.limits.pod_held && self.budget.evict(&mut waiting) {}
+        drop(waiting);
+        if held > node.limits.node_held {
+            node.enforce();
+        }
+    }
+
+    fn remove(&self, bytes: usize) {
+        let mut waiting = self.budget.waiting.lock();
+        if let Some(mut stream) = self.take(&mut waiting) {
+            self.budget.node.held.fetch_sub(bytes, Ordering::Relaxed);
+            stream.bytes -= bytes;
+            if stream.bytes == 0 {
+                self.turn.set(None);
+            } else {
+                self.put(&mut waiting, stream);
+            }
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let stream = self.take(&mut self.budget.waiting.lock());
+        if let Some(stream) = stream {
+            let held = &self.budget.node.held;
+            held.fetch_sub(stream.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    fn node(pod_held: usize, node_held: usize) -> Arc<NodeBudget> {
+        let limits = Limits {
+            pod_connections: 2,
+            pod_held,
+            node_held,
+        };
+        NodeBudget::new(
+            limits,
+            Arc::new(Metrics::new(telemetry::DroppedLines::default())),
+        )
+    }
+
+    fn must_end(account: &Account) -> bool {
+        let ends = pin!(account.until_over_budget());
+        matches!(
+            ends.poll(&mut Context::from_waker(Waker::noop())),
+            Poll::Ready(_)
+        )
+    }
+
+    #[test]
+    fn a_pod_opens_as_many_connections_as_it_may() {
+        let node = node(1, 1);
+        let (pod, other) = (node.pod(), node.pod());
+        let first = pod.open().unwrap();
+        let _second = pod.open().unwrap();
+        assert!(pod.open().is_err());
+        assert!(other.open().is_ok());
+        drop(first);
+        assert!(pod.open().is_ok());
+    }
+
+    #[test]
+    fn the_stream_that_has_not_delivered_for_longest_ends_first() {
+        let node = node(100, 1000);
+        let pod = node.pod();
+        let streams = [(); 4].map(|()| pod.account());
+        for stream in &streams {
+            stream.add(25);
+        }
+        streams[0].remove(5); // delivers
+        streams[3].add(6);
+        assert_eq!(
+            streams.each_ref().map(|s| must_end(s)),
+            [false, true, false, false]
+        );
+        assert_eq!(pod.held(), 76);
+        streams[1].add(1000); // is being closed, and counts no more
+        assert_eq!(pod.held(), 76);
+        drop(streams);
+        assert_eq!((pod.held(), node.held.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn the_pod_that_holds_most_makes_room_for_the_others() {
+        let node = node(100, 150);
+        let (greedy, modest) = (node.pod(), node.pod());
+        let greedy = [(); 3].map(|()| greedy.account());
+        let modest = modest.account();
+        for stream in &greedy {
+            stream.add(30);
+        }
+        modest.add(50);
+        assert_eq!(greedy.each_ref().map(|s| must_end(s)), [false; 3]);
+        modest.add(11);
+        assert_eq!(greedy.each_ref().map(|s| must_end(s)), [true, false, false]);
+        assert!(!must_end(&modest));
+        // A single stream that is over the limit by itself ends as well.
+        modest.add(1000);
+        assert!(must_end(&modest));
+    }
+}

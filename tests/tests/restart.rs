@@ -1,0 +1,253 @@
+//! The node's proxy is replaced by the next one while connections are opened.
+#![allow(clippy::unwrap_used, clippy::disallowed_types)] // starts the programs under test
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::process::{Child, Command};
+
+use netns::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use underpass_tests::binaries::binary;
+use underpass_tests::machine::has_exited;
+use underpass_tests::sandbox::{
+    MESH, Sandbox, VIPS, connect, listen, read_line, serve_echo, until,
+};
+use underpass_tests::traffic::Traffic;
+
+/// How long open connections may take to finish. Only detects a hang.
+const DEADLINE: (&str, &str) = ("CONNECTION_TERMINATION_DEADLINE", "120s");
+
+/// A proxy of a node of a sandbox, beside the sandbox's own. Like that of a proxy's pod, its
+/// network namespace is not the node's, so that its addresses are free.
+struct NextProxy {
+    process: Child,
+    netns: NetNs,
+}
+
+impl NextProxy {
+    /// Starts a proxy and waits until it is ready.
+    fn start(sandbox: &Sandbox, node: &str) -> Self {
+        let (folder, netns) = (sandbox.folder(), NetNs::create().unwrap());
+        underpass_tests::wire::configure(&netns, async |handle| {
+            let up = rtnetlink::LinkUnspec::new_with_index(1).up().build();
+            handle.link().set(up).execute().await.unwrap();
+        });
+        let mut command = Command::new(binary("underpass-proxy"));
+        let log = File::create(folder.join("next.log")).unwrap();
+        command
+            .args(["--node", node])
+            .arg("--mesh-file")
+            .arg(folder.join("mesh.yaml"))
+            .arg("--zds-socket")
+            .arg(folder.join(format!("box/nodes/{node}/zds.sock")))
+            .arg("--ca-dir")
+            .arg(folder.join("box/ca"))
+            .env(DEADLINE.0, DEADLINE.1)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        netns::process::in_netns(&mut command, &netns).unwrap();
+        let process = netns::process::die_with_parent(&mut command).spawn();
+        let process = process.unwrap();
+        let next = Self { process, netns };
+        until("the next proxy is ready", || next.is_ready().then_some(()));
+        next
+    }
+
+    fn is_ready(&self) -> bool {
+        let connect = || TcpStream::connect("127.0.0.1:15021");
+        let Ok(mut stream) = self.netns.run(connect).unwrap() else {
+            return false;
+        };
+        let request = b"GET /healthz/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.starts_with("HTTP/1.1 200 ")
+    }
+}
+
+impl Drop for NextProxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The process id of a node's first proxy.
+fn first_proxy(sandbox: &Sandbox, node: &str) -> u32 {
+    let pid = sandbox.node(node)["proxy_pid"].as_u64();
+    u32::try_from(pid.unwrap()).unwrap()
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
+/// Stops all threads of a process from running.
+fn freeze(pid: u32) {
+    signal(pid, Signal::SIGSTOP);
+    let is_frozen = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('T')
+    };
+    until("all threads are stopped", || {
+        let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        threads.all(is_frozen).then_some(())
+    });
+}
+
+fn stop(pid: u32) {
+    signal(pid, Signal::SIGTERM);
+    until("the last proxy has exited", || {
+        has_exited(pid).then_some(())
+    });
+}
+
+fn vips() -> impl Iterator<Item = SocketAddr> + Clone {
+    VIPS.map(|vip| vip.parse().unwrap()).into_iter()
+}
+
+/// Replaces both proxies in turn, several times, while connections are opened without a pause.
+fn replace_proxies_under_load(name: &str, capture: &str) {
+    const CLIENTS: usize = 8;
+    let environment = [("UNDERPASS_CAPTURE", capture), DEADLINE];
+    let sandbox = Sandbox::up_in(name, MESH, &environment);
+    let mut traffic = Traffic::default();
+    traffic.serve(&sandbox.pod("server"), (IpAddr::from([0; 16]), 8080).into());
+    let client = sandbox.pod("client");
+    for to in vips().cycle().take(CLIENTS) {
+        traffic.connect(&client, to);
+    }
+    let mut last: Vec<Option<NextProxy>> = vec![None, None];
+    for _ in 0..4 {
+        for (last, node) in last.iter_mut().zip(["node-2", "node-1"]) {
+            let next = NextProxy::start(&sandbox, node);
+            assert_eq!(traffic.failures(), [""; 0], "both proxies of {node} run");
+            match last {
+                Some(last) => stop(last.process.id()),
+                None => stop(first_proxy(&sandbox, node)),
+            }
+            assert_eq!(traffic.failures(), [""; 0], "one proxy of {node} stopped");
+            *last = Some(next);
+        }
+    }
+}
+
+#[test]
+fn no_connection_is_lost_when_the_proxies_are_replaced_under_routed() {
+    replace_proxies_under_load("replaced-routed", "routed");
+}
+
+#[test]
+fn no_connection_is_lost_when_the_proxies_are_replaced_under_nat() {
+    replace_proxies_under_load("replaced-nat", "nat");
+}
+
+/// Both proxies accept from the same sockets, so that none has connections of its own that wait.
+#[test]
+fn connections_that_wait_to_be_accepted_survive_the_end_of_a_proxy() {
+    let sandbox = Sandbox::up("waiting");
+    serve_echo(&sandbox.pod("server"), 8080);
+    let client = sandbox.pod("client");
+    let (last, next) = (
+        first_proxy(&sandbox, "node-1"),
+        NextProxy::start(&sandbox, "node-1"),
+    );
+    for pid in [last, next.process.id()] {
+        freeze(pid);
+    }
+    let to = vips().cycle().take(60);
+    let mut waiting: Vec<_> = to.map(|to| connect(&client, to).unwrap()).collect();
+    signal(last, Signal::SIGKILL);
+    until("the last proxy has exited", || {
+        has_exited(last).then_some(())
+    });
+    signal(next.process.id(), Signal::SIGCONT);
+    for stream in &mut waiting {
+        read_line(stream).unwrap();
+    }
+}
+
+#[test]
+fn a_proxy_that_does_not_answer_is_replaced_as_well() {
+    let sandbox = Sandbox::up("unresponsive");
+    serve_echo(&sandbox.pod("server"), 8080);
+    let last = first_proxy(&sandbox, "node-1");
+    freeze(last);
+    let next = NextProxy::start(&sandbox, "node-1");
+    signal(last, Signal::SIGKILL);
+    until("the last proxy has exited", || {
+        has_exited(last).then_some(())
+    });
+    let third = NextProxy::start(&sandbox, "node-1");
+    drop(next);
+    let client = sandbox.pod("client");
+    for to in vips() {
+        read_line(&mut connect(&client, to).unwrap()).unwrap();
+    }
+    drop(third);
+}
+
+#[test]
+fn policies_apply_to_open_connections_while_a_proxy_drains() {
+    let sandbox = Sandbox::up_in("drain-policy", MESH, &[DEADLINE]);
+    let listener = listen(&sandbox.pod("server"), 8080);
+    let mut client = connect(&sandbox.pod("client"), vips().next().unwrap()).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    server.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    let draining = first_proxy(&sandbox, "node-2");
+    signal(draining, Signal::SIGTERM);
+    sandbox.access_line("node-2", &["proxy_draining"]);
+    sandbox.set_policies(
+        "  - { name: other, namespace: default, scope: Namespace, action: Allow, rules: \
+         [[[{ principals: [{ Suffix: /sa/other }] }]]] }",
+    );
+    assert!(client.read(&mut [0]).is_err(), "the connection is reset");
+    sandbox.access_line("node-2", &["UP-PROXY-011"]);
+    drop(server);
+}
+
+/// The connections have ended for the proxy that stops, but a part of their data has not left it.
+#[test]
+fn data_that_is_not_sent_yet_survives_the_end_of_its_proxy() {
+    const LENGTH: usize = 128 * 1024;
+    let sandbox = Sandbox::up_in("unsent", MESH, &[DEADLINE]);
+    let listener = listen(&sandbox.pod("server"), 8080);
+    let client = sandbox.pod("client");
+    let to = vips().cycle().take(100);
+    let mut open: Vec<_> = to
+        .map(|to| {
+            let mut client = connect(&client, to).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            server.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(client.read(&mut [0]).unwrap(), 0, "the server has ended");
+            (client, server)
+        })
+        .collect();
+    let (sending, receiving) = (
+        first_proxy(&sandbox, "node-1"),
+        first_proxy(&sandbox, "node-2"),
+    );
+    freeze(receiving);
+    for (client, _) in &mut open {
+        client.write_all(&[7; LENGTH]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+    }
+    signal(sending, Signal::SIGTERM);
+    sandbox.access_line("node-1", &["proxy_draining"]);
+    until("the connections have ended", || {
+        let lines = sandbox.log("node-1", "proxy");
+        let ended = lines.matches("connection complete").count() == open.len();
+        (ended || has_exited(sending)).then_some(())
+    });
+    signal(receiving, Signal::SIGCONT);
+    for (_, server) in &mut open {
+        let mut received = Vec::new();
+        server.read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), LENGTH);
+    }
+    until("the proxy has exited", || has_exited(sending).then_some(()));
+}
