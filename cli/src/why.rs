@@ -173,6 +173,9 @@ fn render(answer: &Answer) -> String {
     for bypass in bypasses {
         text += &format!("\n\nbypass    {bypass}");
     }
+    for budget in &response.exhausted_budgets {
+        text += &format!("\n\nbudget    {budget}");
+    }
     if e.more {
         text += "\n\nThe service has more endpoints; the list is incomplete.";
     }
@@ -392,13 +395,17 @@ mod tests {
             routes: vec![route(RouteKind::Passthrough)],
             more: true,
         };
-        let from = "the mesh file".to_owned();
-        let response = ExplanationResponse { from, explanation };
+        let response = ExplanationResponse {
+            from: "the mesh file".to_owned(),
+            explanation,
+            exhausted_budgets: vec!["ns/client: 10 open connections, limit 10".to_owned()],
+        };
         let bypasses = Vec::new();
         assert_eq!(
             render(&Answer { response, bypasses }),
             "from  ns/client (not in the mesh)\nto    10.96.0.1:80, service ns/web\n\n\
              path      plain text: because\n\n\
+             budget    ns/client: 10 open connections, limit 10\n\n\
              The service has more endpoints; the list is incomplete.\n\n\
              Source: the mesh file"
         );

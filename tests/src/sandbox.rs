@@ -100,6 +100,25 @@ impl Sandbox {
         underpass(&self.folder).args(args).output().unwrap()
     }
 
+    /// Runs `underpass` in a node's network namespace: exit code, output, errors.
+    pub fn underpass(&self, node: &str, args: &str) -> (i32, String, String) {
+        let netns = NetNs::open(self.node(node)["netns"].as_str().unwrap()).unwrap();
+        let mut command = Command::new(binary("underpass"));
+        netns::process::in_netns(&mut command, &netns).unwrap();
+        let output = command
+            .args(args.split(' '))
+            .env_remove("UNDERPASS_PROXY_ADMIN")
+            .env_remove("UNDERPASS_AGENT_ADMIN")
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    }
+
     /// A pod's network namespace.
     pub fn pod(&self, name: &str) -> NetNs {
         let pod = self.report["pods"]

@@ -28,6 +28,16 @@ fn pod_status(sandbox: &Sandbox, node: &str, pod: &str) -> Value {
     pods.find(|p| p["name"] == pod).unwrap().clone()
 }
 
+/// Asserts that `underpass status` and `underpass why` of a node print a line with all these words.
+fn assert_reported(sandbox: &Sandbox, node: &str, question: &str, words: &[&str]) {
+    for command in ["status", &format!("why {question}")] {
+        let output = sandbox.underpass(node, command).1;
+        let mut lines = output.lines();
+        let is_named = lines.any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(is_named, "{command}: no line with {words:?} in {output}");
+    }
+}
+
 /// Connects, and reads the line that the application sends.
 fn talk(from: &NetNs, to: SocketAddr) -> io::Result<TcpStream> {
     let mut stream = connect(from, to)?;
@@ -87,6 +97,11 @@ fn a_pod_with_too_many_connections_gets_no_more_and_others_do() {
         let direction = format!("direction=\"{direction}\"");
         sandbox.access_line("node-1", &["UP-PROXY-019", &direction]);
     }
+    let words = [
+        "default/client: 10 open connections, limit 10 (UNDERPASS_POD_MAX_CONNECTIONS)",
+        "2 connections refused",
+    ];
+    assert_reported(&sandbox, "node-1", &format!("client {to}"), &words);
     let refused = "underpass_connections_refused_over_budget_total";
     assert_eq!(counter(&sandbox, "node-1", refused), 2);
     talk(&sandbox.pod("neighbour"), to).unwrap();
@@ -111,7 +126,18 @@ fn connections_that_nobody_reads_are_closed_beyond_the_budget_and_others_continu
     until("the budget is exceeded", || {
         (counter(&sandbox, "node-2", closed_by) > 0).then_some(())
     });
-    sandbox.access_line("node-2", &["UP-PROXY-020", "dst.workload=\"server\""]);
+    let words = [
+        "UP-PROXY-020",
+        "(UNDERPASS_POD_MAX_UNREAD_BYTES)",
+        "dst.workload=\"server\"",
+    ];
+    sandbox.access_line("node-2", &words);
+    let words = [
+        "default/server: ",
+        " unread bytes, limit 4194304 (UNDERPASS_POD_MAX_UNREAD_BYTES)",
+        " closed, the last ",
+    ];
+    assert_reported(&sandbox, "node-2", &format!("client {to}"), &words);
     closures.recv().unwrap();
     let unread = pod_status(&sandbox, "node-2", "server")["unreadBytes"].as_u64();
     assert!(unread.unwrap() <= LIMIT);

@@ -1,36 +1,15 @@
 //! `underpass why` and the lists of the proxy's state: explanations of the data path's own
 //! decisions.
-#![allow(clippy::unwrap_used, clippy::disallowed_types)]
+#![allow(clippy::unwrap_used)]
 
 use std::io::Write;
-use std::process::Command;
 
-use netns::NetNs;
 use serde_json::{Value, json};
-use underpass_tests::binaries::binary;
 use underpass_tests::sandbox::{Sandbox, VIPS, connect, read_line, serve_echo, until};
-
-/// Runs `underpass` in a node's namespace: exit code, output, errors.
-fn underpass(sandbox: &Sandbox, node: &str, args: &str) -> (i32, String, String) {
-    let netns = NetNs::open(sandbox.node(node)["netns"].as_str().unwrap()).unwrap();
-    let mut command = Command::new(binary("underpass"));
-    netns::process::in_netns(&mut command, &netns).unwrap();
-    let output = command
-        .args(args.split(' '))
-        .env_remove("UNDERPASS_PROXY_ADMIN")
-        .output()
-        .unwrap();
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    (
-        output.status.code().unwrap(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
-}
 
 /// The answer of `underpass why --json`, and its exit code.
 fn why(sandbox: &Sandbox, node: &str, args: &str) -> (i32, Value) {
-    let (code, out, err) = underpass(sandbox, node, &format!("why {args} --json"));
+    let (code, out, err) = sandbox.underpass(node, &format!("why {args} --json"));
     (
         code,
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}")),
@@ -73,7 +52,7 @@ fn why_reports_udp_and_sctp_to_a_mesh_pod_as_not_captured() {
     }
     let (code, json) = why(&sandbox, "node-1", "client 10.77.2.2:8080 --protocol tcp");
     assert_eq!((code, &json["ways"][0]["path"]), (0, &json!("hbone")));
-    let (code, _, err) = underpass(&sandbox, "node-1", "why client server --protocol quic");
+    let (code, _, err) = sandbox.underpass("node-1", "why client server --protocol quic");
     assert!(code == 2 && err.contains("tcp, udp or sctp"), "{err}");
 }
 
@@ -111,7 +90,7 @@ fn why_explains_the_path_and_the_expected_identity() {
             (&policy["allowed"], &policy["clientIdentity"]),
             (&json!(true), &json!(CLIENT_ID))
         );
-        let (code, out, err) = underpass(&sandbox, "node-1", &format!("why client {destination}"));
+        let (code, out, err) = sandbox.underpass("node-1", &format!("why client {destination}"));
         assert_eq!(code, 0, "{out}{err}");
         for part in [
             "default/client",
@@ -156,7 +135,9 @@ fn why_explains_the_deciding_policy_like_the_access_log() {
         });
         let policy = &json["ways"][0]["policy"];
         assert_eq!(policy["allowed"], false, "{json}");
-        let out = underpass(&sandbox, "node-2", &format!("why {who} {SERVER}")).1;
+        let out = sandbox
+            .underpass("node-2", &format!("why {who} {SERVER}"))
+            .1;
         for part in parts.iter().chain([&reason, &"denied"]) {
             assert!(out.contains(part), "{part:?} in:\n{out}");
         }
@@ -236,7 +217,7 @@ fn an_unanswerable_question_is_an_error_with_a_next_step() {
             "127.0.0.1:9",
         ),
     ] {
-        let (code, out, err) = underpass(&sandbox, "node-1", args);
+        let (code, out, err) = sandbox.underpass("node-1", args);
         assert_eq!((code, out.as_str()), (2, ""), "{args}: {err}");
         assert!(
             err.starts_with(error) && err.contains(part) && err.contains("\nNext step: "),
@@ -266,7 +247,7 @@ fn the_proxys_state_is_listed() {
     serve_echo(&sandbox.pod("server"), 8080);
     let listed = |node: &str, list: &str, parts: &[&str]| {
         until(list, || {
-            let (code, out, err) = underpass(&sandbox, node, list);
+            let (code, out, err) = sandbox.underpass(node, list);
             assert_eq!((code, err.as_str()), (0, ""), "{list}");
             parts.iter().all(|part| out.contains(part)).then_some(out)
         })
@@ -326,8 +307,7 @@ fn the_proxys_state_is_listed() {
         "conns",
         &["default/server", "inbound", "10.77.2.2:8080", "sa/client"],
     );
-    let json: Value =
-        serde_json::from_str(&underpass(&sandbox, "node-2", "conns --json").1).unwrap();
+    let json: Value = serde_json::from_str(&sandbox.underpass("node-2", "conns --json").1).unwrap();
     let pod = json
         .as_object()
         .unwrap()
@@ -343,10 +323,7 @@ fn the_proxys_state_is_listed() {
     );
     drop(stream);
     until("the connection is closed", || {
-        (!underpass(&sandbox, "node-1", "conns")
-            .1
-            .contains("outbound"))
-        .then_some(())
+        (!sandbox.underpass("node-1", "conns").1.contains("outbound")).then_some(())
     });
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Api, ClusterSnapshot, NodeSnapshot, Target, take_snapshot};
 use crate::admin_client::block_on;
 use crate::failure::failure;
-use crate::node::{Summary, is_verified, table};
+use crate::node::{Summary, exhausted_budgets, is_verified, table};
 use crate::output::{exit_code, print, print_json};
 use crate::table::Table;
 
@@ -26,6 +26,9 @@ pub(crate) fn status(target: &Target, as_json: bool, all: bool) -> anyhow::Resul
     } else {
         print(nodes(&snapshot.nodes));
         print(format_args!("\n{summary}"));
+        for line in budgets(&snapshot.nodes) {
+            print(line);
+        }
         if all {
             let pods: Vec<PodStatus> = pods().cloned().collect();
             print(format_args!("\n{}", table(&pods)));
@@ -89,6 +92,15 @@ fn per_proxy(node: &NodeSnapshot, render: impl Fn(&Value) -> String) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
+/// Renders the budgets that pods of each node have exhausted.
+fn budgets(nodes: &[NodeSnapshot]) -> impl Iterator<Item = String> {
+    nodes.iter().flat_map(|node| {
+        let statuses = node.proxies.iter().flatten();
+        let lines = statuses.flat_map(exhausted_budgets);
+        lines.map(move |line| format!("{}: {line}", node.name))
+    })
+}
+
 fn json_of(snapshot: &ClusterSnapshot) -> Value {
     let node = |node: &NodeSnapshot| {
         let proxy = |p: &Result<Value, String>| match p {
@@ -122,6 +134,11 @@ mod tests {
             "version": "1",
             "ready": true,
             "controlPlane": { "connected": true, "synced": true },
+            "pods": [{
+                "namespace": "ns",
+                "name": "greedy",
+                "exhaustedBudgets": [{ "line": "10 open connections, limit 10" }],
+            }],
         });
         let disconnected = json!({
             "version": "2",
@@ -152,5 +169,8 @@ mod tests {
             "a no response 1; 2, not ready connected; disconnected, state 7 s old - - - -"
         );
         assert_eq!(lines[2].join(" "), "b none none none - - - -");
+        assert!(
+            budgets(&node_snapshots).eq(["a: budget of ns/greedy: 10 open connections, limit 10"])
+        );
     }
 }

@@ -16,6 +16,7 @@ use crate::failure::failure;
 use crate::output::{exit_code, print, print_as, print_json};
 use crate::proxy_client::query_proxy;
 
+pub(crate) use proxy_status::exhausted_budgets;
 pub(crate) use summary::{Summary, bypasses, is_verified, verdict};
 
 /// Options of commands that query the agent.

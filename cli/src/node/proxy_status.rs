@@ -1,4 +1,5 @@
-//! Status of the node's proxy: its control plane connection, its certificates and its trust.
+//! Status of the node's proxy: its control plane connection, its certificates, its trust, and pods
+//! that have exhausted a budget.
 
 use serde_json::Value;
 
@@ -37,7 +38,20 @@ pub(super) fn lines(status: Result<&Value, String>) -> Vec<String> {
     lines.extend(ignored);
     let revocation = status["revocationTrouble"].as_str();
     lines.extend(revocation.map(|t| format!("revoked certificates: {t}")));
+    lines.extend(exhausted_budgets(status));
     lines
+}
+
+/// Renders each budget that a pod of a proxy has exhausted.
+pub(crate) fn exhausted_budgets(status: &Value) -> impl Iterator<Item = String> {
+    let pods = status["pods"].as_array().into_iter().flatten();
+    pods.flat_map(|pod| {
+        let budgets = pod["exhaustedBudgets"].as_array().into_iter().flatten();
+        budgets.map(move |budget| {
+            let (namespace, name) = (text(pod, "namespace"), text(pod, "name"));
+            format!("budget of {namespace}/{name}: {}", text(budget, "line"))
+        })
+    })
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -71,6 +85,14 @@ mod tests {
                 "ignored": ["CN=old: UnsupportedCertVersion"],
             },
             "revocationTrouble": "no file",
+            "pods": [
+                { "namespace": "ns", "name": "modest" },
+                {
+                    "namespace": "ns",
+                    "name": "greedy",
+                    "exhaustedBudgets": [{ "line": "10 open connections, limit 10" }],
+                },
+            ],
         });
         assert_eq!(
             lines(Ok(&status)),
@@ -80,6 +102,7 @@ mod tests {
                 "trusted root: O=cluster.local, expires in 100 days",
                 "ignored root: CN=old: UnsupportedCertVersion",
                 "revoked certificates: no file",
+                "budget of ns/greedy: 10 open connections, limit 10",
             ]
         );
         assert_eq!(

@@ -106,14 +106,14 @@ codes! {
 
     /// A connection was refused because its pod has too many open ones.
     /// Cause: The pod opens or accepts connections faster than they end, or never closes them.
-    /// Next step: Find out why the pod has so many connections, or raise
-    /// UNDERPASS_POD_MAX_CONNECTIONS.
+    /// Next step: Find out why the pod, which `underpass status` names, has so many connections, or
+    /// raise UNDERPASS_POD_MAX_CONNECTIONS.
     TOO_MANY_CONNECTIONS = "UP-PROXY-019";
 
     /// A connection was closed because too many bytes wait for applications that do not read them.
     /// Cause: An application has stopped reading many connections; this one was stalled for
     /// longest.
-    /// Next step: Find out why the application does not read, or raise
-    /// UNDERPASS_POD_MAX_UNREAD_BYTES and UNDERPASS_NODE_MAX_UNREAD_BYTES.
+    /// Next step: Find out why the application does not read, or raise the setting that the
+    /// message names. `underpass status` names the pod.
     TOO_MANY_UNREAD = "UP-PROXY-020";
 }

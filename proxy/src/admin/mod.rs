@@ -100,6 +100,7 @@ impl AdminState {
                 &self.proxy.mesh.load(),
                 &self.network,
                 &self.source,
+                || self.pods.status(),
                 request.query,
             ),
             "/logging" => logging::respond(&self.filter, request),

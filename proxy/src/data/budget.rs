@@ -5,17 +5,22 @@
 //! delivered nothing for the longest time is closed: one of the pod, or if all pods together hold
 //! too much, one of the pod that holds most.
 
+mod report;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use hbone::HeldBytes;
 use parking_lot::Mutex;
 use telemetry::Metrics;
-use tokio::sync::Notify;
+use tokio::sync::SetOnce;
 
+use self::report::Actions;
+pub(crate) use self::report::{Budget, ExhaustedBudget};
 use super::error::ConnectionError;
 
 /// The limits. Sizes are in bytes.
@@ -42,6 +47,7 @@ pub(crate) struct PodBudget {
     node: Arc<NodeBudget>,
     connections: AtomicUsize,
     waiting: Mutex<Waiting>,
+    actions: Mutex<Actions>,
 }
 
 /// The streams of a pod in which bytes wait.
@@ -55,8 +61,8 @@ struct Waiting {
 
 struct WaitingStream {
     bytes: usize,
-    /// Notified when the stream must end.
-    evicted: Arc<Notify>,
+    /// Set when the stream must end, to the budget that requires it.
+    evicted: Arc<SetOnce<Budget>>,
 }
 
 impl NodeBudget {
@@ -75,6 +81,7 @@ impl NodeBudget {
             node: self.clone(),
             connections: AtomicUsize::new(0),
             waiting: Mutex::default(),
+            actions: Mutex::default(),
         });
         let mut pods = self.pods.lock();
         pods.retain(|pod| pod.strong_count() > 0);
@@ -87,7 +94,11 @@ impl NodeBudget {
         while self.held.load(Ordering::Relaxed) > self.limits.node_held {
             let pods: Vec<_> = self.pods.lock().iter().filter_map(Weak::upgrade).collect();
             let most = pods.iter().max_by_key(|pod| pod.held());
-            if !most.is_some_and(|pod| pod.evict(&mut pod.waiting.lock())) {
+            let evicted = most.is_some_and(|pod| {
+                let mut waiting = pod.waiting.lock();
+                pod.evict(&mut waiting, Budget::NodeUnread)
+            });
+            if !evicted {
                 return; // what is held is being released
             }
         }
@@ -101,6 +112,9 @@ impl PodBudget {
         let open = OpenConnection(self.clone());
         if self.connections.fetch_add(1, Ordering::Relaxed) >= limit {
             self.node.metrics.refused_over_budget.inc();
+            self.actions
+                .lock()
+                .record(Budget::PodConnections, Instant::now());
             return Err(ConnectionError::TooManyConnections(limit));
         }
         Ok(open)
@@ -125,15 +139,36 @@ impl PodBudget {
         self.waiting.lock().held
     }
 
-    /// Ends the stream that has delivered nothing for the longest time; false if there is none.
-    fn evict(&self, waiting: &mut Waiting) -> bool {
+    /// The budgets that the pod has exhausted, or had until a few minutes ago.
+    pub(crate) fn exhausted(&self) -> Vec<ExhaustedBudget> {
+        let limits = &self.node.limits;
+        let node_held = self.node.held.load(Ordering::Relaxed);
+        let used = [
+            (
+                Budget::PodConnections,
+                self.connections(),
+                limits.pod_connections,
+            ),
+            (Budget::PodUnread, self.held(), limits.pod_held),
+            (Budget::NodeUnread, node_held, limits.node_held),
+        ];
+        let (actions, now) = (self.actions.lock(), Instant::now());
+        let exhausted =
+            |(budget, used, limit)| ExhaustedBudget::new(budget, used, limit, &actions, now);
+        used.into_iter().filter_map(exhausted).collect()
+    }
+
+    /// Ends, because of a budget, the stream that has delivered nothing for the longest time; false
+    /// if there is none.
+    fn evict(&self, waiting: &mut Waiting, budget: Budget) -> bool {
         let Some((_, stream)) = waiting.streams.pop_first() else {
             return false;
         };
         waiting.held -= stream.bytes;
         self.node.held.fetch_sub(stream.bytes, Ordering::Relaxed);
         self.node.metrics.closed_over_budget.inc();
-        stream.evicted.notify_one();
+        self.actions.lock().record(budget, Instant::now());
+        let _ = stream.evicted.set(budget); // a stream is evicted once, by removing it
         true
     }
 }
@@ -152,19 +187,19 @@ pub(super) struct Account {
     budget: Arc<PodBudget>,
     /// Its turn among those in which bytes wait, unless it was closed.
     turn: Cell<Option<u64>>,
-    evicted: Arc<Notify>,
+    evicted: Arc<SetOnce<Budget>>,
 }
 
 impl Account {
     /// Completes when the stream must end, with the reason.
     pub(super) async fn until_over_budget(&self) -> ConnectionError {
-        self.evicted.notified().await;
-        let Limits {
-            pod_held: pod,
-            node_held: node,
-            ..
-        } = self.budget.node.limits;
-        ConnectionError::TooManyUnread { pod, node }
+        let budget = *self.evicted.wait().await;
+        let limits = &self.budget.node.limits;
+        let limit = match budget {
+            Budget::NodeUnread => limits.node_held,
+            _ => limits.pod_held,
+        };
+        ConnectionError::TooManyUnread { budget, limit }
     }
 
     /// Removes what waits in the stream from the account, and returns it.
@@ -202,7 +237,9 @@ impl HeldBytes for Account {
             }
         }
         let held = node.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        while waiting.held > node.limits.pod_held && self.budget.evict(&mut waiting) {}
+        while waiting.held > node.limits.pod_held
+            && self.budget.evict(&mut waiting, Budget::PodUnread)
+        {}
         drop(waiting);
         if held > node.limits.node_held {
             node.enforce();

@@ -16,6 +16,7 @@ use mesh::route::Route;
 use mesh::{ClientAddr, Decision, Identity, ServerAddr, Text, TunnelAddr};
 use telemetry::ConnectionFailure;
 
+use super::budget::Budget;
 use super::handshake::TlsError;
 
 /// Why a connection failed or was closed. The causes are shared, because one failed attempt to open
@@ -120,16 +121,26 @@ pub(crate) enum ConnectionError {
     Drained,
     /// The pod has as many open connections as it may have. Likely cause: connections are opened
     /// faster than they end, or are never closed.
-    #[error("{code}: the pod has {0} open connections, its limit", code = self.code())]
+    #[error(
+        "{code}: the pod has {0} open connections, its limit ({setting})",
+        code = self.code(),
+        setting = Budget::PodConnections.setting()
+    )]
     TooManyConnections(usize),
     /// Received bytes waited in this connection for longest when they became too many. Likely
     /// cause: the application does not read.
     #[error(
-        "{code}: more bytes wait for applications that do not read than the pod ({pod}) or the \
-         node ({node}) may hold",
-        code = self.code()
+        "{code}: more than {limit} bytes wait for applications that do not read ({setting}), and \
+         this connection was stalled for longest",
+        code = self.code(),
+        setting = budget.setting()
     )]
-    TooManyUnread { pod: usize, node: usize },
+    TooManyUnread {
+        /// The budget that is exhausted.
+        budget: Budget,
+        /// Its limit, in bytes.
+        limit: usize,
+    },
     /// Reading or writing failed. Likely cause: an application or the network reset the connection.
     #[error("{code}: {0}", code = self.code())]
     Io(Arc<io::Error>),
@@ -544,13 +555,17 @@ mod tests {
             (
                 E::TooManyConnections(7),
                 "CONNECT",
-                "UP-PROXY-019: the pod has 7 open connections, its limit",
+                "UP-PROXY-019: the pod has 7 open connections, its limit \
+                    (UNDERPASS_POD_MAX_CONNECTIONS)",
             ),
             (
-                E::TooManyUnread { pod: 7, node: 8 },
+                E::TooManyUnread {
+                    budget: Budget::NodeUnread,
+                    limit: 7,
+                },
                 "-",
-                "UP-PROXY-020: more bytes wait for applications that do not read than the pod (7) \
-                    or the node (8) may hold",
+                "UP-PROXY-020: more than 7 bytes wait for applications that do not read \
+                    (UNDERPASS_NODE_MAX_UNREAD_BYTES), and this connection was stalled for longest",
             ),
             (
                 io::Error::new(io::ErrorKind::ConnectionReset, "reset").into(),

@@ -20,6 +20,6 @@ mod upstream;
 mod worker;
 
 pub(crate) use accept::ListenerKind;
-pub(crate) use budget::{NodeBudget, PodBudget};
+pub(crate) use budget::{ExhaustedBudget, NodeBudget, PodBudget};
 pub(crate) use options::Options;
 pub(crate) use worker::{Lifecycle, ProxyState, Workers};

@@ -8,7 +8,7 @@ use hbone::Http2;
 use pod_socket::TcpOptions;
 use process::parse_duration as duration;
 
-use super::budget::Limits;
+use super::budget::{Budget, Limits};
 
 /// Command-line and environment settings of the data path.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,7 +53,7 @@ pub(crate) struct Options {
     /// Open connections that one pod may have, tunnels of peers included. More are refused.
     #[arg(
         long,
-        env = "UNDERPASS_POD_MAX_CONNECTIONS",
+        env = Budget::PodConnections.setting(),
         default_value_t = 65_536,
         value_parser = between(1, u32::MAX)
     )]
@@ -62,7 +62,7 @@ pub(crate) struct Options {
     /// read. If there are more, the connection that has been stalled for longest is closed.
     #[arg(
         long,
-        env = "UNDERPASS_POD_MAX_UNREAD_BYTES",
+        env = Budget::PodUnread.setting(),
         default_value_t = 256 << 20,
         value_parser = between(1 << 16, u32::MAX)
     )]
@@ -71,7 +71,7 @@ pub(crate) struct Options {
     /// a connection.
     #[arg(
         long,
-        env = "UNDERPASS_NODE_MAX_UNREAD_BYTES",
+        env = Budget::NodeUnread.setting(),
         default_value_t = 512 << 20,
         value_parser = between(1 << 16, u32::MAX)
     )]

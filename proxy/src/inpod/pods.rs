@@ -22,7 +22,7 @@ use zds::WorkloadInfo;
 
 use super::handover::{InheritedSockets, SharedSockets, SocketKind};
 use super::pod::{LocalNode, Pod, PodId};
-use crate::data::{ListenerKind, ProxyState, Workers};
+use crate::data::{ExhaustedBudget, ListenerKind, ProxyState, Workers};
 
 /// Why a pod cannot be served, reported to the agent.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,9 @@ pub(crate) struct ServedPodStatus {
     connections: usize,
     /// Received bytes that wait for applications that do not read.
     unread_bytes: usize,
+    /// The budgets that it has exhausted, or had until a few minutes ago.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) exhausted_budgets: Vec<ExhaustedBudget>,
 }
 
 fn as_text<S: serde::Serializer>(identity: &Identity, s: S) -> Result<S::Ok, S::Error> {
@@ -371,6 +374,7 @@ impl Pods {
                 netns: served.pod.netns.id().to_string(),
                 connections: served.pod.budget.connections(),
                 unread_bytes: served.pod.budget.held(),
+                exhausted_budgets: served.pod.budget.exhausted(),
             }
         };
         self.served.borrow().values().map(status).collect()

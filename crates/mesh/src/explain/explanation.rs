@@ -99,14 +99,20 @@ pub struct Explanation {
     pub more: bool,
 }
 
-/// An explanation, and the source of the mesh that it is based on.
+/// An explanation, the source of the mesh that it is based on, and the budgets that affect the
+/// connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ExplanationResponse {
     /// Human-readable source of the mesh.
     pub from: String,
     /// The explanation.
     #[serde(flatten)]
     pub explanation: Explanation,
+    /// The budgets of the proxy that the pods of its node among these workloads have exhausted, in
+    /// words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exhausted_budgets: Vec<String>,
 }
 
 /// A workload, and whether it is in the mesh.

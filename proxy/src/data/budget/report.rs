@@ -1,0 +1,168 @@
+//! The budgets that a pod has exhausted, for `/status` and `/why`.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+/// How long a budget is reported after it last refused or closed a connection.
+const REPORTED: Duration = Duration::from_secs(5 * 60);
+
+/// A budget that can refuse or close connections of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Budget {
+    /// Open connections of the pod.
+    PodConnections,
+    /// Bytes of the pod that wait for applications that do not read.
+    PodUnread,
+    /// The same of all pods of the node.
+    NodeUnread,
+}
+
+impl Budget {
+    /// The environment variable that sets the limit.
+    pub(crate) const fn setting(self) -> &'static str {
+        match self {
+            Self::PodConnections => "UNDERPASS_POD_MAX_CONNECTIONS",
+            Self::PodUnread => "UNDERPASS_POD_MAX_UNREAD_BYTES",
+            Self::NodeUnread => "UNDERPASS_NODE_MAX_UNREAD_BYTES",
+        }
+    }
+
+    /// What the budget limits.
+    const fn subject(self) -> &'static str {
+        match self {
+            Self::PodConnections => "open connections",
+            Self::PodUnread => "unread bytes",
+            Self::NodeUnread => "unread bytes of all pods",
+        }
+    }
+
+    /// What happens to the connections of a pod that has exhausted it.
+    const fn effect(self) -> &'static str {
+        match self {
+            Self::PodConnections => "refused",
+            Self::PodUnread | Self::NodeUnread => "closed",
+        }
+    }
+}
+
+/// How often each budget has refused or closed a connection of a pod.
+#[derive(Debug, Default)]
+pub(super) struct Actions([Option<Acted>; 3]);
+
+#[derive(Debug, Clone, Copy)]
+struct Acted {
+    times: u64,
+    last: Instant,
+}
+
+impl Actions {
+    /// Records that a budget has refused or closed a connection.
+    pub(super) fn record(&mut self, budget: Budget, now: Instant) {
+        let acted = &mut self.0[budget as usize];
+        let times = acted.map_or(0, |acted| acted.times) + 1;
+        *acted = Some(Acted { times, last: now });
+    }
+}
+
+/// A budget that a pod has exhausted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ExhaustedBudget {
+    /// The environment variable that sets the limit.
+    setting: &'static str,
+    used: usize,
+    limit: usize,
+    /// Connections of the pod that it has refused or closed.
+    affected_connections: u64,
+    /// Time since the last of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_affected_s: Option<u64>,
+    /// All of this in words.
+    pub(crate) line: String,
+}
+
+impl ExhaustedBudget {
+    /// Returns `None` if the budget is not exhausted and did not act in the last minutes. The
+    /// budget of the node is only exhausted for pods that have lost a connection.
+    pub(super) fn new(
+        budget: Budget,
+        used: usize,
+        limit: usize,
+        actions: &Actions,
+        now: Instant,
+    ) -> Option<Self> {
+        let acted = actions.0[budget as usize];
+        let ago = acted.map(|acted| now.saturating_duration_since(acted.last));
+        let is_exhausted = used >= limit && budget != Budget::NodeUnread;
+        if !is_exhausted && ago.is_none_or(|ago| ago > REPORTED) {
+            return None;
+        }
+        let (subject, setting) = (budget.subject(), budget.setting());
+        let mut line = format!("{used} {subject}, limit {limit} ({setting})");
+        let affected_connections = acted.map_or(0, |acted| acted.times);
+        let last_affected_s = ago.map(|ago| ago.as_secs());
+        if let Some(seconds) = last_affected_s {
+            let plural = if affected_connections == 1 { "" } else { "s" };
+            let effect = budget.effect();
+            line += &format!(
+                "; {affected_connections} connection{plural} {effect}, the last {seconds} s ago"
+            );
+        }
+        Some(Self {
+            setting,
+            used,
+            limit,
+            affected_connections,
+            last_affected_s,
+            line,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_reported_while_it_is_exhausted_and_for_a_while_after_it_acted() {
+        let mut actions = Actions::default();
+        let now = Instant::now();
+        let line = |used, actions: &Actions, later: u64| {
+            let now = now + Duration::from_secs(later);
+            let found = ExhaustedBudget::new(Budget::PodConnections, used, 10, actions, now);
+            found.map(|found| found.line)
+        };
+        assert_eq!(line(9, &actions, 0), None);
+        let exhausted = "10 open connections, limit 10 (UNDERPASS_POD_MAX_CONNECTIONS)";
+        assert_eq!(line(10, &actions, 0).as_deref(), Some(exhausted));
+        actions.record(Budget::PodConnections, now);
+        actions.record(Budget::PodConnections, now);
+        let acted = format!("{exhausted}; 2 connections refused, the last 3 s ago");
+        assert_eq!(line(10, &actions, 3), Some(acted));
+        let below = "9 open connections, limit 10 (UNDERPASS_POD_MAX_CONNECTIONS); 2 connections \
+                     refused, the last 300 s ago";
+        assert_eq!(line(9, &actions, 300).as_deref(), Some(below));
+        assert_eq!(line(9, &actions, 301), None);
+    }
+
+    #[test]
+    fn the_budget_of_the_node_is_reported_for_pods_that_lost_a_connection() {
+        let mut actions = Actions::default();
+        let now = Instant::now();
+        let exhausted =
+            |actions: &Actions| ExhaustedBudget::new(Budget::NodeUnread, 9, 8, actions, now);
+        assert_eq!(exhausted(&actions), None);
+        actions.record(Budget::NodeUnread, now);
+        let found = exhausted(&actions).unwrap();
+        assert_eq!(
+            (found.affected_connections, found.last_affected_s),
+            (1, Some(0))
+        );
+        assert_eq!(
+            found.line,
+            "9 unread bytes of all pods, limit 8 (UNDERPASS_NODE_MAX_UNREAD_BYTES); 1 connection \
+             closed, the last 0 s ago"
+        );
+    }
+}
