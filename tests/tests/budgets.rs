@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use netns::NetNs;
 use serde_json::Value;
@@ -109,6 +110,44 @@ fn a_pod_with_too_many_connections_gets_no_more_and_others_do() {
     open.push(until("a connection takes the place of another", || {
         talk(&client, to).ok()
     }));
+}
+
+#[test]
+fn a_pod_with_too_many_new_connections_waits_and_loses_none_and_others_do_not_wait() {
+    const LIMIT: usize = 20;
+    let environment = [("UNDERPASS_POD_MAX_NEW_CONNECTIONS", "20")];
+    let sandbox = Sandbox::up_in("new-connections", MESH, &environment);
+    let client = sandbox.pod("client");
+    serve_echo(&sandbox.pod("outsider"), 8080);
+    let to = SocketAddr::new(sandbox.ips("outsider")[0], 8080);
+    let delayed = "underpass_connections_delayed_over_budget_total";
+    until("connections are delayed", || {
+        let started = Instant::now();
+        // All at once, then what the server sends on each.
+        let open: Vec<_> = (0..3 * LIMIT)
+            .map(|_| connect(&client, to).unwrap())
+            .collect();
+        for mut stream in open {
+            read_line(&mut stream).unwrap();
+        }
+        // A third may pass at once, and the others in two seconds.
+        assert!(started.elapsed() > Duration::from_secs(1));
+        (counter(&sandbox, "node-1", delayed) > 0).then_some(())
+    });
+    let log = sandbox.log("node-1", "proxy");
+    let line = |pod: &str| {
+        let words = ["UP-PROXY-021", "UNDERPASS_POD_MAX_NEW_CONNECTIONS", pod];
+        log.lines()
+            .any(|line| words.iter().all(|word| line.contains(word)))
+    };
+    assert!(line("client") && !line("neighbour"), "{log}");
+    let words = [
+        "default/client: new connections per second, limit 20 (UNDERPASS_POD_MAX_NEW_CONNECTIONS)",
+        " delayed, the last ",
+    ];
+    assert_reported(&sandbox, "node-1", &format!("client {to}"), &words);
+    talk(&sandbox.pod("neighbour"), to).unwrap();
+    assert!(pod_status(&sandbox, "node-1", "neighbour")["exhaustedBudgets"].is_null());
 }
 
 #[test]

@@ -116,4 +116,11 @@ codes! {
     /// Next step: Find out why the application does not read, or raise the setting that the
     /// message names. `underpass status` names the pod.
     TOO_MANY_UNREAD = "UP-PROXY-020";
+
+    /// New connections of a pod are delayed, because there are too many per second.
+    /// Cause: The pod opens connections, or clients open them to it, at a higher rate than the
+    /// limit. They wait in the queue of a socket; other pods are not affected.
+    /// Next step: Find out why the pod has so many new connections, which usually means that they
+    /// are not reused, or raise UNDERPASS_POD_MAX_NEW_CONNECTIONS; 0 accepts any number.
+    TOO_MANY_NEW = "UP-PROXY-021";
 }

@@ -94,6 +94,9 @@ metrics! {
     pub state_age: Gauge = Gauge::default(),
         "underpass_state_age", "Age of the mesh state: time since it was last known to be current",
         Seconds;
+    pub delayed_over_budget: Counter = Counter::default(),
+        "underpass_connections_delayed_over_budget",
+        "Connections accepted later because their pod has too many new ones";
     pub refused_over_budget: Counter = Counter::default(),
         "underpass_connections_refused_over_budget",
         "Connections refused because their pod has too many open ones";

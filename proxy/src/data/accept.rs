@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use error_code::proxy::TOO_MANY_NEW;
 use istio::port;
 use mesh::ClientAddr;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
+use super::budget::Budget;
 use super::dns_client::DnsClient;
 use super::worker::{Lifecycle, ProxyState, Worker, WorkerCommand};
 use super::{inbound, outbound, passthrough, probe};
@@ -107,7 +110,17 @@ pub(super) async fn accept(
             () = &mut stopped => break,
         };
         match accepted {
-            Ok((stream, peer)) => dispatch(&worker, incoming(stream, peer)),
+            Ok((stream, peer)) => {
+                let incoming = incoming(stream, peer);
+                let is_stopped = match pause_of(&pod, incoming.started) {
+                    Some(pause) => timeout(pause, &mut stopped).await.is_ok(),
+                    None => false,
+                };
+                dispatch(&worker, incoming);
+                if is_stopped {
+                    break;
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(e) => {
                 tracing::error!(
@@ -132,6 +145,23 @@ pub(super) async fn accept(
             }
         }
     }
+}
+
+/// How long a connection that was accepted in a pod waits, and with it those behind it in the queue
+/// of its socket; `None` if it need not. The pod's sockets take turns: many connections to one of
+/// them do not block those to another.
+fn pause_of(pod: &Pod, now: Instant) -> Option<Duration> {
+    let pause = pod.budget.accept(now)?;
+    if pause.is_first {
+        let (code, setting) = (TOO_MANY_NEW, Budget::NewConnections.setting());
+        tracing::warn!(
+            event = "accepting_delayed",
+            pod = pod.uid,
+            "{code}: the pod has more new connections per second than its limit ({setting}): they \
+             wait until they are accepted"
+        );
+    }
+    Some(pause.duration)
 }
 
 /// Counts a listening socket as open for as long as it lives.

@@ -1,10 +1,12 @@
-//! What one pod may take from the others of its node: open connections, and received bytes that
-//! wait because applications do not read them.
+//! What one pod may take from the others of its node: new connections per second, open connections,
+//! and received bytes that wait because applications do not read them.
 //!
-//! A pod with too many connections gets no more. If too many bytes wait, the connection that has
+//! New connections beyond the limit wait in the queues of the pod's sockets. A pod with too many
+//! open connections gets no more. If too many bytes wait, the connection that has
 //! delivered nothing for the longest time is closed: one of the pod, or if all pods together hold
 //! too much, one of the pod that holds most.
 
+mod rate;
 mod report;
 
 use std::cell::Cell;
@@ -12,13 +14,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hbone::HeldBytes;
 use parking_lot::Mutex;
 use telemetry::Metrics;
 use tokio::sync::SetOnce;
 
+use self::rate::Rate;
 use self::report::Actions;
 pub(crate) use self::report::{Budget, ExhaustedBudget};
 use super::error::ConnectionError;
@@ -26,6 +29,9 @@ use super::error::ConnectionError;
 /// The limits. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
+    /// Connections that are accepted in a pod each second, and at once after a rest; 0 for any
+    /// number.
+    pub(crate) pod_new_connections: u32,
     /// Open connections of a pod.
     pub(crate) pod_connections: usize,
     /// Bytes that wait for the applications at the other ends of a pod's tunnel streams.
@@ -45,6 +51,7 @@ pub(crate) struct NodeBudget {
 /// The budget of a pod, which all its connections share.
 pub(crate) struct PodBudget {
     node: Arc<NodeBudget>,
+    new_connections: Option<Rate>,
     connections: AtomicUsize,
     waiting: Mutex<Waiting>,
     actions: Mutex<Actions>,
@@ -79,6 +86,7 @@ impl NodeBudget {
     pub(crate) fn pod(self: &Arc<Self>) -> Arc<PodBudget> {
         let pod = Arc::new(PodBudget {
             node: self.clone(),
+            new_connections: Rate::new(self.limits.pod_new_connections, Instant::now()),
             connections: AtomicUsize::new(0),
             waiting: Mutex::default(),
             actions: Mutex::default(),
@@ -105,7 +113,24 @@ impl NodeBudget {
     }
 }
 
+/// The pause after a pod has accepted a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pause {
+    pub(super) duration: Duration,
+    /// Whether it is the first one for a while.
+    pub(super) is_first: bool,
+}
+
 impl PodBudget {
+    /// Counts a connection that was accepted in the pod. Returns how long it waits, and with it
+    /// those behind it, or `None` if it need not.
+    pub(super) fn accept(&self, now: Instant) -> Option<Pause> {
+        let duration = self.new_connections.as_ref()?.take(now)?;
+        self.node.metrics.delayed_over_budget.inc();
+        let is_first = self.actions.lock().record(Budget::NewConnections, now);
+        Some(Pause { duration, is_first })
+    }
+
     /// Counts a connection as open until the result is dropped.
     pub(super) fn open(self: &Arc<Self>) -> Result<OpenConnection, ConnectionError> {
         let limit = self.node.limits.pod_connections;
@@ -143,14 +168,17 @@ impl PodBudget {
     pub(crate) fn exhausted(&self) -> Vec<ExhaustedBudget> {
         let limits = &self.node.limits;
         let node_held = self.node.held.load(Ordering::Relaxed);
+        let new_connections = usize::try_from(limits.pod_new_connections).unwrap_or(usize::MAX);
+        let (connections, held) = (self.connections(), self.held());
         let used = [
+            (Budget::NewConnections, None, new_connections),
             (
                 Budget::PodConnections,
-                self.connections(),
+                Some(connections),
                 limits.pod_connections,
             ),
-            (Budget::PodUnread, self.held(), limits.pod_held),
-            (Budget::NodeUnread, node_held, limits.node_held),
+            (Budget::PodUnread, Some(held), limits.pod_held),
+            (Budget::NodeUnread, Some(node_held), limits.node_held),
         ];
         let (actions, now) = (self.actions.lock(), Instant::now());
         let exhausted =
@@ -280,6 +308,7 @@ mod tests {
 
     fn node(pod_held: usize, node_held: usize) -> Arc<NodeBudget> {
         let limits = Limits {
+            pod_new_connections: 3,
             pod_connections: 2,
             pod_held,
             node_held,
@@ -308,6 +337,21 @@ mod tests {
         assert!(other.open().is_ok());
         drop(first);
         assert!(pod.open().is_ok());
+    }
+
+    #[test]
+    fn new_connections_beyond_the_limit_pause_the_pod_and_no_other() {
+        let node = node(1, 1);
+        let (pod, other) = (node.pod(), node.pod());
+        let now = Instant::now() + Duration::from_secs(60);
+        let pauses = [(); 5].map(|()| pod.accept(now));
+        assert_eq!(pauses[..3], [None; 3]);
+        let is_first = pauses.map(|pause| pause.map(|pause| pause.is_first));
+        assert_eq!(is_first[3..], [Some(true), Some(false)]);
+        assert_eq!(other.accept(now), None);
+        assert_eq!(pod.exhausted().len(), 1);
+        assert!(other.exhausted().is_empty());
+        assert_eq!(node.metrics.delayed_over_budget.get(), 2);
     }
 
     #[test]

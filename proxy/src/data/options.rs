@@ -50,6 +50,15 @@ pub(crate) struct Options {
         value_parser = between(1 << 14, (1 << 24) - 1)
     )]
     http2_frame: u32,
+    /// Connections that are accepted in one pod per second, and at once after a second without any,
+    /// tunnels of peers included. More wait until they are accepted. 0 accepts any number.
+    #[arg(
+        long,
+        env = Budget::NewConnections.setting(),
+        default_value_t = 10_000,
+        value_parser = between(0, 1_000_000)
+    )]
+    pod_max_new_connections: u32,
     /// Open connections that one pod may have, tunnels of peers included. More are refused.
     #[arg(
         long,
@@ -123,6 +132,7 @@ impl Options {
     pub(crate) fn limits(&self) -> Limits {
         let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         Limits {
+            pod_new_connections: self.pod_max_new_connections,
             pod_connections: size(self.pod_max_connections),
             pod_held: size(self.pod_max_unread_bytes),
             node_held: size(self.node_max_unread_bytes),
@@ -222,6 +232,8 @@ mod tests {
             ["--keepalive-time", "100ms"],
             ["--keepalive-retries", "128"],
             ["--pool-unused-release", "soon"],
+            ["--pod-max-new-connections", "1000001"],
+            ["--pod-max-new-connections", "-1"],
         ] {
             assert!(parse(&invalid).is_err(), "{invalid:?}");
         }

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// How long a budget is reported after it last refused or closed a connection.
+/// How long a budget is reported after it last delayed, refused or closed a connection.
 const REPORTED: Duration = Duration::from_secs(5 * 60);
 
-/// A budget that can refuse or close connections of a pod.
+/// A budget that can delay, refuse or close connections of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Budget {
+    /// Connections that are accepted in the pod each second.
+    NewConnections,
     /// Open connections of the pod.
     PodConnections,
     /// Bytes of the pod that wait for applications that do not read.
@@ -22,6 +24,7 @@ impl Budget {
     /// The environment variable that sets the limit.
     pub(crate) const fn setting(self) -> &'static str {
         match self {
+            Self::NewConnections => "UNDERPASS_POD_MAX_NEW_CONNECTIONS",
             Self::PodConnections => "UNDERPASS_POD_MAX_CONNECTIONS",
             Self::PodUnread => "UNDERPASS_POD_MAX_UNREAD_BYTES",
             Self::NodeUnread => "UNDERPASS_NODE_MAX_UNREAD_BYTES",
@@ -31,6 +34,7 @@ impl Budget {
     /// What the budget limits.
     const fn subject(self) -> &'static str {
         match self {
+            Self::NewConnections => "new connections per second",
             Self::PodConnections => "open connections",
             Self::PodUnread => "unread bytes",
             Self::NodeUnread => "unread bytes of all pods",
@@ -40,15 +44,16 @@ impl Budget {
     /// What happens to the connections of a pod that has exhausted it.
     const fn effect(self) -> &'static str {
         match self {
+            Self::NewConnections => "delayed",
             Self::PodConnections => "refused",
             Self::PodUnread | Self::NodeUnread => "closed",
         }
     }
 }
 
-/// How often each budget has refused or closed a connection of a pod.
+/// How often each budget has delayed, refused or closed a connection of a pod.
 #[derive(Debug, Default)]
-pub(super) struct Actions([Option<Acted>; 3]);
+pub(super) struct Actions([Option<Acted>; 4]);
 
 #[derive(Debug, Clone, Copy)]
 struct Acted {
@@ -57,11 +62,20 @@ struct Acted {
 }
 
 impl Actions {
-    /// Records that a budget has refused or closed a connection.
-    pub(super) fn record(&mut self, budget: Budget, now: Instant) {
+    /// Records that a budget has delayed, refused or closed a connection. Returns whether it was
+    /// the first one for a while.
+    pub(super) fn record(&mut self, budget: Budget, now: Instant) -> bool {
         let acted = &mut self.0[budget as usize];
+        let is_first = !acted.is_some_and(|acted| acted.is_recent(now));
         let times = acted.map_or(0, |acted| acted.times) + 1;
         *acted = Some(Acted { times, last: now });
+        is_first
+    }
+}
+
+impl Acted {
+    fn is_recent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) <= REPORTED
     }
 }
 
@@ -71,9 +85,11 @@ impl Actions {
 pub(crate) struct ExhaustedBudget {
     /// The environment variable that sets the limit.
     setting: &'static str,
-    used: usize,
+    /// What the pod uses, unless it is a rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used: Option<usize>,
     limit: usize,
-    /// Connections of the pod that it has refused or closed.
+    /// Connections of the pod that it has delayed, refused or closed.
     affected_connections: u64,
     /// Time since the last of them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,21 +103,22 @@ impl ExhaustedBudget {
     /// budget of the node is only exhausted for pods that have lost a connection.
     pub(super) fn new(
         budget: Budget,
-        used: usize,
+        used: Option<usize>,
         limit: usize,
         actions: &Actions,
         now: Instant,
     ) -> Option<Self> {
         let acted = actions.0[budget as usize];
-        let ago = acted.map(|acted| now.saturating_duration_since(acted.last));
-        let is_exhausted = used >= limit && budget != Budget::NodeUnread;
-        if !is_exhausted && ago.is_none_or(|ago| ago > REPORTED) {
+        let is_exhausted = used.is_some_and(|used| used >= limit) && budget != Budget::NodeUnread;
+        if !is_exhausted && !acted.is_some_and(|acted| acted.is_recent(now)) {
             return None;
         }
         let (subject, setting) = (budget.subject(), budget.setting());
-        let mut line = format!("{used} {subject}, limit {limit} ({setting})");
+        let used_text = used.map_or_else(String::new, |used| format!("{used} "));
+        let mut line = format!("{used_text}{subject}, limit {limit} ({setting})");
         let affected_connections = acted.map_or(0, |acted| acted.times);
-        let last_affected_s = ago.map(|ago| ago.as_secs());
+        let last_affected_s =
+            acted.map(|acted| now.saturating_duration_since(acted.last).as_secs());
         if let Some(seconds) = last_affected_s {
             let plural = if affected_connections == 1 { "" } else { "s" };
             let effect = budget.effect();
@@ -130,7 +147,7 @@ mod tests {
         let now = Instant::now();
         let line = |used, actions: &Actions, later: u64| {
             let now = now + Duration::from_secs(later);
-            let found = ExhaustedBudget::new(Budget::PodConnections, used, 10, actions, now);
+            let found = ExhaustedBudget::new(Budget::PodConnections, Some(used), 10, actions, now);
             found.map(|found| found.line)
         };
         assert_eq!(line(9, &actions, 0), None);
@@ -147,11 +164,32 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_is_reported_while_it_delays_connections() {
+        let mut actions = Actions::default();
+        let now = Instant::now();
+        let line = |actions: &Actions| {
+            let found = ExhaustedBudget::new(Budget::NewConnections, None, 7, actions, now);
+            found.map(|found| found.line)
+        };
+        assert_eq!(line(&actions), None);
+        assert!(actions.record(Budget::NewConnections, now));
+        assert!(!actions.record(Budget::NewConnections, now));
+        assert_eq!(
+            line(&actions).as_deref(),
+            Some(
+                "new connections per second, limit 7 (UNDERPASS_POD_MAX_NEW_CONNECTIONS); 2 \
+                 connections delayed, the last 0 s ago"
+            )
+        );
+        assert!(actions.record(Budget::NewConnections, now + REPORTED * 2));
+    }
+
+    #[test]
     fn the_budget_of_the_node_is_reported_for_pods_that_lost_a_connection() {
         let mut actions = Actions::default();
         let now = Instant::now();
         let exhausted =
-            |actions: &Actions| ExhaustedBudget::new(Budget::NodeUnread, 9, 8, actions, now);
+            |actions: &Actions| ExhaustedBudget::new(Budget::NodeUnread, Some(9), 8, actions, now);
         assert_eq!(exhausted(&actions), None);
         actions.record(Budget::NodeUnread, now);
         let found = exhausted(&actions).unwrap();
