@@ -92,7 +92,7 @@ async fn converse(
     sender.await.unwrap();
 }
 
-/// Returns what each stream sends, and changes its windows with each request. Closes when the
+/// Returns what each stream sends, and enlarges its windows with each request. Closes when the
 /// client does.
 pub async fn run_server(io: DuplexStream, plan: Plan) {
     let mut builder = h2::server::Builder::new();
@@ -102,7 +102,7 @@ pub async fn run_server(io: DuplexStream, plan: Plan) {
         .max_concurrent_streams(3);
     let mut connection = builder.handshake(io).await.unwrap();
     let mut random = fastrand::Rng::with_seed(plan.seed);
-    let mut count = 0;
+    let (mut count, mut window) = (0, plan.peer_window);
     while let Some(accepted) = connection.accept().await {
         let (request, mut respond) = match accepted {
             Ok(accepted) => accepted,
@@ -111,8 +111,10 @@ pub async fn run_server(io: DuplexStream, plan: Plan) {
         };
         count += 1;
         assert_eq!(request.method(), Method::CONNECT);
-        // Windows may become negative. h2 fails while an earlier change is not acknowledged.
-        let _ = connection.set_initial_window_size(random.u32(100..100_000));
+        // Never smaller: h2 then forgets what it has not yet granted, and streams stall. It fails
+        // while an earlier change is not acknowledged.
+        window = random.u32(window..200_000);
+        let _ = connection.set_initial_window_size(window);
         if count == plan.streams.len() {
             connection.graceful_shutdown();
         }
