@@ -1,7 +1,6 @@
 //! HTTP/2 (RFC 9113) reduced to what HBONE needs: streams opened by CONNECT. A state machine
 //! without I/O and without clocks: the caller passes received bytes and the time, and takes the
-//! bytes to send. It is the HTTP/2 layer of a second tunnel engine, which the proxy does not use
-//! yet.
+//! bytes to send. It is the HTTP/2 layer of the second tunnel engine, the crate `tunnel`.
 
 #![forbid(unsafe_code)]
 

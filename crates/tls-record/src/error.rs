@@ -89,7 +89,7 @@ impl RecordError {
 }
 
 /// Why a record is not sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum SealError {
     /// `close_notify` or a fatal alert was sent or received.
     #[error("the connection is closed for sending")]

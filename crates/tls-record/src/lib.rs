@@ -1,6 +1,6 @@
 //! TLS 1.3 records after a finished rustls handshake, without I/O.
 //!
-//! The proxy does not use this crate yet: it is the record layer of the second tunnel engine.
+//! It is the record layer of the second tunnel engine, the crate `tunnel`.
 //!
 //! [`HandshakeSecrets`] takes a connection over from rustls. From then on a [`RecordLayer`] seals
 //! what is to be sent, opens received records where they are, and handles key updates, tickets and

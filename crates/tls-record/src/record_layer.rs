@@ -173,15 +173,24 @@ impl RecordLayer {
     /// # Errors
     /// Returns [`SealError::Closed`] after [`close`](Self::close) and after an error.
     pub fn seal(&mut self, data: &[u8]) -> Result<(), SealError> {
+        self.seal_gathered(&[data])
+    }
+
+    /// Seals application data that lies in several parts as [`seal`](Self::seal) does, in as few
+    /// records as if it were in one. Parts that share a record are copied, others are not.
+    ///
+    /// # Errors
+    /// As [`seal`](Self::seal).
+    pub fn seal_gathered(&mut self, parts: &[&[u8]]) -> Result<(), SealError> {
         self.check_open()?;
-        if data.is_empty() {
+        if parts.iter().all(|part| part.is_empty()) {
             return Ok(());
         }
         if mem::take(&mut self.owes_key_update) {
             self.sealer
                 .update(KeyUpdate::NotRequested, &mut self.outgoing)?;
         }
-        self.sealer.data(data, &mut self.outgoing)
+        self.sealer.data(parts, &mut self.outgoing)
     }
 
     /// Changes the keys for sending, and requests that the peer does the same for its own.

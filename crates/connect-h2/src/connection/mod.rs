@@ -147,6 +147,11 @@ impl Connection {
         self.core.capacity(id)
     }
 
+    /// Whether data may be sent on a stream, now or when a window opens.
+    pub fn can_send(&self, id: StreamId) -> bool {
+        self.core.can_send(id)
+    }
+
     /// The header of a DATA frame, behind which the caller sends `length` bytes of data. An empty
     /// frame needs no capacity. `end_stream`: this side has finished.
     ///

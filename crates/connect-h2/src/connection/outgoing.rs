@@ -114,16 +114,22 @@ impl Core {
         self.patience.earn(STREAM_EARNS);
     }
 
+    /// As [`crate::Connection::can_send`].
+    pub(super) fn can_send(&self, id: StreamId) -> bool {
+        let must_answer = self.role == Role::Server;
+        let stream = self.streams.get(&id);
+        stream.is_some_and(|stream| stream.can_send() && (stream.is_answered || !must_answer))
+    }
+
     /// As [`crate::Connection::capacity`].
     pub(super) fn capacity(&mut self, id: StreamId) -> u32 {
-        let is_server = self.role == Role::Server;
+        if !self.can_send(id) {
+            return 0;
+        }
         let available = self.send_window.available();
         let Some(stream) = self.streams.get_mut(&id) else {
             return 0;
         };
-        if !stream.can_send() || is_server && !stream.is_answered {
-            return 0;
-        }
         let available = available.min(stream.send.available());
         stream.wants_credit = available == 0;
         available.min(self.peer.max_frame)
@@ -139,11 +145,10 @@ impl Core {
         if !self.out.is_empty() {
             return Err(SendError::OutputPending);
         }
-        let is_server = self.role == Role::Server;
-        let stream = self.streams.get_mut(&id).ok_or(SendError::Closed)?;
-        if !stream.can_send() || is_server && !stream.is_answered {
+        if !self.can_send(id) {
             return Err(SendError::Closed);
         }
+        let stream = self.streams.get_mut(&id).ok_or(SendError::Closed)?;
         let available = self.send_window.available().min(stream.send.available());
         if length > available.min(self.peer.max_frame) {
             return Err(SendError::NoCapacity);

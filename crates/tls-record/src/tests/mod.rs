@@ -1,4 +1,5 @@
 mod any_script;
+mod gathering;
 mod handshake;
 mod key_updates;
 mod limits;
