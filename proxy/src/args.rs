@@ -96,6 +96,10 @@ pub(crate) struct Args {
     /// Listen address of the metrics endpoint. Defaults to [::]:15020 or the port in PROXY_CONFIG.
     #[arg(long)]
     pub(crate) stats_addr: Option<SocketAddr>,
+    /// Labels that the metrics of connections do not have, separated by commas, to limit the number
+    /// of series: those of workloads, such as source_principal or destination_zone.
+    #[arg(long, env = "UNDERPASS_METRICS_EXCLUDE_LABELS", default_value = "")]
+    pub(crate) metrics_exclude_labels: telemetry::ExcludedLabels,
     /// Listen address of the readiness endpoint.
     #[arg(long, default_value = "[::]:15021")]
     pub(crate) readiness_addr: SocketAddr,

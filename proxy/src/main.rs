@@ -55,7 +55,10 @@ async fn run(
     dropped: telemetry::DroppedLines,
 ) -> anyhow::Result<()> {
     effective::warn_about_ignored_variables();
-    let metrics = Arc::new(telemetry::Metrics::new(dropped));
+    let metrics = Arc::new(telemetry::Metrics::new(
+        dropped,
+        args.metrics_exclude_labels.clone(),
+    ));
     metrics.threads.add_current();
     let certificates = Rc::new(certificates(&args, &settings)?);
     let source = match (&args.mesh_file, &settings.xds) {

@@ -152,6 +152,7 @@ fn an_invalid_setting_is_rejected() {
         ("LOCALHOST_APP_TUNNEL", "perhaps"),
         ("TERMINATION_GRACE_PERIOD_SECONDS", "-1"),
         ("PROXY_MODE", "dedicated"),
+        ("UNDERPASS_METRICS_EXCLUDE_LABELS", "reporter"),
     ] {
         let before = node.log("proxy").len();
         node.start_proxy_with(&[(name, value)]);

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::facts::{ConnectionFacts, Direction, Side};
-use crate::labels::{OnDemandDnsLabels, Reporter, SourceLabels, TrafficLabels, UNKNOWN};
+use crate::labels::{
+    DestinationLabels, LocalityLabels, OnDemandDnsLabels, Reporter, SourceLabels, TrafficLabels,
+    UNKNOWN,
+};
 use crate::open_connections::OpenConnection;
 use crate::recorder::Recorder;
 use crate::traffic_series::Counters;
@@ -232,23 +235,27 @@ pub(crate) fn labels(f: &ConnectionFacts) -> TrafficLabels {
     TrafficLabels {
         reporter: f.direction.into(),
         source: SourceLabels::of(&f.source),
-        destination_service: service(|s| &s.hostname),
-        destination_service_namespace: service(|s| &s.namespace),
-        destination_service_name: service(|s| &s.name),
-        destination_workload: or_unknown(&d.workload_name),
-        destination_canonical_service: or_unknown(&d.canonical_name),
-        destination_canonical_revision: or_unknown(&d.canonical_revision),
-        destination_workload_namespace: or_unknown(&d.namespace),
-        destination_principal: principal(&f.destination),
-        destination_app: or_unknown(&d.canonical_name),
-        destination_version: or_unknown(&d.canonical_revision),
-        destination_cluster: or_unknown(&d.cluster_id),
+        destination: DestinationLabels {
+            destination_service: service(|s| &s.hostname),
+            destination_service_namespace: service(|s| &s.namespace),
+            destination_service_name: service(|s| &s.name),
+            destination_workload: or_unknown(&d.workload_name),
+            destination_canonical_service: or_unknown(&d.canonical_name),
+            destination_canonical_revision: or_unknown(&d.canonical_revision),
+            destination_workload_namespace: or_unknown(&d.namespace),
+            destination_principal: principal(&f.destination),
+            destination_app: or_unknown(&d.canonical_name),
+            destination_version: or_unknown(&d.canonical_revision),
+            destination_cluster: or_unknown(&d.cluster_id),
+        },
         request_protocol: "tcp",
         response_flags: "-",
         connection_security_policy: if mutual_tls { "mutual_tls" } else { UNKNOWN },
-        source_region: or_unknown(&s.region),
-        source_zone: or_unknown(&s.zone),
-        destination_region: or_unknown(&d.region),
-        destination_zone: or_unknown(&d.zone),
+        locality: LocalityLabels {
+            source_region: or_unknown(&s.region),
+            source_zone: or_unknown(&s.zone),
+            destination_region: or_unknown(&d.region),
+            destination_zone: or_unknown(&d.zone),
+        },
     }
 }

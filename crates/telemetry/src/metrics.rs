@@ -11,7 +11,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::labels::{DnsLabels, OnDemandDnsLabels, ReasonLabel, Reporter, ReporterLabel, UrlLabel};
+use crate::labels::{
+    DnsLabels, ExcludedLabels, OnDemandDnsLabels, ReasonLabel, Reporter, ReporterLabel, UrlLabel,
+};
 use crate::log_format::DroppedLines;
 use crate::open_connections::OpenConnections;
 use crate::process_metrics::{ProcessMetrics, Threads};
@@ -43,7 +45,7 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            fn registered() -> Self {
+            fn registered(traffic: TrafficSeries) -> Self {
                 let mut registry = Registry::default();
                 $(
                     let $field: $type = $value;
@@ -53,7 +55,7 @@ macro_rules! metrics {
                     registry,
                     open: Arc::default(),
                     threads: Threads::default(),
-                    traffic: Arc::default(),
+                    traffic: Arc::new(traffic),
                     recorders: AtomicUsize::default(),
                     $( $field ),*
                 }
@@ -114,9 +116,9 @@ metrics! {
 }
 
 impl Metrics {
-    /// Creates and registers all metrics, all zero.
-    pub fn new(dropped: DroppedLines) -> Self {
-        let mut metrics = Self::registered();
+    /// Creates and registers all metrics, all zero; those of connections without some labels.
+    pub fn new(dropped: DroppedLines, excluded: ExcludedLabels) -> Self {
+        let mut metrics = Self::registered(TrafficSeries::without(excluded));
         for reporter in [Reporter::source, Reporter::destination] {
             for family in [&metrics.crl_rejections, &metrics.crl_untracked] {
                 let _ = family.get_or_create(&ReporterLabel { reporter });
@@ -178,48 +180,21 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::labels::{SourceLabels, TrafficLabels};
+    use crate::labels::TrafficLabels;
     use crate::log_buffer::LogBuffer;
 
     /// Every series with its labels, without values and help texts. `UPDATE_GOLDEN=1` rewrites the
     /// golden file; only lines may be added to it.
     #[tokio::test]
     async fn metrics_and_labels_remain() {
-        let metrics = Metrics::new(DroppedLines(LogBuffer::default()));
+        let metrics = Metrics::new(
+            DroppedLines(LogBuffer::default()),
+            ExcludedLabels::default(),
+        );
         metrics.threads.add_current();
         let none = String::new;
-        let source = SourceLabels {
-            source_workload: none(),
-            source_canonical_service: none(),
-            source_canonical_revision: none(),
-            source_workload_namespace: none(),
-            source_principal: none(),
-            source_app: none(),
-            source_version: none(),
-            source_cluster: none(),
-        };
-        let traffic = TrafficLabels {
-            reporter: Reporter::source,
-            source: source.clone(),
-            destination_service: none(),
-            destination_service_namespace: none(),
-            destination_service_name: none(),
-            destination_workload: none(),
-            destination_canonical_service: none(),
-            destination_canonical_revision: none(),
-            destination_workload_namespace: none(),
-            destination_principal: none(),
-            destination_app: none(),
-            destination_version: none(),
-            destination_cluster: none(),
-            request_protocol: "",
-            response_flags: "",
-            connection_security_policy: "",
-            source_region: none(),
-            source_zone: none(),
-            destination_region: none(),
-            destination_zone: none(),
-        };
+        let traffic = TrafficLabels::unknown();
+        let source = traffic.source.clone();
         let (counters, _) = metrics.traffic.open(traffic, 0);
         counters.close("", true, Instant::now());
         let dns = DnsLabels {

@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn connections_with_the_same_labels_share_counters_and_no_others_do() {
-        let metrics = Arc::new(Metrics::new(DroppedLines(LogBuffer::default())));
+        let dropped = DroppedLines(LogBuffer::default());
+        let metrics = Arc::new(Metrics::new(dropped, Default::default()));
         let recorder = Recorder::new(metrics.clone());
         let inbound = ConnectionFacts {
             direction: Direction::Inbound,

@@ -14,7 +14,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
-use crate::labels::TrafficLabels;
+use crate::labels::{ExcludedLabels, TrafficLabels};
 
 /// Maximum number of label sets, each with several series of about 800 bytes in a scrape.
 /// Connections beyond them are counted without their workloads.
@@ -25,7 +25,10 @@ const EXPIRY: Duration = Duration::from_secs(15 * 60);
 
 /// The label sets in use, each with the counters of every thread that has used it.
 #[derive(Debug, Default)]
-pub(crate) struct TrafficSeries(Mutex<HashMap<TrafficLabels, CountersOfThreads>>);
+pub(crate) struct TrafficSeries {
+    used: Mutex<HashMap<TrafficLabels, CountersOfThreads>>,
+    excluded: ExcludedLabels,
+}
 
 type CountersOfThreads = Vec<(ThreadNumber, Arc<Counters>)>;
 
@@ -100,20 +103,28 @@ impl Closed {
 }
 
 impl TrafficSeries {
+    /// Creates none, and later only series without these labels.
+    pub(crate) fn without(excluded: ExcludedLabels) -> Self {
+        Self {
+            excluded,
+            ..Self::default()
+        }
+    }
+
     /// Counts an opened connection. Returns the counters of this thread, and whether they are those
     /// of `labels`: beyond the maximum, all workloads share some.
     pub(crate) fn open(
         &self,
-        labels: TrafficLabels,
+        mut labels: TrafficLabels,
         thread: ThreadNumber,
     ) -> (Arc<Counters>, bool) {
-        let mut used = self.0.lock();
+        labels.exclude(&self.excluded);
+        let mut used = self.used.lock();
         let is_exact = used.len() < MAX_LABEL_SETS || used.contains_key(&labels);
-        let labels = if is_exact {
-            labels
-        } else {
-            labels.without_workloads()
-        };
+        if !is_exact {
+            labels = labels.without_workloads();
+            labels.exclude(&self.excluded);
+        }
         let threads = used.entry(labels).or_default();
         let counters = match threads.iter().find(|(number, _)| *number == thread) {
             Some((_, counters)) => counters.clone(),
@@ -129,7 +140,7 @@ impl TrafficSeries {
 
     /// Removes the label sets that have ended.
     pub(crate) fn remove_ended(&self, now: Instant) {
-        self.0.lock().retain(|_, threads| {
+        self.used.lock().retain(|_, threads| {
             let is_unused = || threads.iter().all(|(_, counters)| counters.is_unused(now));
             let set_ended = |ended| {
                 for (_, counters) in threads.iter() {
@@ -151,7 +162,7 @@ impl TrafficSeries {
 
     /// The sums of all threads.
     fn sums(&self) -> Vec<Sum> {
-        let used = self.0.lock();
+        let used = self.used.lock();
         let sum = |(labels, threads): (&TrafficLabels, &CountersOfThreads)| {
             let add = |of: fn(&Counters) -> &AtomicU64| {
                 let each = threads.iter();
@@ -258,7 +269,7 @@ mod tests {
     }
 
     fn count(series: &TrafficSeries) -> usize {
-        series.0.lock().len()
+        series.used.lock().len()
     }
 
     #[test]
@@ -330,6 +341,47 @@ mod tests {
             series.remove_ended(start + 2 * EXPIRY);
         }
         assert_eq!(ending.join().unwrap(), 0);
+    }
+
+    #[test]
+    fn connections_that_differ_by_excluded_labels_share_a_series_without_them() {
+        let series = TrafficSeries::without("source_workload,source_zone".parse().unwrap());
+        let (first, _) = series.open(labels("a"), 0);
+        let (same, _) = series.open(labels("b"), 0);
+        assert!(Arc::ptr_eq(&first, &same));
+        let mut other = labels("a");
+        other.destination.destination_workload = "c".to_owned();
+        series.open(other, 0);
+        assert_eq!(count(&series), 2);
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register_collector(Box::new(TrafficCollector(Arc::new(series))));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(
+            !text.contains("source_workload=") && !text.contains("source_zone="),
+            "{text}"
+        );
+        assert!(
+            text.contains("reporter=\"source\",source_canonical_service=\"unknown\""),
+            "{text}"
+        );
+        assert!(
+            text.contains("source_region=\"unknown\",destination_region="),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_shared_label_set_has_no_excluded_labels() {
+        let series = TrafficSeries::without("destination_app".parse().unwrap());
+        for i in 0..=MAX_LABEL_SETS {
+            series.open(labels(&i.to_string()), 0);
+        }
+        let used = series.used.lock();
+        assert!(
+            used.keys()
+                .all(|l| l.destination.destination_app.is_empty())
+        );
     }
 
     #[test]

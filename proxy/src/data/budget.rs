@@ -315,7 +315,7 @@ mod tests {
         };
         NodeBudget::new(
             limits,
-            Arc::new(Metrics::new(telemetry::DroppedLines::default())),
+            Arc::new(Metrics::new(Default::default(), Default::default())),
         )
     }
 
