@@ -4,6 +4,8 @@ use connect_h2::{UnknownVersion, Violation};
 use serde::{Deserialize, Serialize};
 use tls_record::{InvalidState, RecordError, SealError};
 
+use crate::state::VERSION;
+
 /// Why a tunnel has failed. All its streams have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum TunnelError {
@@ -25,7 +27,7 @@ pub enum TunnelError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ThawError {
     /// Another version of the software has written the state.
-    #[error("the state of a tunnel has version {0}; expected {expected}", expected = crate::state::VERSION)]
+    #[error("the state of a tunnel has version {0}; expected {VERSION}")]
     Version(u16),
     /// No connection can be in this state of TLS.
     #[error(transparent)]
