@@ -99,7 +99,16 @@ pub(crate) struct Args {
     /// Labels that the metrics of connections do not have, separated by commas, to limit the number
     /// of series: those of workloads, such as source_principal or destination_zone.
     #[arg(long, env = "UNDERPASS_METRICS_EXCLUDE_LABELS", default_value = "")]
-    pub(crate) metrics_exclude_labels: telemetry::ExcludedLabels,
+    metrics_exclude_labels: telemetry::ExcludedLabels,
+    /// How long the metrics of a pair of workloads remain after its last connection, e.g. 15m:
+    /// several scrape intervals, so that the final values are read.
+    #[arg(
+        long,
+        env = "UNDERPASS_METRICS_EXPIRY",
+        default_value = "15m",
+        value_parser = process::parse_duration
+    )]
+    metrics_expiry: Duration,
     /// Listen address of the readiness endpoint.
     #[arg(long, default_value = "[::]:15021")]
     pub(crate) readiness_addr: SocketAddr,
@@ -183,6 +192,14 @@ impl Args {
             .workers
             .or(config.concurrency.map(WorkerThreads::Number));
         Ok(settings)
+    }
+
+    /// Which series the metrics of connections have.
+    pub(crate) fn series_options(&self) -> telemetry::SeriesOptions {
+        telemetry::SeriesOptions {
+            excluded: self.metrics_exclude_labels.clone(),
+            expiry: self.metrics_expiry,
+        }
     }
 
     /// Listen addresses of the admin interface and the metrics endpoint.

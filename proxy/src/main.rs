@@ -55,10 +55,7 @@ async fn run(
     dropped: telemetry::DroppedLines,
 ) -> anyhow::Result<()> {
     effective::warn_about_ignored_variables();
-    let metrics = Arc::new(telemetry::Metrics::new(
-        dropped,
-        args.metrics_exclude_labels.clone(),
-    ));
+    let metrics = Arc::new(telemetry::Metrics::new(dropped, args.series_options()));
     metrics.threads.add_current();
     let certificates = Rc::new(certificates(&args, &settings)?);
     let source = match (&args.mesh_file, &settings.xds) {

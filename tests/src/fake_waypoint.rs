@@ -8,11 +8,11 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use netns::NetNs;
-use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::certificates::acceptor;
+use crate::listener::connect_async;
 use crate::sandbox::{Sandbox, until};
 
 /// What to do with a stream.
@@ -148,14 +148,8 @@ async fn forward_response(mut read: tokio::net::tcp::OwnedReadHalf, mut send: Se
 
 /// Connects from within a pod with the proxy's mark.
 pub async fn dial(from: &NetNs, to: SocketAddr) -> TcpStream {
-    let socket = from
-        .run(|| Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None).unwrap())
-        .unwrap();
-    socket.set_mark(istio::mark::PROXY).unwrap();
-    tokio::net::TcpSocket::from_std_stream(socket.into())
-        .connect(to)
-        .await
-        .unwrap()
+    let connected = connect_async(from, to, Some(istio::mark::PROXY)).await;
+    connected.unwrap()
 }
 
 /// The address at which the proxy of a pod accepts tunnels.

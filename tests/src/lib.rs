@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // a failure in the harness fails the test
 
 pub mod agent_bench;
+pub mod applications;
 pub mod arrivals;
 pub mod authority_bench;
 pub mod binaries;
@@ -28,6 +29,7 @@ pub mod image;
 pub mod iptables;
 pub mod istio_agent;
 pub mod kube;
+pub mod line_chart;
 pub mod listener;
 pub mod machine;
 pub mod measure;
@@ -37,9 +39,11 @@ pub mod raw_tunnel;
 pub mod sandbox;
 pub mod skip;
 pub mod sniffer;
+pub mod soak;
 pub mod state_bench;
 pub mod strain_bench;
 pub mod tls_client;
 pub mod traffic;
+pub mod two_nodes;
 pub mod watch_bench;
 pub mod wire;

@@ -85,6 +85,25 @@ pub fn connect_briefly(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream> {
         .unwrap()
 }
 
+/// Connects from inside a namespace, with a mark if given, in an asynchronous task.
+///
+/// # Errors
+/// Those of the socket calls; there is no timeout.
+pub async fn connect_async(
+    netns: &NetNs,
+    to: SocketAddr,
+    mark: Option<u32>,
+) -> io::Result<tokio::net::TcpStream> {
+    let socket = netns
+        .run(|| Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None))
+        .unwrap()?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+    socket.connect(to).await
+}
+
 /// Connects with the proxy's mark, from an address that the namespace need not have.
 ///
 /// # Errors

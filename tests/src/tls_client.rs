@@ -9,10 +9,11 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
-use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::listener::connect_async;
 
 /// Accepts any server certificate: these tests are about how the server treats its clients.
 #[derive(Debug)]
@@ -87,6 +88,20 @@ pub async fn dial(
     certificate: Option<Certificate>,
     options: TlsOptions,
 ) -> io::Result<TlsStream<TcpStream>> {
+    let to = SocketAddr::new(ip, istio::port::HBONE);
+    let tcp = connect_async(from, to, Some(istio::mark::PROXY)).await;
+    handshake(tcp.unwrap(), certificate, options).await
+}
+
+/// Performs a handshake on an open connection.
+///
+/// # Errors
+/// See [`dial`].
+pub async fn handshake(
+    tcp: TcpStream,
+    certificate: Option<Certificate>,
+    options: TlsOptions,
+) -> io::Result<TlsStream<TcpStream>> {
     let provider = CryptoProvider {
         kx_groups: options.groups,
         ..aws_lc_rs::default_provider()
@@ -103,18 +118,6 @@ pub async fn dial(
     config.alpn_protocols = options.alpn.iter().map(|a| a.to_vec()).collect();
     let name = ServerName::try_from("0.0.0.0").unwrap();
     TlsConnector::from(Arc::new(config))
-        .connect(name, connect_marked(from, ip).await)
+        .connect(name, tcp)
         .await
-}
-
-async fn connect_marked(from: &NetNs, ip: IpAddr) -> TcpStream {
-    let to = SocketAddr::new(ip, istio::port::HBONE);
-    let socket = from
-        .run(|| Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None).unwrap())
-        .unwrap();
-    socket.set_mark(istio::mark::PROXY).unwrap();
-    tokio::net::TcpSocket::from_std_stream(socket.into())
-        .connect(to)
-        .await
-        .unwrap()
 }

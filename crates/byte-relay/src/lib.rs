@@ -16,6 +16,7 @@ use std::io;
 use tokio::net::TcpStream;
 
 pub use copy::{STALLED, Side, Sink, Source, relay};
+pub use splice::close_spare_pipes;
 pub use tcp_side::until_reset;
 
 /// How one side of a connection ended as a whole, both directions at once.

@@ -24,6 +24,11 @@ thread_local! {
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Closes the pipes that this thread keeps while no transfer uses them.
+pub fn close_spare_pipes() {
+    SPARE.with_borrow_mut(Vec::clear);
+}
+
 /// Why moving ends.
 pub(crate) enum Moved {
     /// The data that arrives is no longer bulk data, or there is no pipe.
@@ -261,6 +266,9 @@ mod tests {
         let moved = MOVED.get() - before;
         assert!(moved > 0, "nothing was moved");
         assert!(most <= 2 * (Turn::BYTES + PIPE_SIZE), "{most} in a turn");
+        assert!(!SPARE.with_borrow(Vec::is_empty), "pipes are kept");
+        close_spare_pipes();
+        assert!(SPARE.with_borrow(Vec::is_empty));
     }
 
     /// What is in a pipe when the sink's side is reset is not delivered to another connection.

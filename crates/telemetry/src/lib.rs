@@ -26,3 +26,4 @@ pub use metrics::Metrics;
 pub use open_connections::{OpenConnection, OpenConnections};
 pub use process_metrics::Threads;
 pub use recorder::Recorder;
+pub use traffic_series::SeriesOptions;

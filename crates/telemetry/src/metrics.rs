@@ -11,13 +11,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::labels::{
-    DnsLabels, ExcludedLabels, OnDemandDnsLabels, ReasonLabel, Reporter, ReporterLabel, UrlLabel,
-};
+use crate::labels::{DnsLabels, OnDemandDnsLabels, ReasonLabel, Reporter, ReporterLabel, UrlLabel};
 use crate::log_format::DroppedLines;
 use crate::open_connections::OpenConnections;
 use crate::process_metrics::{ProcessMetrics, Threads};
-use crate::traffic_series::{ThreadNumber, TrafficCollector, TrafficSeries};
+use crate::traffic_series::{SeriesOptions, ThreadNumber, TrafficCollector, TrafficSeries};
 
 /// Upper bounds of the buckets of `istio_dns_upstream_request_duration_seconds`, like ztunnel's.
 const DNS_SECONDS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
@@ -116,9 +114,9 @@ metrics! {
 }
 
 impl Metrics {
-    /// Creates and registers all metrics, all zero; those of connections without some labels.
-    pub fn new(dropped: DroppedLines, excluded: ExcludedLabels) -> Self {
-        let mut metrics = Self::registered(TrafficSeries::without(excluded));
+    /// Creates and registers all metrics, all zero.
+    pub fn new(dropped: DroppedLines, connections: SeriesOptions) -> Self {
+        let mut metrics = Self::registered(TrafficSeries::new(connections));
         for reporter in [Reporter::source, Reporter::destination] {
             for family in [&metrics.crl_rejections, &metrics.crl_untracked] {
                 let _ = family.get_or_create(&ReporterLabel { reporter });
@@ -187,10 +185,7 @@ mod tests {
     /// golden file; only lines may be added to it.
     #[tokio::test]
     async fn metrics_and_labels_remain() {
-        let metrics = Metrics::new(
-            DroppedLines(LogBuffer::default()),
-            ExcludedLabels::default(),
-        );
+        let metrics = Metrics::new(DroppedLines(LogBuffer::default()), Default::default());
         metrics.threads.add_current();
         let none = String::new;
         let traffic = TrafficLabels::unknown();

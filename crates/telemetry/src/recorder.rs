@@ -78,6 +78,13 @@ impl Recorder {
         counters
     }
 
+    /// Forgets the pairs whose series have ended.
+    pub fn forget_ended(&self) {
+        let mut known = self.known.borrow_mut();
+        known.retain(|known| !known.counters.has_ended());
+        known.shrink_to_fit(|known| known.hash);
+    }
+
     /// Hashes the fields in which most pairs differ.
     fn hash(&self, facts: &ConnectionFacts) -> u64 {
         let side = |side: &Side| {
@@ -191,8 +198,14 @@ mod tests {
         metrics
             .traffic
             .remove_ended(now + Duration::from_secs(3600));
+        let known = || recorder.known.borrow().len();
+        assert_eq!(known(), pairs.len());
+        recorder.forget_ended();
+        assert_eq!(known(), 1, "one is open on another thread");
         let back = recorder.open(&pairs[1]);
         assert!(!Arc::ptr_eq(&back, &first[1]));
         assert!(Arc::ptr_eq(&back, &recorder.open(&pairs[1])));
+        recorder.forget_ended();
+        assert_eq!(known(), 2, "the series of this one have not ended");
     }
 }

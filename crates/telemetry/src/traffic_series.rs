@@ -19,15 +19,31 @@ use crate::labels::{ExcludedLabels, TrafficLabels};
 /// Maximum number of label sets, each with several series of about 800 bytes in a scrape.
 /// Connections beyond them are counted without their workloads.
 const MAX_LABEL_SETS: usize = 5000;
-/// A label set without a connection ends after this time: long enough for scrapers to read the
-/// final values several times.
-const EXPIRY: Duration = Duration::from_secs(15 * 60);
 
 /// The label sets in use, each with the counters of every thread that has used it.
 #[derive(Debug, Default)]
 pub(crate) struct TrafficSeries {
     used: Mutex<HashMap<TrafficLabels, CountersOfThreads>>,
-    excluded: ExcludedLabels,
+    options: SeriesOptions,
+}
+
+/// Which series the metrics of connections have.
+#[derive(Debug, Clone)]
+pub struct SeriesOptions {
+    /// Labels that they do not have.
+    pub excluded: ExcludedLabels,
+    /// How long after its last connection a label set ends.
+    pub expiry: Duration,
+}
+
+impl Default for SeriesOptions {
+    fn default() -> Self {
+        Self {
+            excluded: ExcludedLabels::default(),
+            // Long enough for scrapers to read the final values several times.
+            expiry: Duration::from_secs(15 * 60),
+        }
+    }
 }
 
 type CountersOfThreads = Vec<(ThreadNumber, Arc<Counters>)>;
@@ -61,7 +77,7 @@ impl Counters {
     pub(crate) fn open(&self) -> bool {
         // First, so that the label set does not end now.
         self.open.fetch_add(1, Ordering::SeqCst);
-        if self.has_ended.load(Ordering::SeqCst) {
+        if self.has_ended() {
             self.open.fetch_sub(1, Ordering::SeqCst);
             return false;
         }
@@ -86,10 +102,15 @@ impl Counters {
         self.open.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn is_unused(&self, now: Instant) -> bool {
+    /// Whether the label set has ended, so that [`Self::open`] fails.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::SeqCst)
+    }
+
+    fn is_unused(&self, now: Instant, expiry: Duration) -> bool {
         let last = self.closed.lock().last;
         self.open.load(Ordering::SeqCst) == 0
-            && last.is_none_or(|last| now.saturating_duration_since(last) >= EXPIRY)
+            && last.is_none_or(|last| now.saturating_duration_since(last) >= expiry)
     }
 }
 
@@ -103,10 +124,10 @@ impl Closed {
 }
 
 impl TrafficSeries {
-    /// Creates none, and later only series without these labels.
-    pub(crate) fn without(excluded: ExcludedLabels) -> Self {
+    /// Creates none.
+    pub(crate) fn new(options: SeriesOptions) -> Self {
         Self {
-            excluded,
+            options,
             ..Self::default()
         }
     }
@@ -118,12 +139,12 @@ impl TrafficSeries {
         mut labels: TrafficLabels,
         thread: ThreadNumber,
     ) -> (Arc<Counters>, bool) {
-        labels.exclude(&self.excluded);
+        labels.exclude(&self.options.excluded);
         let mut used = self.used.lock();
         let is_exact = used.len() < MAX_LABEL_SETS || used.contains_key(&labels);
         if !is_exact {
             labels = labels.without_workloads();
-            labels.exclude(&self.excluded);
+            labels.exclude(&self.options.excluded);
         }
         let threads = used.entry(labels).or_default();
         let counters = match threads.iter().find(|(number, _)| *number == thread) {
@@ -140,8 +161,13 @@ impl TrafficSeries {
 
     /// Removes the label sets that have ended.
     pub(crate) fn remove_ended(&self, now: Instant) {
-        self.used.lock().retain(|_, threads| {
-            let is_unused = || threads.iter().all(|(_, counters)| counters.is_unused(now));
+        let mut used = self.used.lock();
+        used.retain(|_, threads| {
+            let is_unused = || {
+                threads
+                    .iter()
+                    .all(|(_, c)| c.is_unused(now, self.options.expiry))
+            };
             let set_ended = |ended| {
                 for (_, counters) in threads.iter() {
                     counters.has_ended.store(ended, Ordering::SeqCst);
@@ -158,6 +184,8 @@ impl TrafficSeries {
             }
             !has_ended
         });
+        let count = used.len();
+        used.shrink_to(2 * count);
     }
 
     /// The sums of all threads.
@@ -262,10 +290,19 @@ impl Collector for TrafficCollector {
 mod tests {
     use super::*;
 
+    const EXPIRY: Duration = Duration::from_secs(15 * 60);
+
     fn labels(workload: &str) -> TrafficLabels {
         let mut labels = TrafficLabels::unknown();
         labels.source.source_workload = workload.to_owned();
         labels
+    }
+
+    fn without(excluded: &str) -> TrafficSeries {
+        TrafficSeries::new(SeriesOptions {
+            excluded: excluded.parse().unwrap(),
+            ..SeriesOptions::default()
+        })
     }
 
     fn count(series: &TrafficSeries) -> usize {
@@ -345,7 +382,7 @@ mod tests {
 
     #[test]
     fn connections_that_differ_by_excluded_labels_share_a_series_without_them() {
-        let series = TrafficSeries::without("source_workload,source_zone".parse().unwrap());
+        let series = without("source_workload,source_zone");
         let (first, _) = series.open(labels("a"), 0);
         let (same, _) = series.open(labels("b"), 0);
         assert!(Arc::ptr_eq(&first, &same));
@@ -373,7 +410,7 @@ mod tests {
 
     #[test]
     fn the_shared_label_set_has_no_excluded_labels() {
-        let series = TrafficSeries::without("destination_app".parse().unwrap());
+        let series = without("destination_app");
         for i in 0..=MAX_LABEL_SETS {
             series.open(labels(&i.to_string()), 0);
         }

@@ -208,7 +208,11 @@ impl Worker {
                     Some(command) => self.clone().handle(command),
                     None => return,
                 },
-                _ = purge.tick() => memory::purge(),
+                _ = purge.tick() => {
+                    self.recorder.forget_ended();
+                    byte_relay::close_spare_pipes();
+                    memory::purge();
+                }
                 now = eviction.tick() => {
                     self.pool.evict_idle(now.into_std());
                     self.endpoint_health.borrow_mut().forget(now.into_std());

@@ -157,7 +157,7 @@ impl Action {
                 (!is_in).then_some(Self::Flip { is_in: true })
             }
             Self::Delete { pod } => {
-                traffic.stop(*pod);
+                traffic.applications().stop(*pod);
                 scene.delete(*pod);
                 Some(Self::Create { pod: *pod })
             }
@@ -166,11 +166,11 @@ impl Action {
                     println!("            {}: {e}", name(*pod));
                     return Some(self.clone()); // as a kubelet does
                 }
-                traffic.resume(*pod);
+                traffic.applications().resume(*pod);
                 None
             }
             Self::KillPlugin { pod, after } => {
-                traffic.stop(*pod);
+                traffic.applications().stop(*pod);
                 scene.delete(*pod);
                 scene.create_and_kill_the_plugin(*pod, *after);
                 Some(Self::Create { pod: *pod })

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use super::Options;
 use super::action::Action;
 use super::judge::Verdict;
-use super::scene::{Resources, Scene};
+use super::scene::Scene;
 use super::traffic::Traffic;
 use crate::measure::{median, percentile};
 use crate::sandbox::eventually;
+use crate::two_nodes::Resources;
 
 /// More descriptors than at the start that are no leak: connections that are being closed.
 const FILES_SLACK: usize = 24;

@@ -5,20 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use agent_status::NodeStatus;
 use netns::NetNs;
-use serde_json::Value;
 
-use crate::cni::{Call, config};
 use crate::machine::has_exited;
-use crate::sandbox::{Sandbox, until};
+use crate::sandbox::until;
+pub use crate::two_nodes::{NODES, Program, addresses, name, node};
+use crate::two_nodes::{Resources, TwoNodes, workload};
 
 /// Number of pods.
 pub const PODS: usize = 12;
@@ -28,37 +25,15 @@ pub const STEADY: std::ops::Range<usize> = 0..8;
 pub const FLIPPED: std::ops::Range<usize> = 8..10;
 /// The pods of namespace `outside`.
 pub const OUTSIDE: std::ops::Range<usize> = 10..12;
-/// The names of the nodes. Pods with an even index run on the first one.
-pub const NODES: [&str; 2] = ["node-1", "node-2"];
 /// The plugin's deadline. A runtime calls it again.
 const ADD_DEADLINE_MS: u64 = 3000;
 /// The port on which every pod serves.
 pub const PORT: u16 = 8080;
 
-/// A program on a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Program {
-    /// The node agent.
-    Agent,
-    /// The node proxy.
-    Proxy,
-}
-
-/// Open files and threads of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resources {
-    /// Open file descriptors.
-    pub files: usize,
-    /// Threads.
-    pub threads: usize,
-}
-
 /// A running sandbox and its pods.
 #[derive(Debug)]
 pub struct Scene {
-    sandbox: Sandbox,
-    pods: Vec<NetNs>,
-    nodes: [NetNs; 2],
+    nodes: TwoNodes,
     is_nat: bool,
     state: Mutex<State>,
 }
@@ -66,15 +41,8 @@ pub struct Scene {
 /// What the adversary did last.
 #[derive(Debug, Default)]
 struct State {
-    /// How often each pod was created.
-    generations: [usize; PODS],
     deleted: BTreeSet<usize>,
     is_flipped_out: bool,
-}
-
-/// The name of a pod.
-pub fn name(pod: usize) -> String {
-    format!("pod-{pod}")
 }
 
 /// The namespace of a pod.
@@ -84,20 +52,6 @@ pub fn namespace(pod: usize) -> &'static str {
         _ if FLIPPED.contains(&pod) => "flipped",
         _ => "outside",
     }
-}
-
-/// The node of a pod, as an index of [`NODES`].
-pub fn node(pod: usize) -> usize {
-    pod % 2
-}
-
-/// The addresses of a pod, IPv4 first.
-pub fn addresses(pod: usize) -> [IpAddr; 2] {
-    let (subnet, host) = (node(pod) as u8 + 1, pod as u8 + 10);
-    [
-        Ipv4Addr::new(10, 77, subnet, host).into(),
-        Ipv6Addr::new(0xfd77, u16::from(subnet), 0, 0, 0, 0, 0, u16::from(host)).into(),
-    ]
 }
 
 /// The mesh. Every pod of the mesh accepts only clients with an identity.
@@ -112,12 +66,7 @@ workloads:
 "
     );
     for pod in 0..PODS {
-        let (name, namespace, node, [v4, v6]) =
-            (name(pod), namespace(pod), NODES[node(pod)], addresses(pod));
-        text += &format!(
-            "  - {{ name: {name}, namespace: {namespace}, serviceAccount: {name}, node: {node}, \
-             workloadIps: [{v4}, \"{v6}\"] }}\n"
-        );
+        text += &workload(pod, namespace(pod), &name(pod), "");
     }
     text += "policies:\n";
     for namespace in ["steady", "flipped"] {
@@ -132,22 +81,16 @@ workloads:
 impl Scene {
     /// Starts the sandbox and waits until every pod of the mesh is verified.
     pub fn up(capture: &str) -> Self {
-        let sandbox = Sandbox::up_in(
-            &format!("campaign-{capture}"),
-            &mesh(true),
-            &[
-                ("UNDERPASS_CAPTURE", capture),
-                // So that tunnels that nobody uses are no leak.
-                ("POOL_UNUSED_RELEASE_TIMEOUT", "5s"),
-            ],
-        );
-        let open = |node: &str| NetNs::open(sandbox.node(node)["netns"].as_str().unwrap()).unwrap();
+        let environment = [
+            ("UNDERPASS_CAPTURE", capture),
+            // So that tunnels that nobody uses are no leak.
+            ("POOL_UNUSED_RELEASE_TIMEOUT", "5s"),
+        ];
+        let name = format!("campaign-{capture}");
         let scene = Self {
-            pods: (0..PODS).map(|pod| sandbox.pod(&name(pod))).collect(),
-            nodes: NODES.map(open),
+            nodes: TwoNodes::up(&name, PODS, &mesh(true), &environment, ADD_DEADLINE_MS),
             is_nat: capture == "nat",
             state: Mutex::default(),
-            sandbox,
         };
         until("all pods of the mesh are verified", || {
             scene.unsettled().is_empty().then_some(())
@@ -157,58 +100,27 @@ impl Scene {
 
     /// The network namespace of a pod.
     pub fn pod(&self, pod: usize) -> &NetNs {
-        &self.pods[pod]
+        self.nodes.pod(pod)
     }
 
     /// The network namespace of a node.
     pub fn node(&self, node: usize) -> &NetNs {
-        &self.nodes[node]
+        self.nodes.node(node)
     }
 
     /// The network namespace that connects the nodes.
     pub fn fabric(&self) -> NetNs {
-        NetNs::open(self.sandbox.report["fabric"].as_str().unwrap()).unwrap()
+        NetNs::open(self.nodes.sandbox.report["fabric"].as_str().unwrap()).unwrap()
     }
 
     /// The status of a node; `None` if its agent does not answer.
     pub fn status(&self, node: usize) -> Option<NodeStatus> {
-        let connected = self.nodes[node].run(|| {
-            let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 15014));
-            TcpStream::connect_timeout(&to, Duration::from_secs(2))
-        });
-        let mut stream = connected.ok()?.ok()?;
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .ok()?;
-        let request = b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+        self.nodes.status(node)
     }
 
     /// The pods of the mesh that are not verified, with the reason.
     pub fn unsettled(&self) -> Vec<String> {
-        let statuses = [self.status(0), self.status(1)];
-        (0..OUTSIDE.start)
-            .filter_map(|pod| {
-                let Some(status) = &statuses[node(pod)] else {
-                    return Some(format!("{}: no answer of the agent", name(pod)));
-                };
-                let found = status.pods.iter().find(|p| p.name == name(pod))?;
-                let verification = found.verification.as_ref();
-                let is_verified = verification.is_some_and(|v| v.state.as_str() == "verified");
-                (!is_verified).then(|| {
-                    let why = verification.and_then(|v| v.reason.as_deref());
-                    format!(
-                        "{}: {} {}",
-                        name(pod),
-                        found.reason,
-                        why.unwrap_or_default()
-                    )
-                })
-            })
-            .collect()
+        self.nodes.unverified(0..OUTSIDE.start)
     }
 
     /// Runs `nft` or `ip` in a pod, for `ip` once for each part between `;`; whether all succeeded.
@@ -259,12 +171,12 @@ impl Scene {
     /// Labels namespace `flipped`, or removes the label.
     pub fn flip(&self, is_in: bool) {
         self.state.lock().unwrap().is_flipped_out = !is_in;
-        self.sandbox.set_mesh(&mesh(is_in));
+        self.nodes.sandbox.set_mesh(&mesh(is_in));
     }
 
     /// Kills a program of a node.
     pub fn kill(&self, node: usize, program: Program) {
-        let pid = self.pid(node, program);
+        let pid = self.nodes.pid(node, program);
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(pid.cast_signed()),
             nix::sys::signal::Signal::SIGKILL,
@@ -275,13 +187,13 @@ impl Scene {
 
     /// Starts the programs again that have exited.
     pub fn restart(&self) {
-        self.sandbox.command(&["repair"]);
+        self.nodes.sandbox.command(&["repair"]);
     }
 
     /// Ends a pod: the runtime calls DEL.
     pub fn delete(&self, pod: usize) {
         self.state.lock().unwrap().deleted.insert(pod);
-        let _ = self.call("DEL", pod).run();
+        self.nodes.delete(pod);
     }
 
     /// Starts a pod again in its namespace, as a new one.
@@ -289,87 +201,25 @@ impl Scene {
     /// # Errors
     /// What the plugin wrote, if its ADD failed.
     pub fn create(&self, pod: usize) -> Result<(), String> {
-        self.state.lock().unwrap().generations[pod] += 1;
-        let output = self.call("ADD", pod).run();
-        if !output.status.success() {
-            self.delete(pod); // as a runtime does
-            return Err(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
+        self.nodes.create(pod)?;
         self.state.lock().unwrap().deleted.remove(&pod);
         Ok(())
     }
 
     /// Starts an ADD of a pod and kills the plugin after this time; then calls DEL.
     pub fn create_and_kill_the_plugin(&self, pod: usize, after: Duration) {
-        self.state.lock().unwrap().generations[pod] += 1;
-        let mut plugin = self.call("ADD", pod).start();
+        let mut plugin = self.nodes.start_creating(pod);
         std::thread::sleep(after);
         let _ = plugin.kill();
         let _ = plugin.wait();
         self.delete(pod);
     }
 
-    fn call(&self, verb: &str, pod: usize) -> Call {
-        let report = self.sandbox.node(NODES[node(pod)]);
-        let socket = PathBuf::from(report["agent_socket"].as_str().unwrap());
-        let [v4, v6] = addresses(pod);
-        let (name, namespace) = (name(pod), namespace(pod));
-        let config = config(&socket, &[&format!("{v4}/32"), &format!("{v6}/128")]);
-        let generation = self.state.lock().unwrap().generations[pod];
-        let path = self.path(pod);
-        let call = Call::new(verb, &path, &config).with_deadline(ADD_DEADLINE_MS);
-        // The first attachment was the sandbox's.
-        let id = match generation {
-            0 => Self::first_attachment(pod),
-            n => format!("campaign-{pod}-{n}"),
-        };
-        call.with("CNI_CONTAINERID", Some(&id)).with(
-            "CNI_ARGS",
-            Some(&format!(
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"
-            )),
-        )
-    }
-
-    fn path(&self, pod: usize) -> String {
-        let pods = self.sandbox.report["pods"].as_array().unwrap();
-        let pod = pods.iter().find(|p| p["name"] == name(pod)).unwrap();
-        pod["netns"].as_str().unwrap().to_owned()
-    }
-
-    /// The container id under which the sandbox enrolled a pod.
-    fn first_attachment(pod: usize) -> String {
-        let name = format!("{}/{}", namespace(pod), name(pod));
-        let hex: String = name.bytes().map(|b| format!("{b:02x}")).collect();
-        format!("{hex:0<64}").chars().take(64).collect()
-    }
-
     /// The resources of agents and proxies, by node.
     pub fn resources(&self) -> Vec<(String, Resources)> {
-        let mut found = Vec::new();
-        for (index, node) in NODES.iter().enumerate() {
-            for (program, of) in [(Program::Agent, "agent"), (Program::Proxy, "proxy")] {
-                let pid = self.pid(index, program);
-                let count = |what: &str| {
-                    fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count)
-                };
-                let resources = Resources {
-                    files: count("fd"),
-                    threads: count("task"),
-                };
-                found.push((format!("{of} of {node}"), resources));
-            }
-        }
-        found
-    }
-
-    fn pid(&self, node: usize, program: Program) -> u32 {
-        let report: Value = self.sandbox.node(NODES[node]);
-        let key = match program {
-            Program::Agent => "agent_pid",
-            Program::Proxy => "proxy_pid",
-        };
-        u32::try_from(report[key].as_u64().unwrap()).unwrap()
+        TwoNodes::programs()
+            .map(|(node, program, name)| (name, self.nodes.resources(node, program)))
+            .collect()
     }
 
     /// Number of repairs that the agents have logged.
@@ -377,7 +227,7 @@ impl Scene {
         NODES
             .iter()
             .map(|node| {
-                let log = self.sandbox.log(node, "agent");
+                let log = self.nodes.sandbox.log(node, "agent");
                 log.matches("event=\"redirection_repaired\"").count()
             })
             .sum()

@@ -14,6 +14,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::judge::{Evidence, Judge};
 use super::scene::{FLIPPED, OUTSIDE, PODS, PORT, STEADY, Scene, addresses, name};
+use crate::applications::Applications;
 use crate::sandbox::listen;
 
 /// How long a client waits. Connections may fail while rules change and programs are killed.
@@ -79,9 +80,7 @@ impl Marker {
 struct Shared {
     scene: Arc<Scene>,
     ended: AtomicBool,
-    /// Whether the applications of each pod run, and how many connections they have.
-    is_running: [AtomicBool; PODS],
-    open: [AtomicUsize; PODS],
+    applications: Applications,
     exchanges: AtomicUsize,
     failures: AtomicUsize,
 }
@@ -98,8 +97,7 @@ impl Traffic {
     pub fn new(scene: Arc<Scene>, judge: &Arc<Judge>) -> Self {
         let shared = Arc::new(Shared {
             ended: AtomicBool::new(false),
-            is_running: std::array::from_fn(|_| AtomicBool::new(true)),
-            open: Default::default(),
+            applications: Applications::new(PODS),
             exchanges: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),
             scene,
@@ -133,17 +131,9 @@ impl Traffic {
         self.shared.ended.store(false, Ordering::Relaxed);
     }
 
-    /// Stops the applications of a pod and waits until their connections are closed.
-    pub fn stop(&self, pod: usize) {
-        self.shared.is_running[pod].store(false, Ordering::SeqCst);
-        while self.shared.open[pod].load(Ordering::SeqCst) > 0 {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Starts the applications of a pod again.
-    pub fn resume(&self, pod: usize) {
-        self.shared.is_running[pod].store(true, Ordering::SeqCst);
+    /// The applications, to stop and resume those of a pod.
+    pub fn applications(&self) -> &Applications {
+        &self.shared.applications
     }
 
     /// Connects from a pod with a mark, as the user of applications.
@@ -198,11 +188,8 @@ impl Shared {
 
     /// Notes a connection of a pod, while its applications run.
     fn while_running<T>(&self, pod: usize, work: impl FnOnce() -> T) -> Option<T> {
-        self.open[pod].fetch_add(1, Ordering::SeqCst);
-        let is_running = self.is_running[pod].load(Ordering::SeqCst) && !self.has_ended();
-        let result = is_running.then(work);
-        self.open[pod].fetch_sub(1, Ordering::SeqCst);
-        result
+        let _connection = self.applications.connect(pod)?;
+        (!self.has_ended()).then(work)
     }
 
     fn serve(self: &Arc<Self>, pod: usize, listener: &TcpListener, judge: &Arc<Judge>) {
@@ -217,7 +204,7 @@ impl Shared {
     fn echo(&self, pod: usize, mut stream: TcpStream, judge: &Judge) -> io::Result<()> {
         stream.set_read_timeout(Some(Duration::from_millis(100)))?;
         let mut data = [0; 256];
-        while self.is_running[pod].load(Ordering::SeqCst) && !self.has_ended() {
+        while self.applications.is_running(pod) && !self.has_ended() {
             let length = match stream.read(&mut data) {
                 Ok(0) => return Ok(()),
                 Ok(length) => length,
@@ -259,7 +246,7 @@ impl Shared {
             let result = self.while_running(pod, || {
                 let marker = Marker::now(pod, to);
                 let mut stream = self.open(pod, at)?;
-                while self.is_running[pod].load(Ordering::SeqCst) && !self.has_ended() {
+                while self.applications.is_running(pod) && !self.has_ended() {
                     exchange(&mut stream, marker)?;
                     self.exchanges.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(30));
