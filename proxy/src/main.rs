@@ -73,6 +73,7 @@ async fn run(
     let proxy = Arc::new(ProxyState {
         budget,
         mesh: ArcSwap::new(initial.mesh),
+        dns_budget: Arc::new(dns::CacheBudget::new(metrics.clone())),
         metrics,
         lifecycle,
         options: args.data.clone(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, Metadata, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use netns::NetNs;
 
@@ -25,6 +25,8 @@ pub const BRIEF: &str = ".brief.example.";
 pub const DAMAGED: &str = "damaged.example.";
 /// A name with more addresses than fit into a UDP message.
 pub const LARGE: &str = "large.example.";
+/// A name of which the first query over UDP is lost.
+pub const LOST: &str = "lost.example.";
 /// A name that does not exist.
 pub const UNKNOWN: &str = "unknown.example.";
 /// A zone that is transferred in three messages.
@@ -78,17 +80,28 @@ impl NameServer {
         self.is_failing.store(failing, Ordering::Relaxed);
     }
 
-    fn record(&self, from: SocketAddr, bytes: &[u8]) -> Option<Message> {
-        self.seen.lock().unwrap().push((from.ip(), bytes.to_vec()));
-        Message::from_vec(bytes).ok()
+    /// Records a query; one that is sent again, with the same id, is recorded once. Returns it, and
+    /// whether it was sent again.
+    fn record(&self, from: SocketAddr, bytes: &[u8]) -> Option<(Message, bool)> {
+        let received = (from.ip(), bytes.to_vec());
+        let mut seen = self.seen.lock().unwrap();
+        let is_repeated = seen.contains(&received);
+        if !is_repeated {
+            seen.push(received);
+        }
+        Some((Message::from_vec(bytes).ok()?, is_repeated))
     }
 
     fn serve_udp(&self, socket: &UdpSocket) {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let Some(query) = self.record(from, &buffer[..length]) else {
+            let Some((query, is_repeated)) = self.record(from, &buffer[..length]) else {
                 continue;
             };
+            let is_lost = |q: &Query| q.name().to_ascii() == LOST;
+            if !is_repeated && query.queries.first().is_some_and(is_lost) {
+                continue;
+            }
             for answer in self.answers(&query) {
                 let answer = if answer.answers.len() > 100 {
                     answer.truncate()
@@ -103,7 +116,7 @@ impl NameServer {
     fn serve_tcp(&self, mut stream: TcpStream) -> io::Result<()> {
         let from = stream.peer_addr()?;
         loop {
-            let Some(query) = self.record(from, &read_message(&mut stream)?) else {
+            let Some((query, _)) = self.record(from, &read_message(&mut stream)?) else {
                 return Ok(());
             };
             for answer in self.answers(&query) {
@@ -160,6 +173,12 @@ fn answers(query: &Message) -> Vec<Message> {
         UNKNOWN => answer.metadata.response_code = ResponseCode::NXDomain,
         _ if question.query_type() == RecordType::HTTPS => {
             answer.metadata.response_code = ResponseCode::NXDomain
+        }
+        _ if question.query_type() == RecordType::SRV => {
+            let target = Name::from_ascii("target.example.").unwrap();
+            let service = RData::SRV(SRV::new(1, 2, 5060, target.clone()));
+            answer.add_answer(Record::from_rdata(question.name().clone(), ttl, service));
+            answer.add_additional(Record::from_rdata(target, ttl, RData::A(A(ANSWER))));
         }
         LARGE => {
             answer.add_answers((0..200).map(|i| record(Ipv4Addr::new(198, 51, 100, i))));

@@ -9,7 +9,7 @@ use pod_socket::PodNetwork;
 use telemetry::Metrics;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{Limits, Settings};
+use crate::{AnswerCache, Limits, Settings};
 
 /// A pod whose queries are served, with what the servers need of the data path. Clones refer to the
 /// same pod.
@@ -36,6 +36,9 @@ pub trait Client: Clone + 'static {
 
     /// The limits on the pod's concurrent queries.
     fn limits(&self) -> &Limits;
+
+    /// The answers to the pod's forwarded queries.
+    fn cache(&self) -> &AnswerCache;
 
     /// The settings; `None` if DNS is not served.
     fn settings(&self) -> Option<&Settings>;

@@ -7,7 +7,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Client;
 use crate::answer::{self, IfUnknown, QueryContext, Resolution};
-use crate::query::{Query, clear_nxdomain, encode, response_code};
+use crate::answer_cache::{AnswerKey, Upstreams};
+use crate::known_answer::Reply;
+use crate::lookup_cache::Origin;
+use crate::message::{clear_nxdomain, response_code};
+use crate::query::{Query, encode};
 use crate::query_event::{Protocol, QueryEvent};
 
 /// What the server does with a query.
@@ -15,14 +19,21 @@ pub(super) enum Action {
     /// Sends this answer.
     Answer(Vec<u8>),
     /// Forwards the query to a name server.
-    Forward(ForwardedQuery),
+    Forward(Box<ForwardedQuery>),
+}
+
+/// A query that only a name server can answer.
+struct UnansweredQuery {
+    event: QueryEvent,
+    protocol: Protocol,
+    if_unknown: IfUnknown,
 }
 
 /// A query that is being forwarded. It counts towards the pod's limit until its result is recorded.
 pub(super) struct ForwardedQuery {
-    event: QueryEvent,
-    protocol: Protocol,
-    if_unknown: IfUnknown,
+    query: UnansweredQuery,
+    /// The key of its answer in the cache; `None` if the answer is not for others.
+    pub(super) key: Option<AnswerKey>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -32,6 +43,7 @@ pub(super) fn handle(
     query: &Query,
     protocol: Protocol,
     peer: SocketAddr,
+    upstreams: Upstreams,
 ) -> Option<Action> {
     let settings = client.settings()?;
     let mesh = client.mesh();
@@ -50,17 +62,26 @@ pub(super) fn handle(
             return Some(Action::Answer(bytes));
         }
     };
-    let Ok(permit) = client.limits().forwarded.clone().try_acquire_owned() else {
-        event.record_failure(query, "too many pending queries");
-        return Some(Action::Answer(query.failure()));
-    };
-    event.record_forwarded();
-    Some(Action::Forward(ForwardedQuery {
+    let unanswered = UnansweredQuery {
         event,
         protocol,
         if_unknown,
+    };
+    let key = AnswerKey::new(query, protocol, upstreams);
+    if let Some(cached) = key.as_ref().and_then(|key| client.cache().0.valid(key)) {
+        let answer = unanswered.answered(query, cached, Some(Origin::Cache));
+        return Some(Action::Answer(answer));
+    }
+    let Ok(permit) = client.limits().forwarded.clone().try_acquire_owned() else {
+        let reason = "too many pending queries";
+        unanswered.event.record_failure(query, reason);
+        return Some(Action::Answer(query.failure()));
+    };
+    Some(Action::Forward(Box::new(ForwardedQuery {
+        query: unanswered,
+        key,
         _permit: permit,
-    }))
+    })))
 }
 
 /// Encodes the answer with these addresses in random order.
@@ -74,13 +95,47 @@ fn mesh_answer(query: &Query, addresses: Vec<IpAddr>, protocol: Protocol) -> Vec
 }
 
 impl ForwardedQuery {
-    /// Records the name server's answer, and returns it as it is sent to the client.
+    /// Records that the query is sent to a name server.
+    pub(super) fn record_forwarded(&self) {
+        self.query.event.record_forwarded();
+    }
+
+    /// Records the result of the query, and returns the answer for the client.
     pub(super) fn answered(
         self,
         query: &Query,
-        upstream: SocketAddr,
-        mut answer: Vec<u8>,
+        result: Result<Reply, String>,
+        origin: Origin,
     ) -> Vec<u8> {
+        let origin = self.key.is_some().then_some(origin);
+        self.query.answered(query, result, origin)
+    }
+}
+
+impl UnansweredQuery {
+    /// Records the result of the query, and returns the answer for the client. `origin` is `None`
+    /// for a query that is not cached.
+    fn answered(
+        self,
+        query: &Query,
+        result: Result<Reply, String>,
+        origin: Option<Origin>,
+    ) -> Vec<u8> {
+        if let Some(origin) = origin {
+            self.event.record_cache_use(result.as_ref().ok(), origin);
+        }
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(reason) => {
+                self.event.record_failure(query, &reason);
+                return query.failure();
+            }
+        };
+        let origin = origin.unwrap_or(Origin::OwnLookup);
+        let mut answer = match origin {
+            Origin::OwnLookup if !reply.is_stale() => reply.to(query),
+            _ => reply.rotated(query, rand::random_range(0..=usize::MAX)),
+        };
         match self.if_unknown {
             IfUnknown::Mesh(addresses) if response_code(&answer) == ResponseCode::NXDomain => {
                 answer = mesh_answer(query, addresses, self.protocol);
@@ -88,13 +143,8 @@ impl ForwardedQuery {
             IfUnknown::NoRecords => clear_nxdomain(&mut answer),
             IfUnknown::Mesh(_) | IfUnknown::Unknown => {}
         }
-        self.event.record_upstream_answer(query, upstream, &answer);
+        let event = self.event;
+        event.record_upstream_answer(query, &reply, origin, &answer);
         answer
-    }
-
-    /// Records that no name server answered, and returns the answer for the client.
-    pub(super) fn failed(self, query: &Query, reason: &str) -> Vec<u8> {
-        self.event.record_failure(query, reason);
-        query.failure()
     }
 }

@@ -2,21 +2,47 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use pod_socket::PodNetwork;
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-use crate::query::{Query, is_complete};
+use crate::answer_cache::{Upstreams, max_negative};
+use crate::known_answer::UpstreamAnswer;
+use crate::message::is_complete;
+use crate::query::Query;
 use crate::{Client, DEADLINE};
 
 /// Maximum size of a UDP datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
+/// Why a query fails that arrives although DNS is disabled.
+const NOT_SERVED: &str = "DNS is not served";
+/// Time until a query over UDP without an answer is sent again; doubled each time. Equal queries of
+/// clients share one, so the packets that clients repeat do not replace a lost one.
+const RETRANSMIT: Duration = Duration::from_secs(1);
+
+/// Queries the name servers of a pod over UDP, until the pod leaves.
+pub(super) async fn look_up<C: Client>(
+    pod: C,
+    query: Query,
+    upstreams: Upstreams,
+) -> Result<UpstreamAnswer, String> {
+    let settings = pod.settings().ok_or(NOT_SERVED)?;
+    let addresses = upstreams.addresses(settings);
+    let (bytes, from) = tokio::select! {
+        answered = query_udp(pod.network(), &query, addresses) => answered?,
+        reason = pod.until_terminated() => return Err(reason),
+    };
+    let max_negative = max_negative(&query, settings);
+    Ok(UpstreamAnswer::new(&query, bytes, from, max_negative))
+}
+
 /// Queries name servers over UDP, one after the other, until one answers; they share the deadline
 /// equally. Each query has its own source port and a random id, which makes answers hard to forge.
-pub(super) async fn query_udp(
+async fn query_udp(
     pod: &impl PodNetwork,
     query: &Query,
     upstreams: &[SocketAddr],
@@ -52,14 +78,25 @@ pub(super) async fn exchange(
     });
     let socket = UdpSocket::from_std(socket.map_err(io::Error::other)??.into())?;
     let id = rand::random();
-    socket.send(&query.with_id(id)).await?;
+    let mut wait = RETRANSMIT;
+    loop {
+        socket.send(&query.with_id(id)).await?;
+        match timeout(wait, receive(&socket, query, id)).await {
+            Ok(received) => return received,
+            Err(_) => wait *= 2,
+        }
+    }
+}
+
+/// Receives the answer to the query that was sent with this id.
+async fn receive(socket: &UdpSocket, query: &Query, id: u16) -> io::Result<Vec<u8>> {
     loop {
         socket.readable().await?;
         // Allocated only now, so that pending queries use little memory.
         let mut answer = Vec::with_capacity(MAX_DATAGRAM);
         match socket.try_recv_buf(&mut answer) {
             Ok(_) if query.is_answered_by(&answer, id) && is_complete(&answer) => {
-                answer[..2].copy_from_slice(&query.id().to_be_bytes());
+                query.adopt(&mut answer);
                 answer.shrink_to_fit();
                 return Ok(answer);
             }
@@ -74,10 +111,11 @@ pub(super) async fn exchange(
 pub(super) async fn connect<C: Client>(
     pod: &C,
     client: SocketAddr,
-    upstreams: &[SocketAddr],
+    upstreams: Upstreams,
 ) -> Result<(C::Stream, SocketAddr), String> {
+    let settings = pod.settings().ok_or(NOT_SERVED)?;
     let mut reason = "no name server is configured".to_owned();
-    for upstream in upstreams {
+    for upstream in upstreams.addresses(settings) {
         let connecting = pod.connect(client, *upstream);
         match with_deadline(async { connecting.await.map_err(io::Error::other) }).await {
             Ok(stream) => return Ok((stream, *upstream)),

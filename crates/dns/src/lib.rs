@@ -8,22 +8,30 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod answer_cache;
+mod bounded_map;
 mod client;
 mod exchange;
 mod forward;
+mod known_answer;
 mod known_name;
+mod lookup_cache;
+mod message;
 mod query;
 mod query_event;
 mod resolve;
 mod settings;
 mod tcp;
 mod udp;
+mod validity;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+pub use answer_cache::AnswerCache;
+pub use bounded_map::CacheBudget;
 pub use client::Client;
 pub use resolve::Resolver;
 pub use settings::{Settings, parse_name_server};
@@ -47,7 +55,13 @@ pub fn exercise_parsers(query: &[u8], answer: &[u8]) {
     assert!(query.failure().len() >= 12);
     assert!((512..=4096).contains(&query.udp_size()));
     query.is_answered_by(answer, query.id());
-    query::is_complete(answer);
+    message::is_complete(answer);
+    let from = std::net::SocketAddr::from(([127, 0, 0, 1], 53));
+    let upstream = known_answer::UpstreamAnswer::new(&query, answer.to_vec(), from, DEADLINE);
+    if answer.len() >= message::HEADER {
+        let reply = known_answer::Reply::new(std::sync::Arc::new(upstream));
+        assert_eq!(reply.rotated(&query, 7).len(), answer.len());
+    }
     if let Some(question) = &query.question {
         // Invalid answers are expected.
         let _ = resolve::addresses_in(answer, question);

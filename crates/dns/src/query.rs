@@ -1,16 +1,11 @@
 //! The part of a query that the proxy parses. Unsupported queries are left to the name server.
 
 use hickory_proto::op::{Message, MessageType, Metadata, OpCode, Query as Question, ResponseCode};
+use hickory_proto::rr::RecordType;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable, BinEncoder};
 
-/// Length of the message header, RFC 1035 section 4.1.1.
-const HEADER: usize = 12;
-/// Response bit in the third byte.
-const RESPONSE: u8 = 0x80;
-/// Truncation bit in the third byte.
-const TRUNCATED: u8 = 0x02;
-/// Mask of the response code in the fourth byte.
-const CODE: u8 = 0x0f;
+use crate::message::{CODE, HEADER, RESPONSE, is_truncated, questions, records};
+
 /// Maximum size of an answer over UDP without EDNS, RFC 1035 section 4.2.1.
 const PLAIN_UDP_SIZE: u16 = 512;
 /// UDP size that the proxy announces: it avoids fragmentation on any path (DNS flag day 2020).
@@ -18,11 +13,13 @@ pub(super) const OWN_UDP_SIZE: u16 = 1232;
 /// Maximum size of the proxy's own answers over UDP, whatever the client accepts: the largest
 /// common EDNS size.
 const MAX_UDP_SIZE: u16 = 4096;
+/// Length of what follows the name in a question, RFC 1035 section 4.1.2.
+const TYPE_AND_CLASS: usize = 4;
 /// Length of an OPT record without options, RFC 6891 section 6.1.2.
 const OPT: u16 = 11;
 
 /// A received query.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Query {
     bytes: Vec<u8>,
     /// The question; `None` unless this is a standard query for one name.
@@ -88,17 +85,56 @@ impl Query {
         bytes
     }
 
+    /// What the answer depends on: the query without its id and without the case of its name.
+    /// `None` if its answer must not be used for other queries: it has several messages, or
+    /// depends on more than the question and EDNS.
+    pub(super) fn cache_key(&self) -> Option<Vec<u8>> {
+        let kind = u16::from(self.question.as_ref()?.query_type());
+        let is_of_one = match &records(&self.bytes)?[..] {
+            [] => self.question_end == self.bytes.len(),
+            [edns] => edns.kind == RecordType::OPT && edns.data.end == self.bytes.len(),
+            _ => false,
+        };
+        // RFC 6895 section 3.1: the types 128 to 255 are no types of records.
+        if !is_of_one || (128..=255).contains(&kind) {
+            return None;
+        }
+        let mut key = self.with_id(0);
+        key[HEADER..self.name_end()].make_ascii_lowercase();
+        Some(key)
+    }
+
+    /// The end of the name in the question.
+    fn name_end(&self) -> usize {
+        self.question_end.saturating_sub(TYPE_AND_CLASS).max(HEADER)
+    }
+
     /// Whether `answer` answers this query when it was sent with `id`. An answer may omit the
     /// question.
     pub(super) fn is_answered_by(&self, answer: &[u8], id: u16) -> bool {
-        let question = &self.bytes[HEADER..self.question_end];
         answer.len() >= HEADER
             && answer[..2] == id.to_be_bytes()
             && answer[2] & RESPONSE != 0
-            && (answer[4..6] == [0, 0]
-                || answer
-                    .get(HEADER..self.question_end)
-                    .is_some_and(|q| q.eq_ignore_ascii_case(question)))
+            && (questions(answer) == 0 || self.is_question_of(answer))
+    }
+
+    /// Whether a message begins with the question of this one, in any case.
+    fn is_question_of(&self, message: &[u8]) -> bool {
+        let (name, rest) = (HEADER..self.name_end(), self.name_end()..self.question_end);
+        message
+            .get(name.clone())
+            .is_some_and(|n| n.eq_ignore_ascii_case(&self.bytes[name]))
+            && message.get(rest.clone()) == Some(&self.bytes[rest])
+    }
+
+    /// Makes the answer to an equal query one to this query: its id, and its name as the client
+    /// wrote it.
+    pub(super) fn adopt(&self, answer: &mut [u8]) {
+        answer[..2].copy_from_slice(&self.bytes[..2]);
+        if questions(answer) > 0 && self.is_question_of(answer) {
+            let question = HEADER..self.question_end;
+            answer[question.clone()].copy_from_slice(&self.bytes[question]);
+        }
     }
 
     /// Builds an answer without records, which the caller adds. A query that cannot be parsed
@@ -196,79 +232,6 @@ fn encode_within(message: &Message, limit: u16) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether the sections of an answer are as long as its header declares. An answer that was cut or
-/// damaged on its way is not, unless it is marked as truncated.
-pub(super) fn is_complete(answer: &[u8]) -> bool {
-    let count = |at: usize| {
-        answer
-            .get(at..at + 2)
-            .map(|n| u16::from_be_bytes([n[0], n[1]]))
-    };
-    let Some([questions, answers, authorities, additions]) = [4, 6, 8, 10]
-        .map(count)
-        .into_iter()
-        .collect::<Option<Vec<u16>>>()
-        .and_then(|counts| <[u16; 4]>::try_from(counts).ok())
-    else {
-        return false;
-    };
-    let mut rest = &answer[HEADER..];
-    for _ in 0..questions {
-        // Type and class.
-        match after_name(rest).and_then(|rest| rest.get(4..)) {
-            Some(after) => rest = after,
-            None => return is_truncated(answer),
-        }
-    }
-    for _ in 0..u32::from(answers) + u32::from(authorities) + u32::from(additions) {
-        let record = after_name(rest).and_then(|rest| {
-            // Type, class, TTL and length of the data, RFC 1035 section 4.1.3.
-            let length = rest.get(8..10).map(|n| u16::from_be_bytes([n[0], n[1]]))?;
-            rest.get(10 + usize::from(length)..)
-        });
-        match record {
-            Some(after) => rest = after,
-            None => return is_truncated(answer),
-        }
-    }
-    true
-}
-
-/// What follows a name; `None` if it does not end.
-fn after_name(bytes: &[u8]) -> Option<&[u8]> {
-    let mut rest = bytes;
-    loop {
-        let (&length, after) = rest.split_first()?;
-        match length {
-            0 => return Some(after),
-            1..=63 => rest = after.get(usize::from(length)..)?,
-            // A pointer ends the name. Other label types do not exist (RFC 6891 section 5).
-            0xc0.. => return after.get(1..),
-            _ => return None,
-        }
-    }
-}
-
-/// Replaces NXDOMAIN by "no records of that type" in the answer of a name server, for a name that
-/// exists in the mesh.
-pub(super) fn clear_nxdomain(answer: &mut [u8]) {
-    if let Some(flags) = answer.get_mut(3)
-        && *flags & CODE == ResponseCode::NXDomain.low()
-    {
-        *flags &= !CODE;
-    }
-}
-
-/// Whether an answer is truncated.
-pub(super) fn is_truncated(answer: &[u8]) -> bool {
-    answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0)
-}
-
-/// The response code of an answer.
-pub(super) fn response_code(answer: &[u8]) -> ResponseCode {
-    ResponseCode::from_low(answer.get(3).copied().unwrap_or(0) & CODE)
-}
-
 /// Builds the answer "format error" to a message of at least a header.
 pub(super) fn refusal(bytes: &[u8]) -> Vec<u8> {
     let recursion_and_opcode = bytes[2] & 0x79;
@@ -286,7 +249,8 @@ pub(super) fn refusal(bytes: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::{Name, RecordType};
+    use crate::message::{is_complete, response_code};
+    use hickory_proto::rr::Name;
     use proptest::prelude::*;
 
     fn query() -> Message {
@@ -382,51 +346,66 @@ mod tests {
         );
     }
 
-    #[test]
-    fn nxdomain_is_cleared_for_existing_names() {
-        let mut answer = Query::parse(&query().to_vec().unwrap()).unwrap().failure();
-        clear_nxdomain(&mut answer);
-        assert_eq!(
-            response_code(&answer),
-            ResponseCode::ServFail,
-            "other errors are kept"
-        );
-        answer[3] = 0x83;
-        clear_nxdomain(&mut answer);
-        assert_eq!(answer[3], 0x80);
-        clear_nxdomain(&mut []);
+    /// Bytes of a query with EDNS, for this name and type.
+    fn extended(name: &str, kind: RecordType) -> Vec<u8> {
+        let mut message = Message::new(1, MessageType::Query, OpCode::Query);
+        message.add_query(Question::query(Name::from_ascii(name).unwrap(), kind));
+        message.set_edns(hickory_proto::op::Edns::new());
+        message.to_vec().unwrap()
+    }
+
+    fn key_of(bytes: &[u8]) -> Option<Vec<u8>> {
+        Query::parse(bytes).ok()?.cache_key()
     }
 
     #[test]
-    fn a_damaged_answer_is_not_complete() {
-        let parsed = Query::parse(&query().to_vec().unwrap()).unwrap();
-        let mut answer = parsed.answer(ResponseCode::NoError);
-        let data = hickory_proto::rr::RData::A(hickory_proto::rr::rdata::A([192, 0, 2, 1].into()));
-        let name = Name::from_ascii("Server.example.").unwrap();
-        let record = hickory_proto::rr::Record::from_rdata(name, 60, data);
-        answer.add_answers([record.clone(), record.clone()]);
-        answer.add_authority(record);
-        answer.set_edns(hickory_proto::op::Edns::new());
-        let whole = answer.to_vec().unwrap();
-        assert!(is_complete(&whole));
-        assert!(
-            is_complete(&[&whole[..], b"more"].concat()),
-            "something behind it"
-        );
-        for length in 0..whole.len() {
-            assert!(!is_complete(&whole[..length]), "{length} bytes");
-            let mut cut = whole[..length].to_vec();
-            if length >= HEADER {
-                cut[2] |= TRUNCATED;
-                assert!(is_complete(&cut), "{length} bytes, marked as truncated");
-            }
+    fn queries_whose_answers_are_not_only_theirs_have_a_key() {
+        use RecordType::{A, ANY, AXFR, HTTPS, SRV, TXT};
+        for kind in [A, SRV, HTTPS, TXT, RecordType::Unknown(65_000)] {
+            assert!(key_of(&extended("a.example.", kind)).is_some(), "{kind}");
         }
-        let mut endless = whole.clone();
-        endless[HEADER] = 0x80;
-        assert!(!is_complete(&endless), "no known type of label");
+        for kind in [ANY, AXFR, RecordType::IXFR] {
+            assert_eq!(key_of(&extended("a.example.", kind)), None, "{kind}");
+        }
+        let bytes = extended("a.example.", A);
+        assert_eq!(key_of(&[&bytes[..], &[0]].concat()), None, "more behind it");
+        let mut signed = bytes.clone();
+        signed[11] = 2; // EDNS, and a signature (TSIG)
+        signed.extend([0, 0, 250, 0, 255, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(key_of(&signed), None, "signed");
+        let mut notify = bytes.clone();
+        notify[2] |= 4 << 3;
+        assert_eq!(key_of(&notify), None, "a notification");
+    }
+
+    #[test]
+    fn types_that_differ_like_the_case_of_a_letter_differ() {
+        let of_type = |kind: u16| extended("a.example.", kind.into());
+        assert_ne!(key_of(&of_type(65)), key_of(&of_type(97)));
+        let mut answer = Query::parse(&of_type(97)).unwrap().failure();
+        let query = Query::parse(&of_type(65)).unwrap();
+        assert!(!query.is_answered_by(&answer, 1));
+        let before = answer.clone();
+        query.adopt(&mut answer);
+        assert_eq!(answer, before, "not its question");
     }
 
     proptest! {
+        /// The bits RD, CD and DO, the EDNS size and options are some of these bytes.
+        #[test]
+        fn only_the_id_and_the_case_of_the_name_may_differ_for_the_same_answer(
+            at in any::<prop::sample::Index>(),
+            change in 1..=255_u8,
+        ) {
+            let bytes = extended("Mixed.Example.", RecordType::A);
+            let mut other = bytes.clone();
+            let at = at.index(bytes.len());
+            other[at] ^= change;
+            let is_letter = (13..26).contains(&at) && bytes[at].is_ascii_alphabetic();
+            let may_differ = at < 2 || is_letter && change == 0x20;
+            prop_assert_eq!(key_of(&bytes) == key_of(&other), may_differ);
+        }
+
         #[test]
         fn arbitrary_bytes_cause_no_panic(
             bytes in proptest::collection::vec(any::<u8>(), 0..600),
@@ -437,6 +416,7 @@ mod tests {
                     query.failure();
                     query.udp_size();
                     query.is_answered_by(&answer, 1);
+                    query.cache_key();
                     is_complete(&answer);
                 }
                 Err(QueryError::Refuse(refusal)) => prop_assert_eq!(refusal.len(), HEADER),

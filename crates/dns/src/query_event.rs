@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh::Workload;
-use telemetry::{DnsLabels, Metrics};
+use telemetry::{CacheResult, DnsLabels, Metrics};
 use tracing::Level;
 
-use crate::query::{Query, response_code};
+use crate::known_answer::Reply;
+use crate::lookup_cache::Origin;
+use crate::message::response_code;
+use crate::query::Query;
 
 /// Transport protocol of a query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Protocol {
     Udp,
     Tcp,
@@ -77,18 +80,38 @@ impl QueryEvent {
         self.log(query, service, &format!("{:?}", response_code(answer)));
     }
 
-    /// Records an answer from a name server.
-    pub(super) fn record_upstream_answer(self, query: &Query, upstream: SocketAddr, answer: &[u8]) {
-        let seconds = self.started.elapsed().as_secs_f64();
-        self.metrics
-            .dns_upstream_seconds
-            .get_or_create(&self.labels)
-            .observe(seconds);
-        self.log(
-            query,
-            &upstream.to_string(),
-            &format!("{:?}", response_code(answer)),
-        );
+    /// Records how the cache was used for the query.
+    pub(super) fn record_cache_use(&self, reply: Option<&Reply>, origin: Origin) {
+        let result = match origin {
+            _ if reply.is_some_and(Reply::is_stale) => CacheResult::stale,
+            Origin::Cache => CacheResult::hit,
+            Origin::SharedLookup => CacheResult::shared,
+            Origin::OwnLookup => CacheResult::miss,
+        };
+        self.metrics.count_dns_cache_use(result);
+    }
+
+    /// Records an answer of a name server: `answer` as it is sent to the client.
+    pub(super) fn record_upstream_answer(
+        self,
+        query: &Query,
+        reply: &Reply,
+        origin: Origin,
+        answer: &[u8],
+    ) {
+        let mut by = reply.answer.from.to_string();
+        if reply.is_stale() {
+            by += " (expired)";
+        } else if origin == Origin::Cache {
+            by += " (cached)";
+        } else if origin == Origin::OwnLookup {
+            let seconds = self.started.elapsed().as_secs_f64();
+            self.metrics
+                .dns_upstream_seconds
+                .get_or_create(&self.labels)
+                .observe(seconds);
+        }
+        self.log(query, &by, &format!("{:?}", response_code(answer)));
     }
 
     /// Records that the query was not answered.

@@ -1,128 +1,65 @@
 //! Name resolution for the proxy itself, for workloads with a host name instead of an address.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use mesh::Text;
-use parking_lot::Mutex;
 use pod_socket::PodNetwork;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::known_name::{FamilyAnswer, KnownName, LookupResult, MAX_TTL};
-use crate::query::{OWN_UDP_SIZE, Query, is_truncated};
+use crate::bounded_map::{CacheBudget, CacheLimits};
+use crate::known_name::{FamilyAnswer, KnownName, LookupResult, NameLookup};
+use crate::lookup_cache::LookupCache;
+use crate::message::is_truncated;
+use crate::query::{OWN_UDP_SIZE, Query};
+use crate::validity::{MAX_TTL, negative_ttl};
 use crate::{DEADLINE, forward, tcp};
 
-/// Maximum number of cached names.
-const MAX_CACHED: usize = 256;
+/// Limits on the names of one pod.
+const LIMITS: CacheLimits = CacheLimits {
+    entries: 256,
+    bytes: 256 << 10,
+};
 /// Maximum number of aliases (CNAME) between a name and its addresses.
 const MAX_ALIASES: usize = 16;
-/// How long a connection waits for a name server if there is a stale answer, RFC 8767 section 5.
-const STALE_ANSWER_DELAY: Duration = Duration::from_millis(1800);
 
 /// A cache of names and their addresses for one pod. It is not shared, because queries are sent
 /// from within the pod, which may be able to forge the answers. Concurrent lookups of a name share
 /// one query for each family.
 #[derive(Debug)]
 pub struct Resolver {
-    upstreams: Vec<SocketAddr>,
-    names: Mutex<HashMap<Text, CachedName>>,
-}
-
-#[derive(Debug, Default)]
-struct CachedName {
-    known: KnownName,
-    /// The lookup in progress, if there is one.
-    pending: Option<watch::Receiver<Option<LookupResult>>>,
+    upstreams: Arc<[SocketAddr]>,
+    names: Arc<LookupCache<KnownName>>,
 }
 
 impl Resolver {
     /// Creates an empty cache that queries these name servers.
-    pub fn new(upstreams: Vec<SocketAddr>) -> Self {
+    pub fn new(upstreams: Vec<SocketAddr>, budget: Arc<CacheBudget>) -> Self {
         Self {
-            upstreams,
-            names: Mutex::default(),
+            upstreams: upstreams.into(),
+            names: Arc::new(LookupCache::new(LIMITS, budget)),
         }
     }
 
     /// Resolves a name to one or more addresses. Queries are sent from within the pod.
-    pub async fn resolve(
-        self: &Arc<Self>,
-        pod: &Arc<impl PodNetwork + 'static>,
-        name: &Text,
-    ) -> LookupResult {
-        let (mut lookup, stale) = {
-            let mut names = self.names.lock();
-            let now = Instant::now();
-            make_room(&mut names, name, now);
-            let cached = names.entry(name.clone()).or_default();
-            if let Some(result) = cached.known.valid(now) {
-                return result;
-            }
-            let running = cached.pending.clone();
-            let lookup = running.filter(|lookup| lookup.has_changed().is_ok());
-            let lookup =
-                lookup.unwrap_or_else(|| self.clone().start_lookup(pod.clone(), name.clone()));
-            cached.pending = Some(lookup.clone());
-            (lookup, cached.known.stale(now))
-        };
-        let finished = async {
-            match lookup.wait_for(Option::is_some).await.as_deref() {
-                Ok(Some(result)) => result.clone(),
-                _ => Err(format!("{name}: the lookup was cancelled")),
+    pub async fn resolve(&self, pod: &Arc<impl PodNetwork + 'static>, name: &Text) -> LookupResult {
+        let look_up = || {
+            let (pod, name, upstreams) = (pod.clone(), name.clone(), self.upstreams.clone());
+            async move {
+                let (v4, v6) = tokio::join!(
+                    look_up(&pod, &name, RecordType::A, &upstreams),
+                    look_up(&pod, &name, RecordType::AAAA, &upstreams)
+                );
+                let answers = [v4, v6];
+                NameLookup { name, answers }
             }
         };
-        match stale {
-            Some(stale) => timeout(STALE_ANSWER_DELAY, finished)
-                .await
-                .unwrap_or(Ok(stale)),
-            None => finished.await,
-        }
-    }
-
-    /// Starts a lookup in its own task, so that it outlives the connection that requested it.
-    fn start_lookup(
-        self: Arc<Self>,
-        pod: Arc<impl PodNetwork + 'static>,
-        name: Text,
-    ) -> watch::Receiver<Option<LookupResult>> {
-        let (sender, receiver) = watch::channel(None);
-        tokio::task::spawn_local(async move {
-            let (v4, v6) = tokio::join!(
-                look_up(&pod, &name, RecordType::A, &self.upstreams),
-                look_up(&pod, &name, RecordType::AAAA, &self.upstreams)
-            );
-            let mut names = self.names.lock();
-            let cached = names.entry(name.clone()).or_default();
-            let result = cached.known.record(&name, [v4, v6], Instant::now());
-            cached.pending = None;
-            let _ = sender.send(Some(result)); // fails if no connection waits any more
-        });
-        receiver
-    }
-}
-
-/// Makes room for a name: evicts those whose result has expired, first those without
-/// addresses to fall back on, and if that does not suffice, arbitrary ones.
-fn make_room(names: &mut HashMap<Text, CachedName>, new: &Text, now: Instant) {
-    if names.len() < MAX_CACHED || names.contains_key(new.as_str()) {
-        return;
-    }
-    let is_valid = |name: &CachedName| name.pending.is_some() || name.known.valid(now).is_some();
-    names.retain(|_, name| is_valid(name) || name.known.stale(now).is_some());
-    if names.len() >= MAX_CACHED {
-        names.retain(|_, name| is_valid(name));
-    }
-    while names.len() >= MAX_CACHED {
-        let Some(name) = names.keys().next().cloned() else {
-            return;
-        };
-        names.remove(name.as_str());
+        let (result, _) = self.names.get(name, look_up).await;
+        result.unwrap_or_else(|| Err(format!("{name}: the lookup was cancelled")))
     }
 }
 
@@ -220,16 +157,6 @@ pub(super) fn addresses_in(answer: &[u8], question: &Question) -> Result<FamilyA
         }
     }
     Err(format!("more than {MAX_ALIASES} aliases"))
-}
-
-/// How long an answer without addresses is valid, RFC 2308 section 5; not at all without a SOA
-/// record.
-fn negative_ttl(answer: &Message) -> Duration {
-    let ttl = answer.authorities.iter().find_map(|r| match &r.data {
-        RData::SOA(soa) => Some(r.ttl.min(soa.minimum)),
-        _ => None,
-    });
-    Duration::from_secs(ttl.unwrap_or_default().into())
 }
 
 #[cfg(test)]

@@ -13,9 +13,14 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, sleep_until};
 
+use crate::answer_cache::{Upstreams, max_negative};
 use crate::exchange::{Action, ForwardedQuery};
-use crate::query::{Query, QueryError, is_complete};
+use crate::known_answer::{Reply, UpstreamAnswer};
+use crate::lookup_cache::Origin;
+use crate::message::is_complete;
+use crate::query::{Query, QueryError};
 use crate::query_event::Protocol;
+use crate::validity::STALE_ANSWER_DELAY;
 use crate::{Client, DEADLINE, exchange, forward};
 
 /// Idle timeout of a connection; the same as ztunnel's.
@@ -27,12 +32,12 @@ const MAX_PENDING: usize = 64;
 pub async fn serve(pod: impl Client, stream: TcpStream, peer: SocketAddr) {
     let permit = pod.limits().connections.clone().try_acquire_owned();
     let orig_dst = pod_socket::orig_dst(&stream, port::DNS).ok().map(|d| d.0);
-    let upstreams = match (orig_dst, pod.settings(), &permit) {
+    let upstreams = match (orig_dst, &permit) {
         // Not captured: the pod itself has connected to this port.
-        (Some(to), Some(settings), Ok(_)) if to.port() == port::DNS && to.ip().is_loopback() => {
-            settings.upstreams.clone()
+        (Some(to), Ok(_)) if to.port() == port::DNS && to.ip().is_loopback() => {
+            Upstreams::Configured
         }
-        (Some(to), Some(_), Ok(_)) if to.port() != port::DNS => vec![to],
+        (Some(to), Ok(_)) if to.port() != port::DNS => Upstreams::Queried(to),
         // A client outside the pod, or too many connections.
         _ => {
             let _ = reset_on_close(&stream); // fails only if it is closed already
@@ -58,7 +63,7 @@ pub async fn serve(pod: impl Client, stream: TcpStream, peer: SocketAddr) {
 struct ClientConnection<C: Client> {
     pod: C,
     peer: SocketAddr,
-    upstreams: Vec<SocketAddr>,
+    upstreams: Upstreams,
     client: MessageReader<OwnedReadHalf>,
     to_client: OwnedWriteHalf,
     upstream: Option<UpstreamConnection<C::Stream>>,
@@ -89,11 +94,8 @@ impl<C: Client> ClientConnection<C> {
             if idle && !client_is_open {
                 return Ok(());
             }
-            // All queries have the same timeout, so the oldest one expires first.
-            let limit = self
-                .pending
-                .first()
-                .map_or(idle_since + IDLE, |p| p.deadline);
+            let limit = self.pending.iter().map(|p| p.deadline).min();
+            let limit = limit.unwrap_or(idle_since + IDLE);
             tokio::select! {
                 message = self.client.next(),
                     if client_is_open && self.pending.len() < MAX_PENDING => match message? {
@@ -109,7 +111,7 @@ impl<C: Client> ClientConnection<C> {
                     if idle {
                         return Ok(());
                     }
-                    self.fail_oldest().await?;
+                    self.fail_expired(limit).await?;
                 }
                 () = self.pod.until_draining(), if idle => return Ok(()),
             }
@@ -124,78 +126,108 @@ impl<C: Client> ClientConnection<C> {
             Err(QueryError::Refuse(refusal)) => return write(&mut self.to_client, &refusal).await,
             Err(QueryError::Ignore) => return Err(io::ErrorKind::InvalidData.into()),
         };
-        match exchange::handle(&self.pod, &query, Protocol::Tcp, self.peer) {
+        match exchange::handle(&self.pod, &query, Protocol::Tcp, self.peer, self.upstreams) {
             Some(Action::Answer(bytes)) => write(&mut self.to_client, &bytes).await,
-            Some(Action::Forward(forwarded)) => self.forward(query, forwarded).await,
+            Some(Action::Forward(forwarded)) => self.forward(query, *forwarded).await,
             None => Ok(()),
         }
     }
 
     async fn forward(&mut self, query: Query, forwarded: ForwardedQuery) -> io::Result<()> {
-        let deadline = Instant::now() + DEADLINE;
+        forwarded.record_forwarded();
+        let pending = PendingQuery {
+            deadline: Instant::now() + self.patience(&forwarded),
+            query,
+            forwarded,
+        };
         if self.upstream.is_none() {
-            match forward::connect(&self.pod, self.peer, &self.upstreams).await {
+            match forward::connect(&self.pod, self.peer, self.upstreams).await {
                 Ok((stream, address)) => {
                     self.upstream = Some(UpstreamConnection::new(stream, address))
                 }
-                Err(reason) => {
-                    let failure = forwarded.failed(&query, &reason);
-                    return write(&mut self.to_client, &failure).await;
-                }
+                Err(reason) => return self.finish(pending, Err(reason)).await,
             }
         }
         let sent = match &mut self.upstream {
-            Some(upstream) => write(&mut upstream.writer, query.bytes()).await,
+            Some(upstream) => write(&mut upstream.writer, pending.query.bytes()).await,
             None => Ok(()), // unreachable: it was connected above
         };
-        self.pending.push(PendingQuery {
-            query,
-            forwarded,
-            deadline,
-        });
+        self.pending.push(pending);
         match sent {
             Ok(()) => Ok(()),
             Err(e) => self.fail_all(&e.to_string()).await,
         }
     }
 
+    /// How long to wait for the name server: less if there is an expired answer to use instead.
+    fn patience(&self, query: &ForwardedQuery) -> Duration {
+        let has_stale = |key| self.pod.cache().0.has_stale(key);
+        if query.key.as_ref().is_some_and(has_stale) {
+            STALE_ANSWER_DELAY
+        } else {
+            DEADLINE
+        }
+    }
+
     /// Relays one message of the name server to the client.
-    async fn relay_answer(&mut self, mut message: Vec<u8>) -> io::Result<()> {
+    async fn relay_answer(&mut self, message: Vec<u8>) -> io::Result<()> {
         let answered = self
             .pending
             .iter()
             .position(|p| p.query.is_answered_by(&message, p.query.id()));
-        if let (Some(position), Some(upstream)) = (answered, &self.upstream) {
-            let PendingQuery {
-                query, forwarded, ..
-            } = self.pending.remove(position);
-            message = if is_complete(&message) {
-                forwarded.answered(&query, upstream.address, message)
-            } else {
-                forwarded.failed(&query, "the answer of the name server is damaged")
-            };
-        }
-        write(&mut self.to_client, &message).await
+        let (Some(position), Some(upstream)) = (answered, &self.upstream) else {
+            return write(&mut self.to_client, &message).await; // more of a zone transfer
+        };
+        let from = upstream.address;
+        let pending = self.pending.remove(position);
+        let query = &pending.query;
+        let answer = match self.pod.settings() {
+            Some(settings) if is_complete(&message) => {
+                let max_negative = max_negative(query, settings);
+                Ok(UpstreamAnswer::new(query, message, from, max_negative))
+            }
+            _ => Err("the answer of the name server is damaged".to_owned()),
+        };
+        self.finish(pending, answer).await
     }
 
-    /// Fails the oldest pending query, which has timed out; others may still be answered.
-    async fn fail_oldest(&mut self) -> io::Result<()> {
-        let first = self.pending.remove(0);
+    /// Sends the answer to a query that was forwarded: the name server's, or an expired one if it
+    /// has none.
+    async fn finish(
+        &mut self,
+        pending: PendingQuery,
+        answer: Result<UpstreamAnswer, String>,
+    ) -> io::Result<()> {
+        let PendingQuery {
+            query, forwarded, ..
+        } = pending;
+        let result = match &forwarded.key {
+            Some(key) => self.pod.cache().0.record(key, answer),
+            None => answer.map(|answer| Reply::new(answer.into())),
+        };
+        let answer = forwarded.answered(&query, result, Origin::OwnLookup);
+        write(&mut self.to_client, &answer).await
+    }
+
+    /// Fails a query that has timed out by now; others may still be answered.
+    async fn fail_expired(&mut self, now: Instant) -> io::Result<()> {
+        let Some(expired) = self.pending.iter().position(|p| p.deadline <= now) else {
+            return Ok(());
+        };
+        let expired = self.pending.remove(expired);
         if self.pending.is_empty() {
             self.upstream = None;
         }
         let reason = "no answer from the name server";
-        let failure = first.forwarded.failed(&first.query, reason);
-        write(&mut self.to_client, &failure).await
+        self.finish(expired, Err(reason.to_owned())).await
     }
 
     /// Fails all pending queries and drops the connection to the name server; the next query opens
     /// a new one.
     async fn fail_all(&mut self, reason: &str) -> io::Result<()> {
         self.upstream = None;
-        for pending in self.pending.drain(..) {
-            let failure = pending.forwarded.failed(&pending.query, reason);
-            write(&mut self.to_client, &failure).await?;
+        for pending in std::mem::take(&mut self.pending) {
+            self.finish(pending, Err(reason.to_owned())).await?;
         }
         Ok(())
     }

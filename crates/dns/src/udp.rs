@@ -1,11 +1,9 @@
 //! Queries over UDP.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::slice;
 use std::time::Duration;
 
 use istio::port;
@@ -15,10 +13,13 @@ use socket2::{Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use crate::answer_cache::Upstreams;
 use crate::exchange::{Action, ForwardedQuery};
+use crate::known_answer::Reply;
+use crate::lookup_cache::Origin;
 use crate::query::{Query, QueryError, refusal};
 use crate::query_event::Protocol;
-use crate::{Client, Settings, exchange, forward};
+use crate::{Client, exchange, forward};
 
 /// Maximum size of a query over UDP: the largest common EDNS size.
 const MAX_QUERY: usize = 4096;
@@ -150,35 +151,46 @@ impl<C: Client> UdpServer<C> {
             Err(QueryError::Refuse(refusal)) => return self.answer(&received, &refusal),
             Err(QueryError::Ignore) => return,
         };
-        match exchange::handle(&self.client, &query, Protocol::Udp, received.from) {
+        let upstreams = if captured {
+            Upstreams::Queried(received.to)
+        } else {
+            Upstreams::Configured
+        };
+        let (client, from) = (&self.client, received.from);
+        match exchange::handle(client, &query, Protocol::Udp, from, upstreams) {
             Some(Action::Answer(bytes)) => self.answer(&received, &bytes),
-            Some(Action::Forward(forwarded)) => self.forward(received, query, forwarded),
+            Some(Action::Forward(forwarded)) => {
+                let server = self.clone();
+                self.client.spawn(async move {
+                    let answer = server.forward(&query, upstreams, *forwarded).await;
+                    server.answer(&received, &answer);
+                });
+            }
             None => {}
         }
     }
 
-    fn forward(
-        self: Rc<Self>,
-        received: ReceivedDatagram,
-        query: Query,
+    /// Forwards a query, or shares the answer to an equal one.
+    async fn forward(
+        &self,
+        query: &Query,
+        upstreams: Upstreams,
         forwarded: ForwardedQuery,
-    ) {
-        let client = self.client.clone();
-        client.spawn(async move {
-            let upstreams = upstreams(&received, self.client.settings());
-            let answered = tokio::select! {
-                answered = forward::query_udp(self.client.network(), &query, upstreams) => answered,
-                reason = self.client.until_terminated() => {
-                    forwarded.failed(&query, &reason);
-                    return;
-                }
-            };
-            let answer = match answered {
-                Ok((answer, upstream)) => forwarded.answered(&query, upstream, answer),
-                Err(reason) => forwarded.failed(&query, &reason),
-            };
-            self.answer(&received, &answer);
-        });
+    ) -> Vec<u8> {
+        let look_up = || {
+            forwarded.record_forwarded();
+            forward::look_up(self.client.clone(), query.clone(), upstreams)
+        };
+        let (result, origin) = match &forwarded.key {
+            Some(key) => self.client.cache().0.get(key, look_up).await,
+            None => {
+                let answer = look_up().await;
+                let reply = answer.map(|answer| Reply::new(answer.into()));
+                (Some(reply), Origin::OwnLookup)
+            }
+        };
+        let result = result.unwrap_or_else(|| Err("the lookup was cancelled".to_owned()));
+        forwarded.answered(query, result, origin)
     }
 
     fn answer(&self, query: &ReceivedDatagram, bytes: &[u8]) {
@@ -195,17 +207,5 @@ impl<C: Client> UdpServer<C> {
                 "cannot send an answer: {e}"
             );
         }
-    }
-}
-
-/// The name servers to query: the one that the application queried, if known.
-fn upstreams<'a>(
-    received: &'a ReceivedDatagram,
-    settings: Option<&'a Settings>,
-) -> &'a [SocketAddr] {
-    if received.to.port() == port::DNS {
-        settings.map_or(&[], |s| &s.upstreams)
-    } else {
-        slice::from_ref(&received.to)
     }
 }

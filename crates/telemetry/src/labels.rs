@@ -185,6 +185,30 @@ pub struct DnsLabels {
     pub source_canonical_revision: String,
 }
 
+/// How a forwarded DNS query was answered with the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)] // the label's values
+pub enum CacheResult {
+    /// From the cache.
+    hit,
+    /// By the name server, together with an earlier equal query.
+    shared,
+    /// By the name server, or not at all.
+    miss,
+    /// With an expired answer, because no name server answered.
+    stale,
+}
+
+impl CacheResult {
+    pub(crate) const ALL: [Self; 4] = [Self::hit, Self::shared, Self::miss, Self::stale];
+}
+
+/// The label of DNS cache metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CacheLabel {
+    pub(crate) result: CacheResult,
+}
+
 /// Istio's labels of name lookups on behalf of connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OnDemandDnsLabels {

@@ -19,7 +19,9 @@ mod traffic_series;
 
 pub use event::{ConnectionEvent, ConnectionFailure, log_tunnel_failure};
 pub use facts::{ConnectionFacts, Direction, Side};
-pub use labels::{DnsLabels, ExcludedLabels, InvalidLabel, OnDemandDnsLabels, Reporter};
+pub use labels::{
+    CacheResult, DnsLabels, ExcludedLabels, InvalidLabel, OnDemandDnsLabels, Reporter,
+};
 pub use log_filter::LogFilter;
 pub use log_format::{DroppedLines, LogGuard, init as init_logs};
 pub use metrics::Metrics;

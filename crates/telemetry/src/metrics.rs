@@ -11,7 +11,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::labels::{DnsLabels, OnDemandDnsLabels, ReasonLabel, Reporter, ReporterLabel, UrlLabel};
+use crate::labels::{
+    CacheLabel, CacheResult, DnsLabels, OnDemandDnsLabels, ReasonLabel, Reporter, ReporterLabel,
+    UrlLabel,
+};
 use crate::log_format::DroppedLines;
 use crate::open_connections::OpenConnections;
 use crate::process_metrics::{ProcessMetrics, Threads};
@@ -83,6 +86,12 @@ metrics! {
     pub dns_upstream_seconds: Family<DnsLabels, Histogram> =
         Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
         "istio_dns_upstream_request_duration", "Response time of name servers", Seconds;
+    dns_cache_uses: Family<CacheLabel, Counter> = Family::default(),
+        "underpass_dns_cache_uses", "Forwarded DNS requests that may be cached, by result";
+    pub dns_cache_entries: Gauge = Gauge::default(),
+        "underpass_dns_cache_entries", "Cached answers of name servers, and resolved host names";
+    pub dns_cache_bytes: Gauge = Gauge::default(),
+        "underpass_dns_cache", "Memory of the DNS caches of all pods", Bytes;
     pub on_demand_dns: Family<OnDemandDnsLabels, Counter> = Family::default(),
         "istio_on_demand_dns", "Name lookups for endpoints without an address";
     xds_terminations: Family<ReasonLabel, Counter> = Family::default(),
@@ -122,6 +131,9 @@ impl Metrics {
                 let _ = family.get_or_create(&ReporterLabel { reporter });
             }
         }
+        for result in CacheResult::ALL {
+            let _ = metrics.dns_cache_uses.get_or_create(&CacheLabel { result });
+        }
         let process = ProcessMetrics {
             threads: metrics.threads.clone(),
             open: metrics.open.clone(),
@@ -155,6 +167,12 @@ impl Metrics {
         let label = UrlLabel { url };
         self.xds_messages.get_or_create(&label).inc();
         self.xds_bytes.get_or_create(&label).inc_by(length as u64);
+    }
+
+    /// Counts a forwarded DNS request that may be cached.
+    pub fn count_dns_cache_use(&self, result: CacheResult) {
+        let label = CacheLabel { result };
+        self.dns_cache_uses.get_or_create(&label).inc();
     }
 
     /// Counts a connection rejected or closed because a certificate is revoked.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use dns::{Client, Limits, Settings};
+use dns::{AnswerCache, Client, Limits, Settings};
 use hbone::ByteStream;
 use mesh::{Mesh, OrigDst, Workload};
 use telemetry::{ConnectionFacts, Metrics};
@@ -55,6 +55,10 @@ impl Client for DnsClient {
 
     fn limits(&self) -> &Limits {
         &self.pod.dns
+    }
+
+    fn cache(&self) -> &AnswerCache {
+        &self.pod.dns_answers
     }
 
     fn settings(&self) -> Option<&Settings> {

@@ -57,6 +57,8 @@ pub(crate) struct ProxyState {
     pub(crate) budget: Arc<NodeBudget>,
     /// DNS settings; `None` if the proxy does not serve DNS.
     pub(crate) dns: Option<dns::Settings>,
+    /// The memory of the DNS caches of all pods.
+    pub(crate) dns_budget: Arc<dns::CacheBudget>,
     /// On-demand lookup of mesh addresses; `None` if the proxy subscribes to all of them.
     pub(crate) demand: Option<Arc<discovery::Demand>>,
     /// Whether policies may arrive later than the workloads that refer to them.

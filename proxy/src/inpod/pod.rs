@@ -41,8 +41,10 @@ pub(crate) struct Pod {
     pub(crate) budget: Arc<PodBudget>,
     /// Limits on concurrent DNS queries.
     pub(crate) dns: dns::Limits,
+    /// The answers to its forwarded DNS queries.
+    pub(crate) dns_answers: dns::AnswerCache,
     /// Resolves the names of workloads without an address that the pod connects to.
-    pub(crate) resolver: Arc<dns::Resolver>,
+    pub(crate) resolver: dns::Resolver,
     /// True once the pod has left.
     pub(crate) has_left: watch::Receiver<bool>,
 }

@@ -296,7 +296,11 @@ impl Pods {
             tcp,
             budget: self.proxy.budget.pod(),
             dns: Default::default(),
-            resolver: Arc::new(dns::Resolver::new(self.proxy.lookup_servers.clone())),
+            dns_answers: dns::AnswerCache::new(self.proxy.dns_budget.clone()),
+            resolver: dns::Resolver::new(
+                self.proxy.lookup_servers.clone(),
+                self.proxy.dns_budget.clone(),
+            ),
             has_left,
         });
         let shared = share(&listeners, &dns_sockets).inspect_err(|e| {
