@@ -69,7 +69,9 @@ async fn run(
     };
     let (initial, mut changes, control_plane) = source::follow(&args, settings, &metrics)?;
     let (set_lifecycle, lifecycle) = watch::channel(Lifecycle::Serving);
-    let budget = NodeBudget::new(args.data.limits(), metrics.clone());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let worker_count = args.worker_count(cores);
+    let budget = NodeBudget::new(args.data.limits(), worker_count, metrics.clone());
     let proxy = Arc::new(ProxyState {
         budget,
         mesh: ArcSwap::new(initial.mesh),
@@ -97,8 +99,7 @@ async fn run(
     let [admin, stats] = args.own_addresses();
     let (admin, stats) = (listen(admin).await?, listen(stats).await?);
     let readiness = listen(args.readiness_addr).await?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = Workers::start(args.worker_count(cores), proxy.clone())?;
+    let workers = Workers::start(worker_count, proxy.clone())?;
     let trust_domain = args.control.trust_domain.as_str().into();
     let pods = Pods::new(
         proxy.clone(),

@@ -37,6 +37,7 @@ pub mod name_server;
 pub mod node;
 pub mod raw_tunnel;
 pub mod sandbox;
+pub mod share_bench;
 pub mod skip;
 pub mod sniffer;
 pub mod soak;

@@ -25,6 +25,7 @@ use self::rate::Rate;
 use self::report::Actions;
 pub(crate) use self::report::{Budget, ExhaustedBudget};
 use super::error::ConnectionError;
+use super::turns::Turns;
 
 /// The limits. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(crate) struct Limits {
 /// The budget of a node.
 pub(crate) struct NodeBudget {
     limits: Limits,
+    /// Number of data threads.
+    workers: usize,
     metrics: Arc<Metrics>,
     held: AtomicUsize,
     pods: Mutex<Vec<Weak<PodBudget>>>,
@@ -51,6 +54,8 @@ pub(crate) struct NodeBudget {
 /// The budget of a pod, which all its connections share.
 pub(crate) struct PodBudget {
     node: Arc<NodeBudget>,
+    /// Turns of its connections on the workers.
+    pub(super) turns: Turns,
     new_connections: Option<Rate>,
     connections: AtomicUsize,
     waiting: Mutex<Waiting>,
@@ -73,9 +78,10 @@ struct WaitingStream {
 }
 
 impl NodeBudget {
-    pub(crate) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(limits: Limits, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             limits,
+            workers,
             metrics,
             held: AtomicUsize::new(0),
             pods: Mutex::default(),
@@ -86,6 +92,7 @@ impl NodeBudget {
     pub(crate) fn pod(self: &Arc<Self>) -> Arc<PodBudget> {
         let pod = Arc::new(PodBudget {
             node: self.clone(),
+            turns: Turns::new(self.workers),
             new_connections: Rate::new(self.limits.pod_new_connections, Instant::now()),
             connections: AtomicUsize::new(0),
             waiting: Mutex::default(),
@@ -315,6 +322,7 @@ mod tests {
         };
         NodeBudget::new(
             limits,
+            1,
             Arc::new(Metrics::new(Default::default(), Default::default())),
         )
     }

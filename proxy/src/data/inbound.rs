@@ -1,6 +1,7 @@
 //! Tunnels opened by other proxies to a pod of this node.
 
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -88,8 +89,9 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
         peer.worker.clone().track(serve_stream(peer, incoming));
     };
     let http2 = worker.proxy.options.http2();
+    let serving = pin!(accepted.serve(client, http2, drain, handle));
     tokio::select! {
-        result = accepted.serve(client, http2, drain, handle) => match result {
+        result = pod.budget.turns.take(worker.index, serving) => match result {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                 log_tunnel_failure(client, local, &ConnectionError::TunnelBroken(Arc::new(e)));
@@ -178,7 +180,7 @@ async fn serve_stream(peer: Rc<Peer>, incoming: IncomingRequest) {
         let connected = connect(&peer, admitted).await;
         connected.map_err(ConnectionError::connecting(admitted.target.connect))
     };
-    relay::connect_and_relay(admitted, request, event, terminated, connect).await;
+    relay::connect_and_relay(worker, pod, admitted, request, event, terminated, connect).await;
 }
 
 /// Completes when the peer's certificate is revoked.

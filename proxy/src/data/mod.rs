@@ -16,6 +16,7 @@ mod policy_enforcer;
 mod probe;
 mod relay;
 mod tunnel;
+mod turns;
 mod upstream;
 mod worker;
 

@@ -58,7 +58,7 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
         attempt.connect(&mut pending.facts).await
     };
     let terminated = until_terminated(&worker, &pod);
-    relay::connect_and_relay(permit, stream, pending, terminated, connect).await;
+    relay::connect_and_relay(&worker, &pod, permit, stream, pending, terminated, connect).await;
 }
 
 /// The permit of an outbound connection. Authorization policies apply to inbound connections: the

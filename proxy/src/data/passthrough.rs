@@ -64,5 +64,5 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
             .map_err(ConnectionError::connecting(orig_dst))
     };
     let terminated = until_terminated(&worker, &pod);
-    relay::connect_and_relay(permit, stream, event, terminated, connect).await;
+    relay::connect_and_relay(&worker, &pod, permit, stream, event, terminated, connect).await;
 }

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ use super::budget::Account;
 use super::error::ConnectionError;
 use super::policy_enforcer::Permit;
 use super::upstream::Upstream;
+use super::worker::Worker;
+use crate::inpod::Pod;
 
 /// The side that opened a connection.
 pub(super) trait Downstream {
@@ -43,6 +46,8 @@ pub(super) trait Downstream {
 /// either side ends, both have finished, the permit is withdrawn, or `terminated` completes. An
 /// event that is not open yet is opened when the destination is connected or has failed.
 pub(super) async fn connect_and_relay<P, D, E>(
+    worker: &Worker,
+    pod: &Pod,
     permit: Result<P, ConnectionError>,
     mut downstream: D,
     mut event: E,
@@ -78,7 +83,10 @@ pub(super) async fn connect_and_relay<P, D, E>(
     };
     let event = event.into();
     let outcome = match connected {
-        Ok(upstream) => downstream.relay(upstream, &event, closed).await,
+        Ok(upstream) => {
+            let relayed = pin!(downstream.relay(upstream, &event, closed));
+            pod.budget.turns.take(worker.index, relayed).await
+        }
         Err(error) => {
             downstream.refuse(&error);
             Err(error)

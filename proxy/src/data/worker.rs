@@ -184,7 +184,7 @@ impl Workers {
 /// One worker thread.
 pub(crate) struct Worker {
     pub(crate) proxy: Arc<ProxyState>,
-    index: usize,
+    pub(super) index: usize,
     all: Vec<UnboundedSender<WorkerCommand>>,
     next: std::cell::Cell<usize>,
     pub(super) pool: Pool<ConnectionError>,

@@ -54,6 +54,9 @@ fn main() {
     if wanted("capture") {
         capture();
     }
+    if wanted("share") {
+        underpass_tests::share_bench::run();
+    }
     if wanted("tunnel") {
         tunnel();
     }
