@@ -254,7 +254,18 @@ fn underpass(folder: &Path) -> Command {
     command
         .arg("sandbox")
         .env("UNDERPASS_SANDBOX_DIR", folder.join("box"));
+    if is_own_engine() {
+        command.env("UNDERPASS_TUNNEL_ENGINE", "own");
+    }
     command
+}
+
+/// Whether proxies use the second tunnel engine: in the test target `own_engine`, which runs the
+/// suites about tunnels again.
+pub fn is_own_engine() -> bool {
+    let target = std::env::current_exe().unwrap();
+    let name = target.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("own_engine-"))
 }
 
 /// Listens in a pod, like an application.

@@ -57,8 +57,11 @@ pub enum Change {
     /// The peer has finished sending.
     Ended,
     /// The peer has sent everything and reads no more: it reset the stream without an error, or
-    /// after its end.
-    Finished,
+    /// with CANCEL after its end.
+    Finished {
+        /// Which of the two.
+        code: ErrorCode,
+    },
     /// The peer reset the stream.
     Reset {
         /// The reason.

@@ -117,11 +117,15 @@ fn a_rejected_request_ends_its_stream() {
     let expected = [
         Seen::Response(1, 401),
         Seen::Stream(1, Change::Ended),
-        Seen::Stream(1, Change::Finished),
+        Seen::Stream(1, finished(ErrorCode::NO_ERROR)),
     ];
     assert_eq!(client.events(), expected);
     assert_eq!((client.error, server.error), (None, None));
     assert_eq!(client.connection.open_streams(), 0);
+}
+
+fn finished(code: ErrorCode) -> Change {
+    Change::Finished { code }
 }
 
 #[test]
@@ -130,9 +134,19 @@ fn resets_without_an_error_or_after_the_end_are_normal_ends() {
     let connect_error = ErrorCode::CONNECT_ERROR;
     for (code, has_data, has_ended, expected) in [
         // As Envoy ends the streams of servers that have finished.
-        (ErrorCode::NO_ERROR, true, true, Change::Finished),
-        (ErrorCode::NO_ERROR, true, false, Change::Finished),
-        (ErrorCode::CANCEL, true, true, Change::Finished),
+        (
+            ErrorCode::NO_ERROR,
+            true,
+            true,
+            finished(ErrorCode::NO_ERROR),
+        ),
+        (
+            ErrorCode::NO_ERROR,
+            true,
+            false,
+            finished(ErrorCode::NO_ERROR),
+        ),
+        (ErrorCode::CANCEL, true, true, finished(ErrorCode::CANCEL)),
         (
             ErrorCode::CANCEL,
             true,
@@ -181,7 +195,7 @@ fn a_reset_after_both_ends_is_ignored() {
 #[test]
 fn a_released_stream_is_reset_by_what_has_finished() {
     for (has_ended, expected) in [
-        (true, Change::Finished),
+        (true, finished(ErrorCode::NO_ERROR)),
         (
             false,
             Change::Reset {

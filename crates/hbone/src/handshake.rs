@@ -12,11 +12,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use crate::engine::TunnelEngine;
+use crate::own_engine::Established;
 use crate::request::IncomingRequest;
 use crate::settings::Http2;
 use crate::stream::{ByteStream, HboneStream};
 use crate::tunnel::{self, Tunnel};
-use crate::{h2_engine, packet};
+use crate::{h2_engine, own_engine, packet};
 
 /// Deadline for the TLS handshake.
 const TLS_DEADLINE: Duration = Duration::from_secs(5);
@@ -27,6 +29,23 @@ pub enum Transport {
     Tcp(TcpStream),
     /// A stream of another tunnel.
     Stream(HboneStream),
+}
+
+impl Transport {
+    /// The number of bytes that fill a packet.
+    fn write_size(&self) -> usize {
+        match self {
+            Self::Tcp(tcp) => packet::payload_on(tcp),
+            Self::Stream(stream) => packet::payload_within(stream.write_size()),
+        }
+    }
+
+    fn into_io(self) -> Box<dyn ByteStream> {
+        match self {
+            Self::Tcp(tcp) => Box::new(tcp),
+            Self::Stream(stream) => stream.into_io(),
+        }
+    }
 }
 
 impl From<TcpStream> for Transport {
@@ -61,6 +80,10 @@ enum Outgoing {
         tls: client::TlsStream<Box<dyn ByteStream>>,
         write_size: usize,
     },
+    Own {
+        established: Established,
+        write_size: usize,
+    },
 }
 
 /// Performs the TLS handshake of an outgoing tunnel. `tls` must verify the peer by something else
@@ -71,10 +94,21 @@ enum Outgoing {
 pub async fn connect(
     transport: impl Into<Transport>,
     tls: Arc<ClientConfig>,
+    engine: TunnelEngine,
 ) -> Result<Connected, HandshakeError> {
-    let connector = TlsConnector::from(tls);
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])));
-    let outgoing = match transport.into() {
+    let transport = transport.into();
+    if engine.for_provider(tls.crypto_provider()) == TunnelEngine::Own {
+        let write_size = transport.write_size();
+        let connecting = Established::connect(transport.into_io(), &tls, name);
+        let established = complete(connecting).await?;
+        return Ok(Connected(Outgoing::Own {
+            established,
+            write_size,
+        }));
+    }
+    let connector = TlsConnector::from(tls);
+    let outgoing = match transport {
         Transport::Tcp(tcp) => Outgoing::Tcp(complete(connector.connect(name, tcp)).await?),
         Transport::Stream(stream) => {
             let write_size = packet::payload_within(stream.write_size());
@@ -91,6 +125,7 @@ impl Connected {
         match &self.0 {
             Outgoing::Tcp(tls) => peer_chain(tls.get_ref().1),
             Outgoing::Nested { tls, .. } => peer_chain(tls.get_ref().1),
+            Outgoing::Own { established, .. } => established.peer_chain(),
         }
     }
 
@@ -106,6 +141,14 @@ impl Connected {
         cancel: impl Future<Output = ()> + 'static,
     ) -> io::Result<Tunnel> {
         let client = match self.0 {
+            Outgoing::Own {
+                established,
+                write_size,
+            } => {
+                let started =
+                    own_engine::Client::start(established, peer, http2, write_size, cancel);
+                return Ok(Tunnel::new(tunnel::Engine::Own(started?), http2));
+            }
             Outgoing::Tcp(tls) => {
                 let write_size = packet::payload_on(tls.get_ref().0);
                 h2_engine::Client::start(tls, peer, http2, write_size, cancel).await?
@@ -119,22 +162,46 @@ impl Connected {
 }
 
 /// An incoming tunnel whose peer is authenticated.
-pub struct Accepted(server::TlsStream<TcpStream>);
+pub struct Accepted(Incoming);
+
+enum Incoming {
+    H2(server::TlsStream<TcpStream>),
+    Own {
+        established: Established,
+        write_size: usize,
+    },
+}
 
 /// Performs the TLS handshake of an incoming tunnel.
 ///
 /// # Errors
 /// If the peer is not accepted, or is too slow.
-pub async fn accept(tcp: TcpStream, tls: Arc<ServerConfig>) -> Result<Accepted, HandshakeError> {
-    complete(TlsAcceptor::from(tls).accept(tcp))
-        .await
-        .map(Accepted)
+pub async fn accept(
+    tcp: TcpStream,
+    tls: Arc<ServerConfig>,
+    engine: TunnelEngine,
+) -> Result<Accepted, HandshakeError> {
+    let incoming = match engine.for_provider(tls.crypto_provider()) {
+        TunnelEngine::H2 => Incoming::H2(complete(TlsAcceptor::from(tls).accept(tcp)).await?),
+        TunnelEngine::Own => {
+            let write_size = packet::payload_on(&tcp);
+            let accepting = Established::accept(Box::new(tcp), &tls);
+            Incoming::Own {
+                established: complete(accepting).await?,
+                write_size,
+            }
+        }
+    };
+    Ok(Accepted(incoming))
 }
 
 impl Accepted {
     /// The certificate chain of the peer, leaf first.
     pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
-        peer_chain(self.0.get_ref().1)
+        match &self.0 {
+            Incoming::H2(tls) => peer_chain(tls.get_ref().1),
+            Incoming::Own { established, .. } => established.peer_chain(),
+        }
     }
 
     /// Serves the tunnel of `peer`: calls `handle` for each request and returns when the tunnel
@@ -149,8 +216,16 @@ impl Accepted {
         drain: impl Future<Output = ()>,
         handle: impl FnMut(IncomingRequest),
     ) -> io::Result<()> {
-        let write_size = packet::payload_on(self.0.get_ref().0);
-        h2_engine::serve(self.0, peer, http2, write_size, drain, handle).await
+        match self.0 {
+            Incoming::H2(tls) => {
+                let write_size = packet::payload_on(tls.get_ref().0);
+                h2_engine::serve(tls, peer, http2, write_size, drain, handle).await
+            }
+            Incoming::Own {
+                established,
+                write_size,
+            } => own_engine::serve(established, peer, http2, write_size, drain, handle).await,
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use std::io;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use mesh::{HostPort, Text};
 
-use crate::h2_engine;
 use crate::stream::{self, HboneStream};
 use crate::stream_end::Resets;
+use crate::{h2_engine, own_engine};
 
 /// The header with the network that a request comes from.
 pub const FORWARDED_NETWORK: &str = "x-forwarded-network";
@@ -57,6 +57,7 @@ pub struct IncomingRequest(pub(crate) Engine);
 /// What received a request.
 pub(crate) enum Engine {
     H2(h2_engine::IncomingRequest),
+    Own(own_engine::IncomingRequest),
 }
 
 impl IncomingRequest {
@@ -65,6 +66,7 @@ impl IncomingRequest {
     pub fn authority(&self) -> Option<(&str, u16)> {
         match &self.0 {
             Engine::H2(request) => request.authority(),
+            Engine::Own(request) => request.authority(),
         }
     }
 
@@ -72,6 +74,7 @@ impl IncomingRequest {
     pub fn headers(&self) -> &HeaderMap {
         match &self.0 {
             Engine::H2(request) => request.headers(),
+            Engine::Own(request) => request.headers(),
         }
     }
 
@@ -82,6 +85,7 @@ impl IncomingRequest {
     pub fn accept(self, baggage: Option<&str>) -> io::Result<HboneStream> {
         let engine = match self.0 {
             Engine::H2(request) => stream::Engine::H2(request.accept(baggage)?),
+            Engine::Own(request) => stream::Engine::Own(request.accept(baggage)?),
         };
         Ok(HboneStream::new(engine, None))
     }
@@ -90,6 +94,7 @@ impl IncomingRequest {
     pub async fn left(&mut self) {
         match &mut self.0 {
             Engine::H2(request) => request.left().await,
+            Engine::Own(request) => request.left().await,
         }
     }
 
@@ -97,6 +102,7 @@ impl IncomingRequest {
     pub fn reject(self, status: StatusCode) {
         match self.0 {
             Engine::H2(request) => request.reject(status),
+            Engine::Own(request) => request.reject(status),
         }
     }
 }

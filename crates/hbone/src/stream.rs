@@ -7,9 +7,9 @@ use byte_relay::StreamEnd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::h2_engine;
 use crate::held::HeldBytes;
 use crate::tunnel::StreamGuard;
+use crate::{h2_engine, own_engine};
 
 /// A bidirectional stream of bytes on a tunnel.
 pub struct HboneStream {
@@ -21,6 +21,7 @@ pub struct HboneStream {
 /// What the stream's tunnel is made of.
 pub(crate) enum Engine {
     H2(h2_engine::Stream),
+    Own(own_engine::Stream),
 }
 
 /// A stream of bytes in both directions.
@@ -50,10 +51,14 @@ impl HboneStream {
         closed: impl Future<Output = E>,
     ) -> Result<Option<StreamEnd>, E> {
         let Self { engine, guard } = self;
+        let (up, down) = (record_from_stream, record_from_app);
         let relayed = match engine {
             Engine::H2(stream) => {
                 let mut side = stream.into_side(held);
-                let (up, down) = (record_from_stream, record_from_app);
+                byte_relay::relay_to_tcp(&mut side, app, up, down, closed).await
+            }
+            Engine::Own(stream) => {
+                let mut side = stream.into_side(held);
                 byte_relay::relay_to_tcp(&mut side, app, up, down, closed).await
             }
         };
@@ -65,6 +70,7 @@ impl HboneStream {
     pub(crate) fn write_size(&self) -> usize {
         match &self.engine {
             Engine::H2(stream) => stream.write_size(),
+            Engine::Own(stream) => stream.write_size(),
         }
     }
 
@@ -72,6 +78,7 @@ impl HboneStream {
     pub fn into_io(self) -> Box<dyn ByteStream> {
         match self.engine {
             Engine::H2(stream) => Box::new(stream.into_io(self.guard)),
+            Engine::Own(stream) => Box::new(stream.into_io(self.guard)),
         }
     }
 }

@@ -37,6 +37,16 @@ impl Resets {
         }
     }
 
+    /// The headers of the response that accepts a request.
+    pub(crate) fn response_headers(baggage: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        Self::declare(&mut headers);
+        if let Some(Ok(baggage)) = baggage.map(str::parse) {
+            headers.insert("baggage", baggage);
+        }
+        headers
+    }
+
     /// Declares that this end's resets are exact.
     pub(crate) fn declare(headers: &mut HeaderMap) {
         let value = HeaderValue::from_static(TCP_RESET);

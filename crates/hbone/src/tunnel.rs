@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 use http::{HeaderMap, StatusCode};
 
-use crate::h2_engine;
 use crate::pool::PooledTunnel;
 use crate::request::ConnectRequest;
 use crate::settings::Http2;
 use crate::stream::{self, HboneStream};
+use crate::{h2_engine, own_engine};
 
 /// How long the peer may take to answer a CONNECT. It meanwhile connects to the application, for up
 /// to 10 s.
@@ -59,6 +59,7 @@ pub struct Tunnel {
 #[derive(Clone)]
 pub(crate) enum Engine {
     H2(h2_engine::Client),
+    Own(own_engine::Client),
 }
 
 impl Tunnel {
@@ -92,6 +93,10 @@ impl Tunnel {
                 let (stream, headers) = client.open(request, is_pooled).await?;
                 (stream::Engine::H2(stream), headers)
             }
+            Engine::Own(client) => {
+                let (stream, headers) = client.open(request, is_pooled).await?;
+                (stream::Engine::Own(stream), headers)
+            }
         };
         let stream = HboneStream::new(engine, Some(guard));
         Ok(EstablishedStream { stream, headers })
@@ -102,6 +107,7 @@ impl PooledTunnel for Tunnel {
     fn has_room(&self) -> bool {
         let limit = match &self.engine {
             Engine::H2(client) => client.max_streams(),
+            Engine::Own(client) => client.max_streams(),
         };
         self.streams.get() < self.max_streams.min(limit)
     }

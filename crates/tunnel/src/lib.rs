@@ -1,5 +1,4 @@
 //! A tunnel of CONNECT streams: TLS 1.3 and HTTP/2 as one state machine, without I/O and clocks.
-//! The proxy does not use it yet.
 //!
 //! 1. A [`Handshake`] by rustls turns into a [`Tunnel`].
 //! 2. Received bytes become events, and what applications send becomes bytes to send, in as few TLS

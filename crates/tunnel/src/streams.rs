@@ -39,9 +39,9 @@ impl Tunnel {
 
     /// How many bytes of data may be sent on a stream at once. 0 if it is closed for sending; if a
     /// window is closed, and [`Change::Credit`](crate::Change::Credit) follows when it opens; or if
-    /// [`unsent`](Self::unsent) has reached its limit, until bytes were [`sent`](Self::sent).
+    /// the tunnel [is full](Self::is_full), until bytes were [`sent`](Self::sent).
     pub fn capacity(&mut self, id: StreamId) -> usize {
-        if self.has_ended() || self.unsent() >= self.max_unsent {
+        if self.has_ended() || self.is_full() {
             return 0;
         }
         self.http2.capacity(id) as usize

@@ -208,6 +208,11 @@ impl Tunnel {
         sealed + self.gathered.len() + self.http2.output().len()
     }
 
+    /// Whether so many bytes wait to be sent that no more data is accepted.
+    pub fn is_full(&mut self) -> bool {
+        self.unsent() >= self.max_unsent
+    }
+
     /// Returns memory that is not in use to the allocator. For tunnels that are idle.
     pub fn release_memory(&mut self) {
         self.gathered.shrink_to_fit();

@@ -60,7 +60,7 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
         Ok(credentials) => credentials,
         Err(e) => return log_tunnel_failure(client, local, &ConnectionError::from(e)),
     };
-    let (accepted, identity) = match handshake(&credentials, stream, client).await {
+    let (accepted, identity) = match handshake(&worker, &credentials, stream, client).await {
         Ok(done) => done,
         Err(error) => {
             if matches!(error, ConnectionError::Revoked(_)) {
@@ -109,6 +109,7 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
 
 /// Performs the TLS handshake and returns the client's identity.
 async fn handshake(
+    worker: &Worker,
     credentials: &Credentials,
     stream: TcpStream,
     from: ClientAddr,
@@ -120,7 +121,8 @@ async fn handshake(
             ConnectionError::AcceptTls { from, cause }
         }
     };
-    let accepted = hbone::accept(stream, credentials.server.clone()).await;
+    let engine = worker.proxy.options.tunnel_engine();
+    let accepted = hbone::accept(stream, credentials.server.clone(), engine).await;
     let accepted = accepted.map_err(|e| failed(e.into()))?;
     let identity = peer_identity(Some(&accepted.peer_chain()));
     let identity = identity.ok_or_else(|| failed(TlsError::NoIdentity))?;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use clap::ArgAction;
 use clap::builder::RangedU64ValueParser;
-use hbone::Http2;
+use clap::{ArgAction, ValueEnum};
+use hbone::{Http2, TunnelEngine};
 use pod_socket::TcpOptions;
 use process::parse_duration as duration;
 
@@ -59,6 +59,11 @@ pub(crate) struct Options {
         value_parser = between(0, 1_000_000)
     )]
     pod_max_new_connections: u32,
+    /// What tunnels are made of. `own` is experimental: connections share TLS records and system
+    /// calls, but windows do not grow, received bytes are copied once more than necessary, and
+    /// tunnels are not handed over to the next proxy. With TLS12_ENABLED, tunnels use `h2`.
+    #[arg(long, env = "UNDERPASS_TUNNEL_ENGINE", value_enum, default_value_t = Engine::H2)]
+    tunnel_engine: Engine,
     /// Open connections that one pod may have, tunnels of peers included. More are refused.
     #[arg(
         long,
@@ -117,7 +122,24 @@ pub(crate) struct Options {
     pub(crate) authz_policy_info_logging: bool,
 }
 
+/// The implementation of tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    /// The crate h2 over rustls.
+    H2,
+    /// The crate `tunnel`.
+    Own,
+}
+
 impl Options {
+    /// The implementation of tunnels.
+    pub(crate) fn tunnel_engine(&self) -> TunnelEngine {
+        match self.tunnel_engine {
+            Engine::H2 => TunnelEngine::H2,
+            Engine::Own => TunnelEngine::Own,
+        }
+    }
+
     /// HTTP/2 settings of tunnels.
     pub(crate) fn http2(&self) -> Http2 {
         Http2 {
@@ -196,6 +218,7 @@ mod tests {
             (100, 65_536, 1_048_576)
         );
         assert_eq!(http2.connection_window, 209_715_200);
+        assert_eq!(options.tunnel_engine(), TunnelEngine::H2);
         let every = Duration::from_secs(180);
         assert_eq!(
             options.tcp(),
@@ -225,7 +248,10 @@ mod tests {
             parse(&["--keepalive", "false"]).unwrap().tcp().keepalive,
             None
         );
+        let own = parse(&["--tunnel-engine", "own"]).unwrap();
+        assert_eq!(own.tunnel_engine(), TunnelEngine::Own);
         for invalid in [
+            ["--tunnel-engine", "other"],
             ["--pool-max-streams", "0"],
             ["--http2-frame", "1024"],
             ["--http2-stream-window", "2147483648"],

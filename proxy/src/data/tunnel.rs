@@ -134,7 +134,7 @@ async fn start_tunnel(
     let credentials = pod.credentials().await?;
     let config = credentials.client_config(expected);
     let config = config.map_err(|e| failed(e.into()))?;
-    let connected = hbone::connect(transport, config).await;
+    let connected = hbone::connect(transport, config, proxy.options.tunnel_engine()).await;
     let connected = connected.map_err(|e| failed(e.into()))?;
     let chain = connected.peer_chain();
     let http2 = proxy.options.http2();

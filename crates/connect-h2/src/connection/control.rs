@@ -82,8 +82,8 @@ impl Core {
         let has_ended = !stream.can_receive();
         let change = match code {
             ErrorCode::REFUSED_STREAM if is_client && !stream.is_answered => Change::Refused,
-            ErrorCode::NO_ERROR => Change::Finished,
-            ErrorCode::CANCEL if has_ended => Change::Finished,
+            ErrorCode::NO_ERROR => Change::Finished { code },
+            ErrorCode::CANCEL if has_ended => Change::Finished { code },
             _ => Change::Reset {
                 code,
                 has_data: stream.has_data,

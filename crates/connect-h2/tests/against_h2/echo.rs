@@ -61,7 +61,7 @@ impl Application for Echo {
             Event::Stream { id, change } => match change {
                 Change::Credit => {}
                 Change::Ended => self.streams.get_mut(&id).unwrap().has_ended = true,
-                Change::Reset { .. } | Change::Finished => {
+                Change::Reset { .. } | Change::Finished { .. } => {
                     self.streams.remove(&id);
                     connection.release(id);
                 }

@@ -97,10 +97,13 @@ fn resets_of_h2_arrive_with_their_code_after_the_data() {
         code,
         has_data: true,
     };
+    let finished = Change::Finished {
+        code: ErrorCode::NO_ERROR,
+    };
     for (reason, change) in [
         (Reason::CONNECT_ERROR, reset(ErrorCode::CONNECT_ERROR)),
         (Reason::CANCEL, reset(ErrorCode::CANCEL)),
-        (Reason::NO_ERROR, Change::Finished),
+        (Reason::NO_ERROR, finished),
     ] {
         assert_eq!(end_of_reset(reason), change);
     }

@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
+
+use crate::peer_alert::rejected_by_peer;
 
 /// The number of reads of a connection that returned data. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -73,18 +74,11 @@ impl<I: AsyncRead + Unpin> HeardIo<I> {
     }
 }
 
-/// The peer rejected the TLS handshake after this side had completed it.
-#[derive(Debug, thiserror::Error)]
-#[error("the peer rejected this side's certificate: {0:?}; its access log has the reason")]
-struct RejectedByPeer(AlertDescription);
-
 /// Describes an alert of the peer in words.
 fn describe(error: io::Error) -> io::Error {
     let tls = error.get_ref().and_then(|e| e.downcast_ref());
     match tls {
-        Some(rustls::Error::AlertReceived(alert)) => {
-            io::Error::new(io::ErrorKind::ConnectionAborted, RejectedByPeer(*alert))
-        }
+        Some(rustls::Error::AlertReceived(alert)) => rejected_by_peer(*alert),
         _ => error,
     }
 }

@@ -9,17 +9,13 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::heard::Heard;
+use crate::silence::{self, log_unresponsive};
 
 /// Idle time between pings, like ztunnel's. A peer that has sent anything meanwhile is not pinged.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How long a pinged peer may send nothing at all, like ztunnel's deadline for the answer. On a
 /// slow link, the answer may wait behind much data.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a peer that should answer a request may send nothing before it is pinged.
-const DOUBTFUL: Duration = Duration::from_millis(500);
-/// How long that peer may then send nothing before the tunnel counts as silent.
-const SILENT: Duration = Duration::from_millis(1000);
-
 /// What is known about the life of a tunnel's peer. Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Liveness {
@@ -52,11 +48,7 @@ impl Liveness {
                     Ok(Err(_)) => return,
                     Err(_) if self.heard.count() != heard => heard = self.heard.count(),
                     Err(_) => {
-                        tracing::warn!(
-                            event = "hbone_ping_timeout",
-                            %peer,
-                            "HBONE ping timeout: the peer is unresponsive"
-                        );
+                        log_unresponsive(peer);
                         return;
                     }
                 }
@@ -68,17 +60,6 @@ impl Liveness {
     /// Completes when the peer does not even answer a ping, which takes about a second and a half.
     /// For the time in which something waits for the peer.
     pub(crate) async fn until_silent(&self) {
-        loop {
-            let heard = self.heard.count();
-            sleep(DOUBTFUL).await;
-            if self.heard.count() != heard {
-                continue;
-            }
-            self.ping_now.notify_one();
-            sleep(SILENT).await;
-            if self.heard.count() == heard {
-                return;
-            }
-        }
+        silence::until_silent(|| self.heard.count(), || self.ping_now.notify_one()).await;
     }
 }

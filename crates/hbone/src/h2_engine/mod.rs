@@ -1,6 +1,5 @@
 //! Tunnels by h2 over tokio-rustls.
 
-mod byte_queue;
 mod client;
 mod heard;
 mod io;

@@ -46,10 +46,7 @@ impl IncomingRequest {
     /// Accepts the request, once the destination is connected.
     pub(crate) fn accept(mut self, baggage: Option<&str>) -> io::Result<Stream> {
         let mut response = Response::new(());
-        Resets::declare(response.headers_mut());
-        if let Some(Ok(value)) = baggage.map(str::parse) {
-            response.headers_mut().insert("baggage", value);
-        }
+        *response.headers_mut() = Resets::response_headers(baggage);
         let send = self
             .respond
             .send_response(response, false)

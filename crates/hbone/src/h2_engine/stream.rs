@@ -12,8 +12,8 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::byte_queue::ByteQueue;
 use super::io::StreamIo;
+use crate::byte_queue::ByteQueue;
 use crate::held::HeldBytes;
 use crate::stream_end::Resets;
 use crate::tunnel::StreamGuard;

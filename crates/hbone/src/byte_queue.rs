@@ -9,6 +9,8 @@ use bytes::{Bytes, BytesMut};
 const SMALL: usize = 4 * 1024;
 /// Size at which copied chunks are complete, in bytes.
 const FULL: usize = 16 * 1024;
+/// The same for bytes that are copied in any case, because they are passed on in such writes.
+const LARGE: usize = 64 * 1024;
 
 /// A queue of bytes.
 #[derive(Debug, Default)]
@@ -30,6 +32,24 @@ impl ByteQueue {
             self.complete_tail();
             self.chunks.push_back(chunk);
         }
+    }
+
+    /// Appends a copy of some bytes.
+    pub(crate) fn copy(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = LARGE - self.tail.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.tail.extend_from_slice(now);
+            if self.tail.len() >= LARGE {
+                self.complete_tail();
+            }
+            bytes = later;
+        }
+    }
+
+    /// The number of bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.tail.len()
     }
 
     /// Removes the first bytes, which are never empty; `None` if there are none.
@@ -76,6 +96,19 @@ mod tests {
         }
         let popped: Vec<u8> = std::iter::from_fn(|| queue.pop()).flatten().collect();
         assert_eq!(popped, pushed);
+    }
+
+    #[test]
+    fn copied_bytes_are_returned_in_large_chunks() {
+        let mut queue = ByteQueue::default();
+        let bytes: Vec<u8> = (0..3 * LARGE + 5).map(|i| (i % 251) as u8).collect();
+        for piece in bytes.chunks(LARGE - 7) {
+            queue.copy(piece);
+        }
+        let popped: Vec<Bytes> = std::iter::from_fn(|| queue.pop()).collect();
+        let lengths: Vec<usize> = popped.iter().map(Bytes::len).collect();
+        assert_eq!(lengths, [LARGE, LARGE, LARGE, 5]);
+        assert_eq!(popped.concat(), bytes);
     }
 
     #[test]
