@@ -27,6 +27,12 @@ pub const DAMAGED: &str = "damaged.example.";
 pub const LARGE: &str = "large.example.";
 /// A name of which the first query over UDP is lost.
 pub const LOST: &str = "lost.example.";
+/// A name that has [`ANSWER`] for a second, and then [`LATER_ANSWER`], after [`LATE`] over TCP.
+pub const SLOW: &str = "slow.example.";
+/// The later answer to [`SLOW`].
+pub const LATER_ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
+/// How long the later answer to [`SLOW`] takes: more than a client waits if it has an expired one.
+const LATE: Duration = Duration::from_secs(3);
 /// A name that does not exist.
 pub const UNKNOWN: &str = "unknown.example.";
 /// A zone that is transferred in three messages.
@@ -40,6 +46,7 @@ pub type ReceivedQuery = (IpAddr, Vec<u8>);
 pub struct NameServer {
     seen: Arc<Mutex<Vec<ReceivedQuery>>>,
     is_failing: Arc<AtomicBool>,
+    is_slow: Arc<AtomicBool>,
 }
 
 impl NameServer {
@@ -48,6 +55,7 @@ impl NameServer {
         let server = Self {
             seen: Arc::default(),
             is_failing: Arc::default(),
+            is_slow: Arc::default(),
         };
         for ip in addresses {
             let bind = || {
@@ -119,7 +127,16 @@ impl NameServer {
             let Some((query, _)) = self.record(from, &read_message(&mut stream)?) else {
                 return Ok(());
             };
-            for answer in self.answers(&query) {
+            let is_slow = |q: &Query| q.name().to_ascii() == SLOW;
+            let is_slow = query.queries.first().is_some_and(is_slow);
+            let mut answers = self.answers(&query);
+            if is_slow && self.is_slow.swap(true, Ordering::Relaxed) {
+                std::thread::sleep(LATE);
+                for record in answers.iter_mut().flat_map(|answer| &mut answer.answers) {
+                    (record.data, record.ttl) = (RData::A(A(LATER_ANSWER)), 60);
+                }
+            }
+            for answer in answers {
                 write_message(&mut stream, &encoded(&query, &answer))?;
             }
         }
@@ -153,7 +170,11 @@ fn answers(query: &Message) -> Vec<Message> {
     answer.metadata = Metadata::response_from_request(&query.metadata);
     answer.add_query(question.clone());
     let name = question.name().to_ascii();
-    let ttl = if name.ends_with(BRIEF) { 1 } else { 60 };
+    let ttl = if name.ends_with(BRIEF) || name == SLOW {
+        1
+    } else {
+        60
+    };
     let record = |ip: Ipv4Addr| Record::from_rdata(question.name().clone(), ttl, RData::A(A(ip)));
     let by_address = |name: &str| name.ends_with(BY_ADDRESS) || name.ends_with(BRIEF);
     let address_in = |name: &str| {

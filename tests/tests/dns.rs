@@ -14,8 +14,8 @@ use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::iptables::{install_istio_dns_rules, install_istio_rules};
 use underpass_tests::istio_agent::{ACK, IstioAgent, add_workload, request, snapshot_sent};
 use underpass_tests::name_server::{
-    ANSWER, DAMAGED, LARGE, LOST, NO_ANSWER_WAIT, NameServer, SILENT, UNKNOWN, ZONE, addresses,
-    ask_tcp, ask_udp, query, read_message, udp_client, write_message,
+    ANSWER, DAMAGED, LARGE, LATER_ANSWER, LOST, NO_ANSWER_WAIT, NameServer, SILENT, SLOW, UNKNOWN,
+    ZONE, addresses, ask_tcp, ask_udp, query, read_message, udp_client, write_message,
 };
 use underpass_tests::node::TestNode;
 use underpass_tests::sandbox::{connect, until};
@@ -469,6 +469,18 @@ fn expired_answers_are_used_while_the_name_server_fails() {
         }
         assert!(cache_uses(setup, "stale") >= 2);
     });
+}
+
+#[test]
+fn a_late_answer_over_tcp_replaces_an_expired_one() {
+    let setup = under_routed("late");
+    let resolve = || addresses(&ask_tcp(setup.pod(), servers()[0], &query(SLOW, A)).unwrap());
+    assert_eq!(resolve(), [ANSWER.to_string()]);
+    // Each client gets the expired answer before the name server's arrives.
+    until("the name server's later answer", || {
+        (resolve() == [LATER_ANSWER.to_string()]).then_some(())
+    });
+    assert!(cache_uses(&setup, "stale") > 0);
 }
 
 #[test]

@@ -77,11 +77,10 @@ impl<V: Knowledge + 'static> LookupCache<V> {
         state.known.get(key)?.valid(Instant::now())
     }
 
-    /// Whether there is an answer to use if a lookup fails.
-    pub(super) fn has_stale(&self, key: &V::Key) -> bool {
+    /// The answer to use if a lookup fails or takes long.
+    pub(super) fn stale(&self, key: &V::Key) -> Option<V::Answer> {
         let mut state = self.state.lock();
-        let known = state.known.get(key);
-        known.is_some_and(|known| known.stale(Instant::now()).is_some())
+        state.known.get(key)?.stale(Instant::now())
     }
 
     /// Records the outcome of a lookup, and returns the answer for those who asked.
@@ -286,7 +285,7 @@ mod tests {
         let test = async {
             let cache = cache();
             cache.record(&"a", (1, false));
-            assert!(cache.has_stale(&"a") && cache.valid(&"a").is_none());
+            assert_eq!((cache.valid(&"a"), cache.stale(&"a")), (None, Some(1)));
             let started = Instant::now();
             let answer = cache.get(&"a", pending::<(u8, bool)>).await;
             assert_eq!(answer, (Some(1), Origin::OwnLookup));

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, sleep_until};
 
-use crate::answer_cache::{Upstreams, max_negative};
+use crate::answer_cache::{AnswerCache, AnswerKey, Upstreams, max_negative};
 use crate::exchange::{Action, ForwardedQuery};
 use crate::known_answer::{Reply, UpstreamAnswer};
 use crate::lookup_cache::Origin;
@@ -78,11 +78,35 @@ struct UpstreamConnection<S> {
     writer: WriteHalf<S>,
 }
 
-/// A forwarded query without an answer yet.
+/// A forwarded query without an answer of the name server yet.
 struct PendingQuery {
     query: Query,
-    forwarded: ForwardedQuery,
+    key: Option<AnswerKey>,
+    /// `None` once the client has an expired answer.
+    forwarded: Option<ForwardedQuery>,
+    /// When the client gets an expired answer, if there is one.
+    stale_at: Option<Instant>,
     deadline: Instant,
+}
+
+impl PendingQuery {
+    fn new(query: Query, forwarded: ForwardedQuery, cache: &AnswerCache) -> Self {
+        let now = Instant::now();
+        let key = forwarded.key.clone();
+        let stale = key.as_ref().and_then(|key| cache.0.stale(key));
+        Self {
+            query,
+            key,
+            forwarded: Some(forwarded),
+            stale_at: stale.map(|_| now + STALE_ANSWER_DELAY),
+            deadline: now + DEADLINE,
+        }
+    }
+
+    /// When something has to be done about it without an answer.
+    fn next_step(&self) -> Instant {
+        self.stale_at.unwrap_or(self.deadline)
+    }
 }
 
 impl<C: Client> ClientConnection<C> {
@@ -94,7 +118,7 @@ impl<C: Client> ClientConnection<C> {
             if idle && !client_is_open {
                 return Ok(());
             }
-            let limit = self.pending.iter().map(|p| p.deadline).min();
+            let limit = self.pending.iter().map(PendingQuery::next_step).min();
             let limit = limit.unwrap_or(idle_since + IDLE);
             tokio::select! {
                 message = self.client.next(),
@@ -111,7 +135,7 @@ impl<C: Client> ClientConnection<C> {
                     if idle {
                         return Ok(());
                     }
-                    self.fail_expired(limit).await?;
+                    self.step(limit).await?;
                 }
                 () = self.pod.until_draining(), if idle => return Ok(()),
             }
@@ -135,11 +159,7 @@ impl<C: Client> ClientConnection<C> {
 
     async fn forward(&mut self, query: Query, forwarded: ForwardedQuery) -> io::Result<()> {
         forwarded.record_forwarded();
-        let pending = PendingQuery {
-            deadline: Instant::now() + self.patience(&forwarded),
-            query,
-            forwarded,
-        };
+        let pending = PendingQuery::new(query, forwarded, self.pod.cache());
         if self.upstream.is_none() {
             match forward::connect(&self.pod, self.peer, self.upstreams).await {
                 Ok((stream, address)) => {
@@ -156,16 +176,6 @@ impl<C: Client> ClientConnection<C> {
         match sent {
             Ok(()) => Ok(()),
             Err(e) => self.fail_all(&e.to_string()).await,
-        }
-    }
-
-    /// How long to wait for the name server: less if there is an expired answer to use instead.
-    fn patience(&self, query: &ForwardedQuery) -> Duration {
-        let has_stale = |key| self.pod.cache().0.has_stale(key);
-        if query.key.as_ref().is_some_and(has_stale) {
-            STALE_ANSWER_DELAY
-        } else {
-            DEADLINE
         }
     }
 
@@ -191,35 +201,53 @@ impl<C: Client> ClientConnection<C> {
         self.finish(pending, answer).await
     }
 
-    /// Sends the answer to a query that was forwarded: the name server's, or an expired one if it
-    /// has none.
+    /// Records the result of a query, and sends it to the client if that has none yet: the name
+    /// server's answer, or an expired one if it has none.
     async fn finish(
         &mut self,
         pending: PendingQuery,
         answer: Result<UpstreamAnswer, String>,
     ) -> io::Result<()> {
-        let PendingQuery {
-            query, forwarded, ..
-        } = pending;
-        let result = match &forwarded.key {
+        let result = match &pending.key {
             Some(key) => self.pod.cache().0.record(key, answer),
             None => answer.map(|answer| Reply::new(answer.into())),
         };
-        let answer = forwarded.answered(&query, result, Origin::OwnLookup);
+        let Some(forwarded) = pending.forwarded else {
+            return Ok(());
+        };
+        let answer = forwarded.answered(&pending.query, result, Origin::OwnLookup);
         write(&mut self.to_client, &answer).await
     }
 
-    /// Fails a query that has timed out by now; others may still be answered.
-    async fn fail_expired(&mut self, now: Instant) -> io::Result<()> {
-        let Some(expired) = self.pending.iter().position(|p| p.deadline <= now) else {
+    /// Takes the next step for a query whose time has come; others may still be answered.
+    async fn step(&mut self, now: Instant) -> io::Result<()> {
+        let is_due = |p: &PendingQuery| p.next_step() <= now;
+        let Some(due) = self.pending.iter().position(is_due) else {
             return Ok(());
         };
-        let expired = self.pending.remove(expired);
+        if self.pending[due].stale_at.take().is_some() {
+            return self.answer_stale(due).await;
+        }
+        let expired = self.pending.remove(due);
         if self.pending.is_empty() {
             self.upstream = None;
         }
         let reason = "no answer from the name server";
         self.finish(expired, Err(reason.to_owned())).await
+    }
+
+    /// Sends the client an expired answer. The name server's is still awaited, for the cache.
+    async fn answer_stale(&mut self, position: usize) -> io::Result<()> {
+        let pending = &mut self.pending[position];
+        let stale = |key| self.pod.cache().0.stale(key);
+        let Some(stale) = pending.key.as_ref().and_then(stale) else {
+            return Ok(());
+        };
+        let Some(forwarded) = pending.forwarded.take() else {
+            return Ok(());
+        };
+        let answer = forwarded.answered(&pending.query, stale, Origin::OwnLookup);
+        write(&mut self.to_client, &answer).await
     }
 
     /// Fails all pending queries and drops the connection to the name server; the next query opens
