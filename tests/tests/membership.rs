@@ -14,7 +14,7 @@ use underpass_tests::arrivals::carries_both_ways;
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::listener::{accept, connect, plain, transparent};
 use underpass_tests::node::TestNode;
-use underpass_tests::sandbox::until;
+use underpass_tests::sandbox::{self, MESH, Sandbox, read_line, serve_echo, until};
 use underpass_tests::traffic::Traffic;
 use underpass_tests::wire::{PEER4, PEER6, POD4, POD6, Wire};
 
@@ -312,6 +312,65 @@ fn a_connection_whose_first_syn_was_lost_before_the_join_survives() {
             run(&wire.peer, "nft", "delete table inet loss");
             assert_arrives(&client, &server);
         }
+    }
+}
+
+/// Whether a connection to this port waits for its SYN to be answered.
+fn sends_syns(netns: &NetNs, port: u16) -> bool {
+    const SYN_SENT: &str = "02";
+    let sockets = |file: &str| {
+        let path = format!("/proc/thread-self/net/{file}");
+        netns
+            .run(|| std::fs::read_to_string(path))
+            .unwrap()
+            .unwrap()
+    };
+    [sockets("tcp"), sockets("tcp6")]
+        .concat()
+        .lines()
+        .any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[2].ends_with(&format!(":{port:04X}")) && fields[3] == SYN_SENT
+        })
+}
+
+/// The SYN is lost while the destination is outside the mesh. When the next one is answered, it has
+/// joined, and accepts only clients with an identity.
+#[test]
+fn a_connection_opened_before_its_destination_joined_goes_through_the_mesh() {
+    let joined = MESH.replace(
+        "name: outside }",
+        "name: outside, labels: { istio.io/dataplane-mode: ambient } }",
+    );
+    let strict = "policies:\n  - { name: strict, namespace: outside, scope: Namespace, \
+        action: Deny, rules: [[[{ notPrincipals: [Presence] }]]] }\n";
+    for (family, name) in ["joins-meanwhile-4", "joins-meanwhile-6"]
+        .iter()
+        .enumerate()
+    {
+        let sandbox = Sandbox::up(name);
+        let (client, server) = (sandbox.pod("client"), sandbox.pod("outsider"));
+        serve_echo(&server, 8080);
+        let loss = "add table inet loss; \
+            add chain inet loss in { type filter hook input priority 0; }; \
+            add rule inet loss in tcp dport 8080 drop";
+        run(&server, "nft", loss);
+        let to = SocketAddr::new(sandbox.ips("outsider")[family], 8080);
+        let mut stream = sandbox::connect(&client, to).unwrap();
+        until("the proxy is connecting", || {
+            sends_syns(&client, to.port()).then_some(())
+        });
+        sandbox.set_mesh(&format!("{joined}{strict}"));
+        until("the destination has joined", || {
+            let dump = sandbox.get("node-1", "127.0.0.1:15000", "/config_dump").1;
+            let dump: Value = serde_json::from_str(&dump).unwrap();
+            let mut workloads = dump["workloads"].as_array().unwrap().iter();
+            let is_known = workloads.any(|w| w["name"] == "outsider" && w["protocol"] == "HBONE");
+            (is_known && sandbox.state("outsider") == "enrolled").then_some(())
+        });
+        run(&server, "nft", "delete table inet loss");
+        let seen = read_line(&mut stream).unwrap();
+        assert_eq!(seen, sandbox.ips("client")[family].to_string());
     }
 }
 

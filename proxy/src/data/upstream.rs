@@ -91,6 +91,8 @@ impl Attempt<'_> {
             };
             let key = endpoint_health::key(&choice.route).cloned();
             let reached = Cell::new(false);
+            let is_plain = matches!(choice.route, Route::Direct { .. });
+            let (random, skipped) = (choice.random, choice.skipped.clone());
             let connected = {
                 let connecting = self.connect_route(&mesh, choice, facts, &reached);
                 tokio::pin!(connecting);
@@ -100,6 +102,9 @@ impl Attempt<'_> {
                     Err(_) => Some(connecting.await),
                 }
             };
+            if is_plain && self.has_other_route(&mesh, random, &skipped) {
+                continue; // nothing has been sent
+            }
             let (is_silent, error) = match connected {
                 Some(Ok(upstream)) => {
                     key.inspect(|key| health().answered(key));
@@ -178,6 +183,14 @@ impl Attempt<'_> {
         let but = [tried, std::slice::from_ref(uid)].concat();
         let other = route_unexplained(mesh, self.source, self.orig_dst, rand::random(), &but);
         other.replaceable().is_some_and(|u| !but.contains(u))
+    }
+
+    /// Whether a connection that this mesh lets pass in plain text has another route by now: its
+    /// destination may have joined the mesh while it was being connected.
+    fn has_other_route(&self, mesh: &Arc<Mesh>, random: u64, skipped: &[Text]) -> bool {
+        let current = self.worker.proxy.mesh.load();
+        let route = || route_unexplained(&current, self.source, self.orig_dst, random, skipped);
+        !Arc::ptr_eq(&current, mesh) && !matches!(route(), Route::Direct { .. })
     }
 
     /// Returns the mesh, after looking up the destination on demand if it is unknown.
