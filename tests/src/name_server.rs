@@ -27,7 +27,7 @@ pub const DAMAGED: &str = "damaged.example.";
 pub const LARGE: &str = "large.example.";
 /// A name of which the first query over UDP is lost.
 pub const LOST: &str = "lost.example.";
-/// A name that has [`ANSWER`] for a second, and then [`LATER_ANSWER`], after [`LATE`] over TCP.
+/// A name that has [`ANSWER`] for a second, and then [`LATER_ANSWER`], over TCP after 3 s.
 pub const SLOW: &str = "slow.example.";
 /// The later answer to [`SLOW`].
 pub const LATER_ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
