@@ -151,7 +151,7 @@ fn a_pod_with_too_many_new_connections_waits_and_loses_none_and_others_do_not_wa
 }
 
 #[test]
-fn connections_that_nobody_reads_are_closed_beyond_the_budget_and_others_continue() {
+fn unread_connections_are_closed_beyond_the_budget_and_others_continue() {
     const UNREAD: usize = 24;
     const LIMIT: u64 = 4 << 20;
     let environment = [("UNDERPASS_POD_MAX_UNREAD_BYTES", "4194304")];

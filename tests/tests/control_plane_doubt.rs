@@ -139,7 +139,7 @@ fn what_is_not_understood_opens_nothing_and_is_named() {
     setup.log_with(&[DENIED, "default/garbage"]);
     discovery.remove(api::AUTHORIZATION, &["default/garbage"]);
     allowed_again();
-    // A part that is not understood leaves the rest in force.
+    // A part that is not understood leaves the rest active.
     let mut partly = deny("partly", "cluster.local/ns/default/sa/another");
     let condition = &mut partly.rules[0].clauses[0].matches[0];
     condition.destination_ports = vec![70_000];

@@ -386,7 +386,7 @@ fn rejected_resources_that_are_resent_cost_little() {
 #[test]
 fn connection_attempts_to_an_unreachable_control_plane_back_off() {
     let setup = ControlPlaneSetup::new("xds-backoff");
-    setup.exchange_with_all(); // so nobody waits for a certificate, which would be asked for, too
+    setup.exchange_with_all(); // so no certificate is missing, which would be requested as well
     setup.plane.set_unreachable(true);
     let refused_connections = until("nine attempts", || {
         let refused_connections = setup.plane.refused_connections();

@@ -399,7 +399,7 @@ fn a_passthrough_service_leads_to_the_original_destination() {
     sandbox.access_line("node-1", &["dst.hbone_addr=10.77.1.3:8080"]);
     let elsewhere = "10.77.1.200:8080";
     let to = elsewhere.parse().unwrap();
-    let _ = connect(&sandbox.pod("client"), to); // nobody has this address
+    let _ = connect(&sandbox.pod("client"), to); // no pod has this address
     sandbox.access_line(
         "node-1",
         &[

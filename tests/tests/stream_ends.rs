@@ -124,7 +124,7 @@ fn envoys_normal_ends_lose_no_data_and_reset_no_client() {
             let mut client = client.unwrap();
             let (received, end) = read_late(&mut client);
             assert_eq!((received == much(), end), (true, Ok(())), "{number}, {ip}");
-            // Nobody reads what the application still sends, and it learns that.
+            // What the application still sends has no reader, and it is informed of that.
             until("writing fails", || client.write_all(&[0; 1 << 16]).err());
         }
     }

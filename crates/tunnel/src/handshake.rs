@@ -237,7 +237,7 @@ fn encode<Data>(mut message: EncodeTlsData<'_, Data>, output: &mut Vec<u8>) {
 }
 
 /// The end of the record that begins at a position, if it is complete, or else that position. If
-/// it is no record of TLS, the end of the input, which rustls then rejects.
+/// it is not a TLS record, the end of the input, which rustls then rejects.
 fn end_of_next_record(input: &[u8], begin: usize) -> usize {
     let [kind, major, _, high, low, rest @ ..] = &input[begin..] else {
         return begin;

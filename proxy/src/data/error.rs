@@ -42,7 +42,7 @@ pub(crate) enum ConnectionError {
         cause: Arc<io::Error>,
     },
     /// The TLS handshake of an outgoing tunnel failed. Likely cause: the peer has another identity
-    /// or root, or is no mesh proxy.
+    /// or root, or is not a mesh proxy.
     #[error("{code}: TLS handshake with {to}: {cause}", code = self.code())]
     ConnectTls { to: TunnelAddr, cause: TlsError },
     /// The TLS handshake of an incoming tunnel failed. Likely cause: the client's certificate is

@@ -237,7 +237,7 @@ fn own_rules(rng: &mut Rng, scene: &Scene, pod: usize) -> Action {
     command(pod, "nft", script, None)
 }
 
-/// A table of somebody else.
+/// A table of another program.
 fn foreign_rules(rng: &mut Rng, pod: usize) -> Action {
     let (hook, rule) = [
         (

@@ -24,7 +24,7 @@ const MEMBERSHIP_SETTLES: Duration = Duration::from_secs(2);
 /// How long a change in a pod may remain undetected, and the verification that preceded it valid.
 const CHANGE_SETTLES: Duration = Duration::from_secs(1);
 
-/// Why plain text is no violation.
+/// Why plain text does not count as a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Excuse {
     /// CAP_NET_ADMIN in the pod: its rules were changed, and were not verified again yet.

@@ -83,7 +83,7 @@ impl Scene {
     pub fn up(capture: &str) -> Self {
         let environment = [
             ("UNDERPASS_CAPTURE", capture),
-            // So that tunnels that nobody uses are no leak.
+            // So that unused tunnels do not count as a leak.
             ("POOL_UNUSED_RELEASE_TIMEOUT", "5s"),
         ];
         let name = format!("campaign-{capture}");

@@ -13,8 +13,9 @@ use crate::two_nodes::{Program, TwoNodes};
 /// Samples in a plot.
 const SAMPLES: u32 = 300;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(200);
-/// How much more memory than at the beginning is no growth: half of it; but also a few MiB, because
-/// stacks keep their depth and the allocator the partly used pages of each size that the load used.
+/// How much more memory than at the beginning does not count as growth: half of it; but also a few
+/// MiB, because stacks keep their depth and the allocator the partly used pages of each size that
+/// the load used.
 const MEMORY_SLACK: usize = 6 * 1024;
 
 /// What is measured of a program.
@@ -59,7 +60,8 @@ impl Quantity {
         self != Self::Connections || program == Program::Proxy
     }
 
-    /// The most of it that is no growth, after these values of the program when it was idle.
+    /// The most of it that does not count as growth, after these values of the program when it was
+    /// idle.
     fn limit(self, idle: &Values) -> usize {
         let value = |quantity: Self| idle[quantity as usize];
         match self {

@@ -83,7 +83,7 @@ fn an_agents_token_is_worth_nothing_on_other_nodes() {
     ));
     let label = json!({ "metadata": { "labels": { "a": "b" } } });
     // The API server applies a policy some time after it has stored it.
-    until("the policy on nodes is in force", || {
+    until("the policy on nodes is active", || {
         let rejected = agent
             .try_node("node-1", &label)
             .is_err_and(|error| error.message.contains("nothing but a taint"));
