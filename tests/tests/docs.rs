@@ -97,6 +97,36 @@ fn suites_and_modules_are_documented() {
     assert_eq!(rows, expected);
 }
 
+/// Every Markdown table starts with a header row and its delimiter row: a blank line inside a table
+/// would turn the rows below it into plain text.
+#[test]
+fn tables_have_a_header() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files: Vec<PathBuf> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
+        .map(|name| root.join(name))
+        .to_vec();
+    let pages = std::fs::read_dir(root.join("docs")).expect("docs/ is readable");
+    files.extend(
+        pages
+            .map(|entry| entry.expect("docs/ is readable").path())
+            .filter(|path| path.extension().is_some_and(|e| e == "md")),
+    );
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("the page is readable");
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            let starts = line.starts_with('|') && (i == 0 || !lines[i - 1].starts_with('|'));
+            let delimiter = lines.get(i + 1).is_some_and(|next| next.starts_with("|--"));
+            assert!(
+                !starts || delimiter,
+                "{}:{}: table without a header: {line}",
+                file.display(),
+                i + 1
+            );
+        }
+    }
+}
+
 /// Breaks a paragraph into lines of at most 100 columns.
 fn wrapped(paragraph: &str) -> String {
     let mut lines = vec![String::new()];
