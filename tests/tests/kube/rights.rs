@@ -25,7 +25,7 @@ fn an_agents_token_is_worth_nothing_on_other_nodes() {
         labels: Value::Null,
     };
     kube.launch(&[app("own", "node-1"), app("other", "node-2")]);
-    // Each agent announces the pod of its node.
+    // With these policies, each agent announces the pod of its node.
     for pod in ["own", "other"] {
         kube.await_enrolled("rights", pod, true);
     }
@@ -56,6 +56,8 @@ fn an_agents_token_is_worth_nothing_on_other_nodes() {
     ] {
         assert_rejected(agent.patch_pod("own", &change), reason);
     }
+    agent.reports_only_events_of_its_node();
+    agent.has_no_other_right();
     let nothing = json!({ "spec": { "unschedulable": true } });
     assert_rejected(agent.patch_node("node-1", &nothing), "forbidden");
     assert_rejected(agent.patch_node("node-2", &nothing), "forbidden");
@@ -137,6 +139,71 @@ impl Agent {
         let api = &kube.kubernetes.api;
         let token = api.token(NAMESPACE, ACCOUNT, None, Some(bound)).unwrap();
         Self(api.with_token(&token))
+    }
+
+    /// Events name the node whose agent has reported them, and no agent can write in the name of
+    /// another.
+    fn reports_only_events_of_its_node(&self) {
+        const EVENTS: &str = "/api/v1/namespaces/rights/events";
+        let event = |name: &str, host: &str, component: &str, kind: &str| {
+            let source = json!({ "host": host, "component": component });
+            let pod = json!({ "kind": kind, "namespace": "rights", "name": "own" });
+            json!({
+                "metadata": { "name": name }, "involvedObject": pod, "source": source,
+                "reason": "Test", "message": "of a test", "type": "Normal",
+            })
+        };
+        let create = |event| self.0.create(EVENTS, &event);
+        create(event("a", "node-1", "underpass-agent", "Pod")).unwrap();
+        let own_node = "events of its own node (node-1)";
+        for host in ["node-2", ""] {
+            let other = event("b", host, "underpass-agent", "Pod");
+            assert_rejected(create(other), own_node);
+        }
+        for (component, kind) in [("kubelet", "Pod"), ("underpass-agent", "Node")] {
+            let other = event("b", "node-1", component, kind);
+            assert_rejected(create(other), "its own events, of pods");
+        }
+        let path = format!("{EVENTS}/a");
+        self.0.patch(&path, &json!({ "count": 2 })).unwrap();
+        let forged = json!({ "source": { "host": "node-2" } });
+        assert_rejected(self.0.patch(&path, &forged), own_node);
+    }
+
+    /// What the agent's roles do not name is forbidden, on every node.
+    fn has_no_other_right(&self) {
+        let own = "/api/v1/namespaces/rights/pods/own";
+        let label = json!({ "metadata": { "labels": { "a": "b" } } });
+        for path in [
+            own,
+            "/api/v1/namespaces/rights/pods/own/ephemeralcontainers",
+            "/api/v1/namespaces/rights/pods/own/resize",
+            "/api/v1/namespaces/rights",
+            "/api/v1/nodes/node-1",
+            "/api/v1/nodes/node-1/status",
+            "/api/v1/namespaces/istio-system/configmaps/istio-ca-root-cert",
+            "/apis/apps/v1/namespaces/istio-system/daemonsets/underpass-cni-node",
+            "/apis/apps/v1/namespaces/istio-system/daemonsets/ztunnel",
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/underpass-cni",
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/underpass-cni-pods",
+        ] {
+            assert_rejected(self.0.patch(path, &label), "forbidden");
+            assert_rejected(self.0.delete(path), "forbidden");
+        }
+        for path in [
+            "/api/v1/namespaces/rights/pods",
+            "/api/v1/namespaces/rights/pods/own/eviction",
+            "/api/v1/namespaces/rights/pods/own/binding",
+            "/api/v1/namespaces/rights/pods/own/exec",
+            "/api/v1/namespaces/rights/secrets",
+            "/api/v1/namespaces/istio-system/serviceaccounts/ztunnel/token",
+            "/api/v1/namespaces",
+            "/api/v1/nodes",
+            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            "/apis/coordination.k8s.io/v1/namespaces/istio-system/leases",
+        ] {
+            assert_rejected(self.0.create(path, &json!({})), "forbidden");
+        }
     }
 
     fn patch_pod(&self, name: &str, change: &Value) -> Result<Value, ApiError> {
