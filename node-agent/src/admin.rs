@@ -41,11 +41,8 @@ pub(crate) fn answer(admin: &Rc<Admin>, asked: &HttpRequest<'_>) -> Reply {
             StatusCode::METHOD_NOT_ALLOWED,
             "method not allowed: use POST\n",
         ),
-        "/metrics" => {
-            update_gauges(&admin.metrics, &admin.pods.read());
-            metrics(admin.metrics.encode())
-        }
-        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/metrics" => admin.scraped(),
+        "/healthz" => return health(admin),
         "/readyz" => match admin.readiness.missing() {
             None => text(StatusCode::OK, "ready\n"),
             Some((_, why)) => text(
@@ -62,6 +59,27 @@ pub(crate) fn answer(admin: &Rc<Admin>, asked: &HttpRequest<'_>) -> Reply {
         ]),
     };
     answer.into()
+}
+
+/// Answers a request of a scraper.
+pub(crate) fn scrape(admin: &Rc<Admin>, asked: &HttpRequest<'_>) -> HttpResponse {
+    match asked.path {
+        "/metrics" => admin.scraped(),
+        _ => not_found(&["/metrics"]),
+    }
+}
+
+/// Answers once the agent's loop has handled a message. No answer is a hang: the loop waits neither
+/// for a pod nor for the kernel, the disk or the API server.
+fn health(admin: &Admin) -> Reply {
+    let (done, handled) = oneshot::channel();
+    admin.inbox.send(Message::Ping(done));
+    Reply::later(async move {
+        match handled.await {
+            Ok(()) => text(StatusCode::OK, "ok\n"),
+            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n"),
+        }
+    })
 }
 
 /// The exclusions of a plan, if it has any.
@@ -153,6 +171,11 @@ fn time_ms() -> Option<u64> {
 }
 
 impl Admin {
+    fn scraped(&self) -> HttpResponse {
+        update_gauges(&self.metrics, &self.pods.read());
+        metrics(self.metrics.encode())
+    }
+
     /// The status of a pod; `None` if it is not listed.
     fn pod_status(&self, life: &Life) -> Option<PodStatus> {
         let pod = &life.sandbox.pod;

@@ -232,6 +232,9 @@ impl Agent {
                 }
             }
             Message::Retire(_) => {} // handled by the caller
+            Message::Ping(done) => {
+                let _ = done.send(()); // the client may no longer wait
+            }
             Message::Verify(id, done) => {
                 let at = self.pods.read().get(id).map(Life::generation);
                 if let Some(at) = at {

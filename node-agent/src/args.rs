@@ -1,13 +1,17 @@
 //! The command line. Environment variables of istio-cni and ztunnel are accepted under their names.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
+use kubernetes::EnablementSelectors;
 use redirect::ExistingConnections;
 
 use crate::capture_choice::CaptureOption;
 use crate::install::{Folders, PluginEntry};
+
+/// The default port of the metrics, as in istio-cni.
+const METRICS_PORT: u16 = 15014;
 
 /// Decides which pods belong to the mesh and hands them to the proxies of this node.
 #[derive(Debug, Parser)]
@@ -101,6 +105,15 @@ pub(crate) struct RunArgs {
     /// Address that serves status, metrics and readiness over HTTP.
     #[arg(long, env = "UNDERPASS_AGENT_ADMIN", default_value = "127.0.0.1:15014")]
     pub(crate) admin_addr: SocketAddr,
+    /// Address on which scrapers outside the node read the metrics, and nothing else: IP or
+    /// IP:PORT [default: none; default port: 15014].
+    #[arg(
+        long,
+        env = "UNDERPASS_AGENT_METRICS",
+        value_name = "ADDRESS",
+        value_parser = metrics_address
+    )]
+    pub(crate) metrics_addr: Option<SocketAddr>,
     /// Traffic capture method. `auto` tries each in a scratch network namespace and uses the first
     /// that works.
     #[arg(long, env = "UNDERPASS_CAPTURE", value_enum, default_value = "auto")]
@@ -161,6 +174,17 @@ pub(crate) struct RunArgs {
     /// Install the CNI plugin and reinstall it when its files change.
     #[arg(long, env = "UNDERPASS_INSTALL_CNI")]
     pub(crate) install_cni: bool,
+    /// Chain the plugin in the runtime's configuration. If false, --install-cni removes it from
+    /// there, and pods join the mesh after they have started.
+    #[arg(
+        long,
+        env = "CHAINED_CNI_PLUGIN",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub(crate) chained: bool,
     #[command(flatten)]
     pub(crate) folders: Folders,
 }
@@ -179,6 +203,10 @@ pub(crate) struct ClusterArgs {
         default_value = "kube-system"
     )]
     pub(crate) exclude_namespaces: Vec<String>,
+    /// Selectors of the pods that join the mesh, instead of the label istio.io/dataplane-mode: a
+    /// YAML list of podSelector and namespaceSelector, of which one must match.
+    #[arg(long, env = "AMBIENT_ENABLEMENT_SELECTOR", value_name = "YAML")]
+    pub(crate) enablement_selectors: Option<EnablementSelectors>,
     /// The node's /proc, used to find pods that started before the agent.
     #[arg(long, env = "UNDERPASS_HOST_PROC", default_value = "/proc")]
     pub(crate) host_proc: PathBuf,
@@ -249,6 +277,14 @@ impl RunArgs {
             kubelet: self.kubernetes,
         }
     }
+}
+
+/// Parses an address of the metrics: IP or IP:PORT.
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    let ip = text.parse::<IpAddr>();
+    let address = ip.map(|ip| SocketAddr::new(ip, METRICS_PORT));
+    let address = address.or_else(|_| text.parse());
+    address.map_err(|_| "expected e.g. `10.0.0.1`, `fd00::1` or `[fd00::1]:15014`".to_owned())
 }
 
 /// Creates the parent folder of a socket, and returns the socket's path.
@@ -340,6 +376,42 @@ mod tests {
         let cluster = run(&[&excluding[..], &["--kubernetes"]].concat()).plugin_entry();
         assert_eq!(cluster.excluded, ["a", "b"]);
         assert!(cluster.kubelet);
+    }
+
+    #[test]
+    fn the_metrics_have_an_address_with_or_without_a_port() {
+        let address = |text| run(&["--metrics-addr", text]).metrics_addr.unwrap();
+        for (text, expected) in [
+            ("10.0.0.1", "10.0.0.1:15014"),
+            ("fd00::1", "[fd00::1]:15014"),
+            ("10.0.0.1:9", "10.0.0.1:9"),
+            ("[fd00::1]:9", "[fd00::1]:9"),
+        ] {
+            assert_eq!(address(text).to_string(), expected);
+        }
+        assert_eq!(run(&[]).metrics_addr, None);
+        for bad in [
+            "",
+            "15014",
+            ":15014",
+            "node-1",
+            "10.0.0.1:",
+            "10.0.0.1:70000",
+        ] {
+            assert!(parse(&["--metrics-addr", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn invalid_selectors_and_names_of_configurations_are_rejected() {
+        let selectors = |text| parse(&["--enablement-selectors", text]).is_ok();
+        assert!(selectors("[{ podSelector: { matchLabels: { a: b } } }]"));
+        assert!(!selectors("[{ podSelectors: {} }]"));
+        let name = |text| parse(&["--owned-config-name", text]).is_ok();
+        assert!(name("01-mesh.conflist"));
+        for bad in ["01-mesh.conf", ".conflist", "a/b.conflist", "../x.conflist"] {
+            assert!(!name(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(crate) enum Message {
     Retire(oneshot::Sender<Vec<HeldPod>>),
     /// Verify a pod; the sender is dropped when that is done.
     Verify(LifeId, oneshot::Sender<()>),
+    /// Answer, as proof that messages are handled.
+    Ping(oneshot::Sender<()>),
 }
 
 /// An ADD, and the way back to its plugin.

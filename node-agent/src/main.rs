@@ -15,6 +15,7 @@ mod kernel;
 mod kubernetes;
 mod listening;
 mod metrics;
+mod metrics_server;
 mod plan;
 mod plugins;
 mod pod_source;
@@ -233,12 +234,18 @@ async fn run(args: &RunArgs) -> anyhow::Result<Option<Rc<Cluster>>> {
     tokio::task::spawn_local(plugins::serve(plugins, plugin_socket));
     tokio::task::spawn_local(agent.run(messages));
     tokio::task::spawn_local(host_probes::run(host_probes, pods.clone(), metrics));
+    if let Some(address) = args.metrics_addr {
+        tokio::task::spawn_local(metrics_server::serve(admin.clone(), address));
+    }
     let names = admin_http::HostNames::Local;
     tokio::task::spawn_local(admin_http::serve(admin_socket, names, move |request| {
         admin::answer(&admin, &request)
     }));
     inbox.send(Message::Reconcile);
-    if args.install_cni {
+    if args.install_cni && !args.chained {
+        // An earlier agent may have chained it.
+        install::unchain(&args.folders).1?;
+    } else if args.install_cni {
         // Last, because the runtime may run the plugin from now on.
         let (folders, entry) = (args.folders.clone(), args.plugin_entry());
         install::keep_installed(folders, entry, readiness.install.clone())?;
@@ -254,14 +261,10 @@ async fn run(args: &RunArgs) -> anyhow::Result<Option<Rc<Cluster>>> {
             inbox: inbox.clone(),
         };
         let daemon_set = args.cluster.daemon_set.as_deref();
-        kubernetes::spawn_tasks(
-            cluster,
-            &pods,
-            readiness.clone(),
-            searcher,
-            &inbox,
-            daemon_set,
-        );
+        kubernetes::spawn_tasks(cluster, &pods, &readiness, searcher, &inbox, daemon_set);
+        if args.chained {
+            kubernetes::expect_calls_of_plugin(cluster, &readiness);
+        }
     }
     tracing::info!(node, socket = %args.agent_socket.display(), "accepting plugin connections");
 

@@ -139,9 +139,7 @@ async fn run(
     let serve = admin_http::serve(stats, HostNames::Any, move |request| s.stats(&request));
     spawn_local(serve);
     let s = state.clone();
-    let serve = admin_http::serve(readiness, HostNames::Any, move |request| {
-        s.readiness(&request)
-    });
+    let serve = admin_http::serve(readiness, HostNames::Any, move |request| s.health(&request));
     spawn_local(serve);
     spawn_local(certificates.clone().run());
     let follow_agent = || {

@@ -1,12 +1,12 @@
-//! The proxy's admin interface: profiles and rejected requests.
+//! The admin interfaces: the proxy's profiles and rejected requests; liveness and metrics of both.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)] // runs `go tool pprof` as the reference
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
 use underpass_tests::node::{MESH, TestNode};
-use underpass_tests::sandbox::{Sandbox, connect, read_line, serve_echo};
+use underpass_tests::sandbox::{Sandbox, connect, read_line, serve_echo, until};
 use underpass_tests::skip::skip;
 
 const ADMIN: &str = "127.0.0.1:15000";
@@ -18,7 +18,12 @@ fn request(netns: &netns::NetNs, method: &str, path: &str) -> (u16, Vec<u8>) {
 
 /// Sends a request with these headers.
 fn request_with(netns: &netns::NetNs, line: &str, headers: &str) -> (u16, Vec<u8>) {
-    let mut stream = netns.run(|| TcpStream::connect(ADMIN)).unwrap().unwrap();
+    request_to(netns, ADMIN, line, headers)
+}
+
+/// Sends a request with these headers to an address.
+fn request_to(netns: &netns::NetNs, to: &str, line: &str, headers: &str) -> (u16, Vec<u8>) {
+    let mut stream = netns.run(|| TcpStream::connect(to)).unwrap().unwrap();
     write!(
         stream,
         "{line} HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n"
@@ -234,4 +239,96 @@ fn open_connections_of_one_client_exclude_no_other() {
         let open = silent.into_iter().flatten().map(is_open);
         assert!(open.filter(|open| *open).count() <= 32, "{path}");
     }
+}
+
+/// A stopped process answers nothing; a proxy that is not ready does.
+#[test]
+fn the_proxy_is_alive_while_its_threads_make_progress() {
+    let mut node = TestNode::new("admin-live", MESH);
+    let proxy = node.start_proxy();
+    let get = |path| node.get("127.0.0.1:15021", path).map(|(status, _)| status);
+    until("the proxy serves", || get("/healthz/live").ok());
+    assert_eq!(get("/healthz/live").unwrap(), 200);
+    assert_eq!(
+        get("/healthz/ready").unwrap(),
+        500,
+        "no agent has sent its pods"
+    );
+    assert_eq!(get("/healthz").unwrap(), 404);
+    assert_silent_while_stopped(&node, proxy, "127.0.0.1:15021", "/healthz/live");
+}
+
+#[test]
+fn the_agent_is_alive_while_its_loop_makes_progress() {
+    let mut node = TestNode::new("agent-live", MESH);
+    let agent = node.start_agent();
+    let get = |path| node.get("127.0.0.1:15014", path).unwrap().0;
+    assert_eq!(
+        (get("/healthz"), get("/readyz")),
+        (200, 503),
+        "no proxy is connected"
+    );
+    assert_silent_while_stopped(&node, agent, "127.0.0.1:15014", "/healthz");
+}
+
+fn assert_silent_while_stopped(node: &TestNode, process: u32, address: &str, path: &str) {
+    let process = nix::unistd::Pid::from_raw(process.try_into().unwrap());
+    let signal = |signal| nix::sys::signal::kill(process, signal).unwrap();
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let mut stream = node
+        .netns
+        .run(|| TcpStream::connect(address))
+        .unwrap()
+        .unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let timeout = std::time::Duration::from_millis(500);
+    stream.set_read_timeout(Some(timeout)).unwrap();
+    let mut answer = [0; 12];
+    let error = stream.read(&mut answer).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    signal(nix::sys::signal::Signal::SIGCONT);
+    stream.set_read_timeout(None).unwrap();
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+/// Scrapers outside the node read the metrics, and nothing else.
+#[test]
+fn the_agents_metrics_have_an_address_of_their_own() {
+    let mut node = TestNode::new("agent-metrics", MESH);
+    // The address is in use at first.
+    let occupied = node
+        .netns
+        .run(|| TcpListener::bind("127.0.0.2:15014"))
+        .unwrap()
+        .unwrap();
+    node.start_agent_with(&["--metrics-addr".as_ref(), "127.0.0.2".as_ref()]);
+    until("the obstacle is logged", || {
+        let log = node.log("agent");
+        log.contains("no metrics on their own address")
+            .then_some(())
+    });
+    assert_eq!(node.get("127.0.0.1:15014", "/healthz").unwrap().0, 200);
+    drop(occupied);
+    let own = "127.0.0.2:15014";
+    let metrics = until("the metrics are served", || node.get(own, "/metrics").ok());
+    assert_eq!(metrics.0, 200);
+    assert!(metrics.1.contains("underpass_"), "{}", metrics.1);
+    for (method, path) in [
+        ("GET", "/status"),
+        ("POST", "/verify?pod=shop/web"),
+        ("GET", "/readyz"),
+        ("GET", "/healthz"),
+        ("GET", "/"),
+    ] {
+        assert_eq!(node.request(method, own, path).unwrap().0, 404, "{path}");
+    }
+    // Prometheus uses the node's name.
+    let response = request_to(&node.netns, own, "GET /metrics", "Host: node-1.example.com");
+    assert_eq!(response.0, 200);
+    assert_eq!(node.get("127.0.0.1:15014", "/status").unwrap().0, 200);
 }

@@ -477,3 +477,58 @@ fn a_running_agent_keeps_the_plugin_chained_and_uninstalling_frees_the_pods() {
     );
     assert_eq!(runtime.chain("10-cluster.conflist"), ["bridge"]);
 }
+
+#[test]
+fn a_running_agent_keeps_its_own_copy_of_the_configuration() {
+    let (runtime, mut node) = (Runtime::new("owned"), TestNode::new("owned-agent", MESH));
+    let copy = "02-underpass-cni.conflist";
+    runtime.write("10-cluster.conflist", LIST);
+    runtime.start_by(|arguments| {
+        let owned = [arguments, &["--owned-config".as_ref()]].concat();
+        node.start_agent_with(&owned)
+    });
+    let await_chain = |expected: &[&str]| {
+        until("the copy is up to date", || {
+            (runtime.chain(copy) == expected).then_some(())
+        });
+    };
+    await_chain(&["bridge", "underpass-cni"]);
+    let original = || fs::read_to_string(runtime.file("10-cluster.conflist")).unwrap();
+    assert_eq!(original(), LIST);
+    let changed = LIST.replace("bridge", "ptp");
+    runtime.write("10-cluster.conflist", &changed);
+    await_chain(&["ptp", "underpass-cni"]);
+    assert_eq!(original(), changed);
+    fs::remove_file(runtime.file(copy)).unwrap();
+    await_chain(&["ptp", "underpass-cni"]);
+    fs::remove_file(runtime.file("10-cluster.conflist")).unwrap();
+    until("the agent is unready without a main plugin", || {
+        let status = node.status();
+        status
+            .plugin_missing
+            .filter(|why| why.contains("UP-AGENT-013"))
+    });
+    // The runtime does not start pods outside the mesh meanwhile.
+    assert_eq!(runtime.chain(copy), ["ptp", "underpass-cni"]);
+    node.kill_all();
+    assert_eq!(runtime.chain(copy), ["ptp", "underpass-cni"]);
+    runtime.uninstall();
+    assert_eq!(fs::read_dir(runtime.0.join("net.d")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_agent_without_a_chain_removes_the_plugin_from_it() {
+    let (runtime, mut node) = (Runtime::new("unchained"), TestNode::new("unchained", MESH));
+    runtime.write("10-cluster.conflist", LIST);
+    runtime.install();
+    runtime.start_by(|arguments| {
+        let unchained = [arguments, &["--chained=false".as_ref()]].concat();
+        node.start_agent_with(&unchained)
+    });
+    until("the plugin is removed", || {
+        (runtime.chain("10-cluster.conflist") == ["bridge"]).then_some(())
+    });
+    runtime.write("20-other.conflist", LIST);
+    assert_eq!(node.status().plugin_missing, None);
+    assert_eq!(runtime.chain("10-cluster.conflist"), ["bridge"]);
+}

@@ -14,6 +14,7 @@ mod namespace;
 mod node;
 mod pod;
 mod retry;
+mod selector;
 mod streaming;
 mod watch;
 
@@ -29,8 +30,10 @@ pub use metadata::ObjectMeta;
 pub use namespace::Namespace;
 pub use node::{Node, NodeSpec, Taint};
 pub use pod::{
-    Capabilities, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus, SecurityContext,
+    Capabilities, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus, Probe, ProbePort,
+    ProbeTarget, SecurityContext,
 };
+pub use selector::{EnablementSelectors, LabelMatch, Labels, SelectorError};
 pub use watch::{Selector, WatchEvent, watch};
 
 /// The HTTP status of an error response; `None` if the API server was not reached or its response

@@ -1,5 +1,6 @@
 //! Pods.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -52,6 +53,14 @@ impl PodSpec {
             .chain(&self.ephemeral_containers);
         self.containers.iter().chain(others)
     }
+
+    /// The ports that the kubelet's probes connect to, each once, with their names if they are
+    /// declared.
+    pub fn probed_ports(&self) -> BTreeMap<u16, Option<&str>> {
+        self.all_containers()
+            .flat_map(Container::probed_ports)
+            .collect()
+    }
 }
 
 /// A container.
@@ -62,14 +71,80 @@ pub struct Container {
     pub name: String,
     /// The ports that it declares; it may listen on others.
     pub ports: Vec<ContainerPort>,
+    /// Whether it has started.
+    pub startup_probe: Option<Probe>,
+    /// Whether it is ready.
+    pub readiness_probe: Option<Probe>,
+    /// Whether it is alive.
+    pub liveness_probe: Option<Probe>,
     /// What its processes may do.
     pub security_context: SecurityContext,
+}
+
+/// A probe of the kubelet; one that runs a command has none of these.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probe {
+    /// Sends an HTTP request.
+    pub http_get: Option<ProbeTarget>,
+    /// Opens a connection.
+    pub tcp_socket: Option<ProbeTarget>,
+    /// Queries a gRPC service.
+    pub grpc: Option<ProbeTarget>,
+}
+
+/// Where a probe connects to.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ProbeTarget {
+    /// A number, or the name of a container's port.
+    pub port: ProbePort,
+    /// A host other than the pod.
+    #[serde(default)]
+    pub host: String,
+}
+
+/// The port of a probe.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum ProbePort {
+    /// The number.
+    Number(u16),
+    /// The name of a port that the container declares.
+    Name(String),
+}
+
+impl Container {
+    /// The ports that probes connect to, with their names if they are declared.
+    fn probed_ports(&self) -> impl Iterator<Item = (u16, Option<&str>)> {
+        let probes = [
+            &self.startup_probe,
+            &self.readiness_probe,
+            &self.liveness_probe,
+        ];
+        let targets = probes.into_iter().flatten();
+        let targets = targets.flat_map(|p| [&p.http_get, &p.tcp_socket, &p.grpc]);
+        let of_pod = targets.flatten().filter(|target| target.host.is_empty());
+        of_pod.filter_map(|target| {
+            let is_it = |port: &&ContainerPort| match &target.port {
+                ProbePort::Number(number) => port.container_port == *number,
+                ProbePort::Name(name) => port.name == *name,
+            };
+            let declared = self.ports.iter().find(is_it);
+            match (&target.port, declared) {
+                (_, Some(port)) => Some((port.container_port, Some(port.name.as_str()))),
+                (ProbePort::Number(number), None) => Some((*number, None)),
+                (ProbePort::Name(_), None) => None,
+            }
+        })
+    }
 }
 
 /// A port that a container declares.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerPort {
+    /// The name; empty if it has none.
+    pub name: String,
     /// The port.
     pub container_port: u16,
     /// `TCP`, `UDP` or `SCTP`.

@@ -103,6 +103,10 @@ pub enum EnrolmentReason {
     PodLabel,
     /// Neither has the label.
     NoLabel,
+    /// An enablement selector matches the pod and its namespace.
+    Selected,
+    /// No enablement selector matches.
+    NotSelected,
     /// The pod's label opts out.
     OptedOut,
     /// The pod uses the node's network namespace.

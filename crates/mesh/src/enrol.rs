@@ -35,17 +35,10 @@ pub fn belongs_to_mesh(
         .and_then(|l| l.get(DATAPLANE_MODE))
         .map(String::as_str);
     let of_pod = labels.get(DATAPLANE_MODE).map(String::as_str);
+    if let Some(ineligible) = ineligible(annotations, host_network) {
+        return ineligible;
+    }
     let (belongs, code, reason) = match (of_namespace, of_pod) {
-        _ if host_network => (
-            false,
-            EnrolmentReason::HostNetwork,
-            "the pod uses the node's network namespace (hostNetwork)".to_owned(),
-        ),
-        _ if annotations.contains_key(SIDECAR_STATUS) => (
-            false,
-            EnrolmentReason::Sidecar,
-            format!("the pod has a sidecar (annotation {SIDECAR_STATUS})"),
-        ),
         (_, Some("none")) => (
             false,
             EnrolmentReason::OptedOut,
@@ -68,6 +61,45 @@ pub fn belongs_to_mesh(
         ),
     };
     Decision::new(belongs, reason).with_code(code)
+}
+
+/// Like [`belongs_to_mesh`], if an administrator's enablement selectors replace the label:
+/// `selected` is the index of the one that matches.
+pub fn belongs_by_selectors(
+    selected: Option<usize>,
+    annotations: &BTreeMap<String, String>,
+    host_network: bool,
+) -> Decision<bool> {
+    if let Some(ineligible) = ineligible(annotations, host_network) {
+        return ineligible;
+    }
+    match selected {
+        Some(index) => {
+            let reason = format!("enablement selector {} matches the pod", index + 1);
+            Decision::new(true, reason).with_code(EnrolmentReason::Selected)
+        }
+        None => {
+            let reason = "no enablement selector matches the pod and its namespace";
+            Decision::new(false, reason).with_code(EnrolmentReason::NotSelected)
+        }
+    }
+}
+
+/// Why a pod cannot belong to the mesh, whatever selects it.
+fn ineligible(
+    annotations: &BTreeMap<String, String>,
+    host_network: bool,
+) -> Option<Decision<bool>> {
+    let (code, reason) = if host_network {
+        let reason = "the pod uses the node's network namespace (hostNetwork)".to_owned();
+        (EnrolmentReason::HostNetwork, reason)
+    } else if annotations.contains_key(SIDECAR_STATUS) {
+        let reason = format!("the pod has a sidecar (annotation {SIDECAR_STATUS})");
+        (EnrolmentReason::Sidecar, reason)
+    } else {
+        return None;
+    };
+    Some(Decision::new(false, reason).with_code(code))
 }
 
 /// Decides whether a pod that the runtime starts on `node` belongs to the mesh. Pods of other
@@ -102,21 +134,22 @@ pub fn decide(
             Decision::new(Enrolment::Skip, reason).with_code(EnrolmentReason::NoLabel)
         };
     };
-    decide_known(labels, workload, node)
-}
-
-/// Like [`decide`], for a pod whose workload is known.
-pub fn decide_known(
-    namespace_labels: Option<&BTreeMap<String, String>>,
-    workload: &Arc<Workload>,
-    node: &str,
-) -> Decision<Enrolment> {
     let belongs = belongs_to_mesh(
-        namespace_labels,
+        labels,
         &workload.labels,
         &workload.annotations,
         workload.host_network,
     );
+    decide_belonging(belongs, workload, node)
+}
+
+/// Like [`decide`], for a pod whose workload is known, and of which it is known whether it
+/// `belongs` to the mesh.
+pub fn decide_belonging(
+    belongs: Decision<bool>,
+    workload: &Arc<Workload>,
+    node: &str,
+) -> Decision<Enrolment> {
     if !belongs.outcome {
         return Decision::new(Enrolment::Skip, belongs.reason).with_code(belongs.code);
     }

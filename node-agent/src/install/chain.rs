@@ -90,9 +90,13 @@ pub(crate) fn unchain(configuration: &Value) -> Value {
 
 /// Whether the plugin is in the chain.
 pub(crate) fn is_chained(configuration: &Value) -> bool {
-    configuration["plugins"]
-        .as_array()
-        .is_some_and(|plugins| plugins.iter().any(|p| p["type"] == PLUGIN))
+    entry_of(configuration).is_some()
+}
+
+/// The plugin's entry in the chain.
+pub(crate) fn entry_of(configuration: &Value) -> Option<&Value> {
+    let plugins = configuration["plugins"].as_array()?;
+    plugins.iter().find(|p| p["type"] == PLUGIN)
 }
 
 /// A version of the list that the plugin does not support. With `cniVersions`, the runtime selects

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::chain::{Format, as_list, chain, is_chained, unchain, unsupported_version};
+use super::owned::{is_copy, remove_copies};
 use super::replace::{remove_if_present, replace, saved, sync, write};
 
 /// The result of chaining the plugin.
@@ -31,6 +32,9 @@ pub(crate) enum ChainError {
     /// ADD would fail.
     #[error("{path}: cniVersion {version} is not supported, and the plugin is not chained")]
     Version { path: PathBuf, version: String },
+    /// The runtime would not use the copy, because the original's name sorts first.
+    #[error("{path}: the name sorts before {copy}; choose an earlier --owned-config-name")]
+    Order { path: PathBuf, copy: String },
 }
 
 /// Copies the plugin into the runtime's folder unless an identical file is there. Returns whether
@@ -47,7 +51,7 @@ pub(crate) fn install_plugin(from: &Path, folder: &Path) -> io::Result<bool> {
 }
 
 /// Chains the plugin in the configuration that the runtime uses, the first by name, and removes it
-/// from all others.
+/// from all others. Copies that an agent with `--owned-config` made are removed.
 pub(crate) fn install_chain(folder: &Path, entry: &Value) -> Result<InstallOutcome, ChainError> {
     let mut used = None;
     for (path, format) in configurations(folder).map_err(at(folder))? {
@@ -64,6 +68,9 @@ pub(crate) fn install_chain(folder: &Path, entry: &Value) -> Result<InstallOutco
                 continue;
             }
         };
+        if is_copy(&configuration) {
+            continue;
+        }
         if used.is_none() {
             match chain(&configuration, format, entry) {
                 Ok(chained) => {
@@ -77,7 +84,10 @@ pub(crate) fn install_chain(folder: &Path, entry: &Value) -> Result<InstallOutco
             restore(folder, &path, &configuration).map_err(at(&path))?;
         }
     }
-    used.unwrap_or(Ok(InstallOutcome::NoConfiguration))
+    let outcome = used.unwrap_or(Ok(InstallOutcome::NoConfiguration))?;
+    // Last: until then, the runtime uses the copy.
+    remove_copies(folder, None)?;
+    Ok(outcome)
 }
 
 /// Writes the chain for the file that the runtime uses.
@@ -136,6 +146,10 @@ pub(crate) fn uninstall_chain(folder: &Path) -> (usize, Result<(), ChainError>) 
             let Some(configuration) = configuration.filter(is_chained) else {
                 return Ok(0);
             };
+            if is_copy(&configuration) {
+                fs::remove_file(&path)?;
+                return sync(folder).map(|()| 1);
+            }
             restore(folder, &path, &configuration).map(|()| 1)
         });
         match restored {
@@ -148,7 +162,7 @@ pub(crate) fn uninstall_chain(folder: &Path) -> (usize, Result<(), ChainError>) 
 
 /// Restores the saved original if the configuration still matches it; otherwise only removes the
 /// plugin's entry.
-fn restore(folder: &Path, path: &Path, configuration: &Value) -> io::Result<()> {
+pub(super) fn restore(folder: &Path, path: &Path, configuration: &Value) -> io::Result<()> {
     let without = unchain(configuration);
     let singles = ["conf", "json"].map(|e| path.with_extension(e));
     for single in singles.iter().filter(|s| *s != path && saved(s).exists()) {
@@ -181,7 +195,7 @@ fn restore(folder: &Path, path: &Path, configuration: &Value) -> io::Result<()> 
 }
 
 /// The configuration files that a runtime reads, in its order.
-fn configurations(folder: &Path) -> io::Result<Vec<(PathBuf, Format)>> {
+pub(super) fn configurations(folder: &Path) -> io::Result<Vec<(PathBuf, Format)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -195,7 +209,7 @@ fn configurations(folder: &Path) -> io::Result<Vec<(PathBuf, Format)>> {
 }
 
 /// Reads a configuration: `None` if the file does not exist, null if it is not JSON.
-fn read(path: &Path) -> io::Result<Option<Value>> {
+pub(super) fn read(path: &Path) -> io::Result<Option<Value>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_default())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -203,7 +217,7 @@ fn read(path: &Path) -> io::Result<Option<Value>> {
     }
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> ChainError {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> ChainError {
     let path = path.to_owned();
     move |source| ChainError::Io { path, source }
 }

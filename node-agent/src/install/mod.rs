@@ -3,6 +3,7 @@
 mod chain;
 mod files;
 mod keep;
+mod owned;
 mod pace;
 mod replace;
 
@@ -38,6 +39,25 @@ pub(crate) struct Folders {
     /// Path of the plugin binary to install [default: underpass-cni beside this program].
     #[arg(long)]
     pub(crate) plugin: Option<PathBuf>,
+    /// Chain the plugin in a copy of the configuration, which the runtime prefers by its name. The
+    /// original stays as it is, and the copy stays when the agent stops.
+    #[arg(
+        long = "owned-config",
+        env = "ISTIO_OWNED_CNI_CONFIG",
+        default_value_t = false,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub(crate) owned: bool,
+    /// Name of that copy; it must sort before the name of the original.
+    #[arg(
+        long = "owned-config-name",
+        env = "ISTIO_OWNED_CNI_CONFIG_FILENAME",
+        default_value = "02-underpass-cni.conflist",
+        value_parser = owned::name
+    )]
+    pub(crate) owned_name: String,
 }
 
 /// Contents of the plugin's entry in the chain.
@@ -88,7 +108,13 @@ pub(crate) fn install(folders: &Folders, entry: &PluginEntry) -> anyhow::Result<
     })? {
         tracing::info!("installed the plugin in {}", folders.bin_dir.display());
     }
-    let outcome = files::install_chain(&folders.conf_dir, &entry.json()).map_err(explained)?;
+    let (conf_dir, entry) = (&folders.conf_dir, entry.json());
+    let outcome = if folders.owned {
+        owned::install_copy(conf_dir, &folders.owned_name, &entry)
+    } else {
+        files::install_chain(conf_dir, &entry)
+    };
+    let outcome = outcome.map_err(explained)?;
     match &outcome {
         InstallOutcome::Written(path) => tracing::info!("chained the plugin in {}", path.display()),
         InstallOutcome::Unchanged => {}
@@ -123,7 +149,7 @@ pub(crate) fn uninstall(
 /// The error with its code and next step.
 fn explained(error: ChainError) -> anyhow::Error {
     let code: &ErrorCode = match &error {
-        ChainError::Io { .. } => &codes::INSTALL,
+        ChainError::Io { .. } | ChainError::Order { .. } => &codes::INSTALL,
         ChainError::Version { .. } => &error_code::cni::VERSION,
     };
     anyhow::anyhow!("{code}: {error}. Next step: {}", code.next_step)

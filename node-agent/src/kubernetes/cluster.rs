@@ -10,13 +10,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use ::kubernetes::{Client, DaemonSet, Namespace, Node, Pod};
+use ::kubernetes::{Client, DaemonSet, EnablementSelectors, Labels, Namespace, Node, Pod};
 use agent_status::ContainerCapabilities;
 use handoff::PodRef;
 use ipnet::IpNet;
 use istio::annotation::{REDIRECTION, SIDECAR_STATUS};
 use istio::label::DATAPLANE_MODE;
-use mesh::enrol::{Enrolment, EnrolmentReason, decide_known};
+use mesh::enrol::{
+    Enrolment, EnrolmentReason, belongs_by_selectors, belongs_to_mesh, decide_belonging,
+};
 use mesh::{Decision, Workload};
 use tokio::sync::Notify;
 
@@ -40,8 +42,12 @@ pub(crate) struct Cluster {
     pub(super) own_namespace: Option<String>,
     excluded: BTreeSet<String>,
     pods: RefCell<BTreeMap<PodName, KnownPod>>,
-    /// The dataplane mode label of each namespace.
-    namespaces: RefCell<BTreeMap<String, Option<String>>>,
+    /// Selectors of the pods that join, instead of the dataplane mode label.
+    selectors: Option<EnablementSelectors>,
+    /// Keys of the labels that decide: the dataplane mode, or those of the selectors.
+    label_keys: BTreeSet<String>,
+    /// The labels of each namespace that decide.
+    namespaces: RefCell<BTreeMap<String, Labels>>,
     pub(super) listed: Cell<ReceivedLists>,
     /// This node's object; `None` if it does not exist or is unknown.
     pub(super) node_object: RefCell<Option<Node>>,
@@ -123,6 +129,11 @@ impl Cluster {
                 .cloned()
                 .collect(),
             pods: RefCell::default(),
+            label_keys: match &args.enablement_selectors {
+                Some(selectors) => selectors.keys(),
+                None => [DATAPLANE_MODE.to_owned()].into(),
+            },
+            selectors: args.enablement_selectors.clone(),
             namespaces: RefCell::default(),
             listed: Cell::default(),
             node_object: RefCell::default(),
@@ -197,25 +208,34 @@ impl Cluster {
             return Decision::new(Enrolment::Skip, "the pod is a proxy of the mesh")
                 .with_code(EnrolmentReason::MeshProxy);
         }
+        let Workload {
+            labels,
+            annotations,
+            host_network,
+            ..
+        } = &*known.workload;
         let namespaces = self.namespaces.borrow();
-        let labels = namespaces.get(namespace).map(|mode| {
-            mode.iter()
-                .map(|m| (DATAPLANE_MODE.to_owned(), m.clone()))
-                .collect::<BTreeMap<_, _>>()
-        });
-        let decision = decide_known(labels.as_ref(), &known.workload, &self.node);
-        let ineligible = || {
-            known.workload.host_network || known.workload.annotations.contains_key(SIDECAR_STATUS)
+        let of_namespace = namespaces.get(namespace);
+        let needs_namespace = match self.selectors {
+            Some(_) => true,
+            None => !labels.contains_key(DATAPLANE_MODE),
         };
-        if labels.is_none() && !known.workload.labels.contains_key(DATAPLANE_MODE) && !ineligible()
-        {
+        let is_ineligible = *host_network || annotations.contains_key(SIDECAR_STATUS);
+        if of_namespace.is_none() && needs_namespace && !is_ineligible {
             return Decision::new(
                 Enrolment::Unknown,
                 format!("namespace {namespace} is unknown"),
             )
             .with_code(EnrolmentReason::Unknown);
         }
-        decision
+        let belongs = match &self.selectors {
+            Some(selectors) => {
+                let selected = of_namespace.and_then(|of| selectors.first_match(labels, of));
+                belongs_by_selectors(selected, annotations, *host_network)
+            }
+            None => belongs_to_mesh(of_namespace, labels, annotations, *host_network),
+        };
+        decide_belonging(belongs, &known.workload, &self.node)
     }
 
     /// Returns a pod, if it is known and has that uid.
@@ -284,7 +304,8 @@ impl Cluster {
 
     /// Replaces all namespaces.
     pub(super) fn set_namespaces(&self, namespaces: &[Namespace]) {
-        *self.namespaces.borrow_mut() = namespaces.iter().filter_map(mode).collect();
+        let labels = namespaces.iter().filter_map(|n| self.labels_of(n));
+        *self.namespaces.borrow_mut() = labels.collect();
         namespaces.iter().for_each(|n| self.check_own_namespace(n));
         self.listed.set(ReceivedLists {
             namespaces: true,
@@ -292,20 +313,34 @@ impl Cluster {
         });
     }
 
-    /// Adds or updates a namespace; returns whether its mode changed.
+    /// Adds or updates a namespace; returns whether a label that decides changed.
     pub(super) fn put_namespace(&self, namespace: &Namespace) -> bool {
         self.check_own_namespace(namespace);
-        let Some((name, mode)) = mode(namespace) else {
+        let Some((name, labels)) = self.labels_of(namespace) else {
             return false;
         };
-        self.namespaces.borrow_mut().insert(name, mode.clone()) != Some(mode)
+        let mut namespaces = self.namespaces.borrow_mut();
+        namespaces.insert(name, labels.clone()) != Some(labels)
     }
 
     /// Removes a deleted namespace; its pods were deleted before.
     pub(super) fn remove_namespace(&self, namespace: &Namespace) {
-        if let Some((name, _)) = mode(namespace) {
-            self.namespaces.borrow_mut().remove(&name);
+        if let Some(name) = &namespace.metadata.name {
+            self.namespaces.borrow_mut().remove(name);
         }
+    }
+
+    /// Name of a namespace, and its labels that decide.
+    fn labels_of(&self, namespace: &Namespace) -> Option<(String, Labels)> {
+        let labels = namespace.metadata.labels.clone().unwrap_or_default();
+        let name = namespace.metadata.name.clone()?;
+        Some((name, self.relevant(labels)))
+    }
+
+    /// The labels that decide.
+    fn relevant(&self, mut labels: Labels) -> Labels {
+        labels.retain(|key, _| self.label_keys.contains(key));
+        labels
     }
 
     /// Records whether the agent's own namespace is being deleted.
@@ -339,10 +374,7 @@ impl Cluster {
                 account => account.into(),
             },
             node: pod.spec.node_name.as_str().into(),
-            labels: labels
-                .into_iter()
-                .filter(|(key, _)| key == DATAPLANE_MODE)
-                .collect(),
+            labels: self.relevant(labels),
             annotations: annotations
                 .into_iter()
                 .filter(|(key, _)| is_relevant(key))
@@ -395,15 +427,6 @@ fn is_relevant(key: &str) -> bool {
 
 fn name(pod: &Pod) -> PodName {
     (pod.namespace().to_owned(), pod.name().to_owned())
-}
-
-/// Name and dataplane mode of a namespace.
-fn mode(namespace: &Namespace) -> Option<(String, Option<String>)> {
-    let labels = namespace.metadata.labels.as_ref();
-    Some((
-        namespace.metadata.name.clone()?,
-        labels.and_then(|l| l.get(DATAPLANE_MODE)).cloned(),
-    ))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use crate::readiness::Readiness;
 pub(crate) fn spawn_tasks(
     cluster: &Rc<Cluster>,
     pods: &PodsView,
-    readiness: Readiness,
+    readiness: &Readiness,
     searcher: PodSearcher,
     inbox: &Inbox,
     daemon_set: Option<&str>,
@@ -41,6 +41,11 @@ pub(crate) fn spawn_tasks(
     tokio::task::spawn_local(searcher.run());
     tokio::task::spawn_local(annotation::run(pods.clone(), cluster.clone()));
     tokio::task::spawn_local(events::run(cluster.client.clone(), cluster.events.clone()));
+    tokio::task::spawn_local(taint::run(readiness.clone(), cluster.clone()));
+}
+
+/// From now on, the runtime is to blame for a pod that starts without an ADD while the agent is
+/// ready.
+pub(crate) fn expect_calls_of_plugin(cluster: &Rc<Cluster>, readiness: &Readiness) {
     tokio::task::spawn_local(late_starts::run(readiness.clone(), cluster.clone()));
-    tokio::task::spawn_local(taint::run(readiness, cluster.clone()));
 }

@@ -128,22 +128,34 @@ impl AdminState {
     }
 
     /// Responds on the readiness address, which the kubelet probes.
-    pub(crate) fn readiness(&self, request: &HttpRequest<'_>) -> HttpResponse {
+    pub(crate) fn health(&self, request: &HttpRequest<'_>) -> Reply {
+        match request.path {
+            "/healthz/ready" => self.readiness().into(),
+            // No answer is a hang: of this thread, or of a worker.
+            "/healthz/live" => {
+                let pinged = self.pods.ping_workers();
+                Reply::later(async move {
+                    pinged.await;
+                    text(StatusCode::OK, "live\n")
+                })
+            }
+            _ => not_found(&["/healthz/ready", "/healthz/live"]).into(),
+        }
+    }
+
+    fn readiness(&self) -> HttpResponse {
         let unready = |reason: &str| {
             text(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("not ready, {reason}\n"),
             )
         };
-        match request.path {
-            "/healthz/ready" if *self.proxy.lifecycle.borrow() != Lifecycle::Serving => {
-                unready("stopping")
-            }
-            "/healthz/ready" => match self.pending()[..] {
-                [] => text(StatusCode::OK, "ready\n"),
-                ref pending => unready(&format!("pending: {}", pending.join(", "))),
-            },
-            _ => not_found(&["/healthz/ready"]),
+        if *self.proxy.lifecycle.borrow() != Lifecycle::Serving {
+            return unready("stopping");
+        }
+        match self.pending()[..] {
+            [] => text(StatusCode::OK, "ready\n"),
+            ref pending => unready(&format!("pending: {}", pending.join(", "))),
         }
     }
 

@@ -17,7 +17,7 @@ use hbone::Pool;
 use mesh::Mesh;
 use telemetry::{Metrics, Recorder};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::accept::{self, Incoming, ListenerKind};
@@ -90,6 +90,8 @@ pub(crate) enum WorkerCommand {
     PodLeft(String),
     /// Close the tunnels to peers once their streams have ended.
     CloseTunnels,
+    /// Answer, as proof that the worker makes progress.
+    Ping(oneshot::Sender<()>),
 }
 
 /// The control thread's handle to all workers.
@@ -174,6 +176,22 @@ impl Workers {
         self.broadcast(|| WorkerCommand::CloseTunnels);
     }
 
+    /// Completes once every worker has handled a command. A worker that never does hangs: none
+    /// waits for a connection.
+    pub(crate) fn ping(&self) -> impl Future<Output = ()> + use<> {
+        let ping = |commands: &UnboundedSender<WorkerCommand>| {
+            let (done, handled) = oneshot::channel();
+            let _ = commands.send(WorkerCommand::Ping(done)); // workers live as long as the process
+            handled
+        };
+        let pings: Vec<_> = self.commands.iter().map(ping).collect();
+        async {
+            for ping in pings {
+                let _ = ping.await; // as above
+            }
+        }
+    }
+
     fn broadcast(&self, command: impl Fn() -> WorkerCommand) {
         for commands in &self.commands {
             let _ = commands.send(command()); // workers live as long as the process
@@ -238,6 +256,9 @@ impl Worker {
             WorkerCommand::MeshChanged => self.apply_mesh(),
             WorkerCommand::PodLeft(uid) => self.pool.remove_pod(&uid),
             WorkerCommand::CloseTunnels => self.pool.clear(),
+            WorkerCommand::Ping(done) => {
+                let _ = done.send(()); // the client may no longer wait
+            }
         }
     }
 

@@ -339,6 +339,11 @@ impl Pods {
         self.proxy.metrics.active_pods.dec();
     }
 
+    /// Completes once every worker has handled a command.
+    pub(crate) fn ping_workers(&self) -> impl Future<Output = ()> + use<> {
+        self.workers.borrow().ping()
+    }
+
     /// Closes the tunnels to peers once their streams have ended.
     pub(crate) fn close_tunnels(&self) {
         self.workers.borrow().close_tunnels();

@@ -3,5 +3,8 @@
 
 mod helm;
 mod manifests;
+mod operations;
+mod platforms;
 mod rights;
+mod upgrades;
 mod values;

@@ -84,46 +84,6 @@ fn values_of_istios_charts_have_the_same_effect() {
 }
 
 #[test]
-fn a_platform_sets_its_folders() {
-    if let Some(why) = helm::missing() {
-        return skip(&why);
-    }
-    let folders = |values: &[&str]| {
-        let objects = objects(&[], values);
-        let agent = pod(&objects, "underpass-cni-node").clone();
-        let path = |index: usize| {
-            agent["volumes"][index]["hostPath"]["path"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        };
-        assert_eq!(
-            agent["containers"][0]["volumeMounts"][2]["mountPath"],
-            path(2),
-            "namespaces have the node's paths"
-        );
-        [path(0), path(1), path(2)]
-    };
-    assert_eq!(
-        folders(&[]),
-        ["/opt/cni/bin", "/etc/cni/net.d", "/var/run/netns"]
-    );
-    assert_eq!(
-        folders(&[r#"global.platform="minikube""#])[2],
-        "/var/run/docker/netns"
-    );
-    let own = folders(&[r#"global.platform="k3s""#, r#"cni.cniBinDir="/bin""#]);
-    assert_eq!(
-        own,
-        [
-            "/bin",
-            "/var/lib/rancher/k3s/agent/etc/cni/net.d",
-            "/var/run/netns"
-        ]
-    );
-}
-
-#[test]
 fn unknown_and_invalid_values_are_rejected() {
     if let Some(why) = helm::missing() {
         return skip(&why);
@@ -134,7 +94,7 @@ fn unknown_and_invalid_values_are_rejected() {
         r#"cni.cniBinDir="opt/cni/bin""#,
         r#"cni.capture="iptables""#,
         r#"cni.ambient.dnsCapture="no""#,
-        r#"global.platform="openshift""#,
+        r#"global.platform="openshift4""#,
         r#"global.hub="""#,
         r#"ztunnel.terminationGracePeriodSeconds=0"#,
         r#"ztunnel.logLevl="info""#,
@@ -182,7 +142,13 @@ fn programs_accept_the_variables_that_the_chart_sets() {
         "POD_NAME",
         "POD_NAMESPACE",
     ];
-    let values = [r#"ztunnel.network="n""#, "ztunnel.peerCaCrl.enabled=true"];
+    let values = [
+        r#"ztunnel.network="n""#,
+        "ztunnel.peerCaCrl.enabled=true",
+        "cni.istioOwnedCNIConfig=true",
+        r#"cni.istioOwnedCNIConfigFileName="01-mesh.conflist""#,
+        r#"cni.ambient.enablementSelectors=[{"podSelector":{}}]"#,
+    ];
     let objects = objects(&[], &values);
     for (set, program) in [
         ("underpass-cni-node", "underpass-agent"),

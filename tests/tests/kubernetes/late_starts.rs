@@ -129,3 +129,25 @@ fn a_pod_older_than_the_agent_is_reported_with_its_time_outside() {
     node.await_ready();
     assert_eq!(node.processes.status().plugin_not_called, None);
 }
+
+#[test]
+fn without_a_chain_pods_join_after_their_start_and_the_agent_is_ready() {
+    let cluster = cluster_or_skip!();
+    cluster.namespace("unchained", AMBIENT);
+    let mut node = AgentNode::new(&cluster, "unchained");
+    node.start_agent(&["--chained=false"]);
+    node.start_proxy();
+    node.await_ready();
+    // Long after the agent was ready, which would be the runtime's fault with a chain.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    for name in ["one", "two"] {
+        let pod = cluster.pod(&node.cluster_node, "unchained", name);
+        let _process = start(&cluster, &pod);
+        let started = node.await_verified(&pod).started_outside.unwrap();
+        assert_eq!(started.cause, LateCause::AgentNotReady);
+    }
+    assert_eq!(
+        (node.readiness(), node.processes.status().plugin_not_called),
+        ((200, None), None)
+    );
+}

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use agent_status::{EnrolmentReason, PodState};
+use agent_status::{EnrolmentReason, PodState, PodStatus};
 use serde_json::{Value, json};
 use underpass_tests::arrivals::carries_both_ways;
 use underpass_tests::cluster::AgentNode;
@@ -48,6 +48,50 @@ fn running_pods_join_and_leave_by_namespace_and_pod_labels() {
         node.status(&peer).unwrap().reason_code,
         Some(EnrolmentReason::OptedOut)
     );
+}
+
+#[test]
+fn selectors_decide_enrolment_instead_of_the_label() {
+    let cluster = cluster_or_skip!();
+    cluster.namespace("chosen", &[("team", "payments")]);
+    cluster.namespace("unchosen", AMBIENT);
+    let selectors = "[{ podSelector: { matchExpressions: [{ key: mesh, operator: NotIn, \
+                     values: [off] }] }, namespaceSelector: { matchLabels: { team: payments } } }]";
+    let mut node = AgentNode::new(&cluster, "chosen");
+    node.start_agent(&["--enablement-selectors", selectors]);
+    node.start_proxy();
+    node.await_ready();
+    let pod = |namespace, name| cluster.pod(&node.cluster_node, namespace, name);
+    let (new, off, other) = (
+        pod("chosen", "new"),
+        pod("chosen", "off"),
+        pod("unchosen", "other"),
+    );
+    let set = |path: &str, key: &str, value: Option<&str>| {
+        let change = json!({ "metadata": { "labels": { key: value } } });
+        cluster.kubernetes.api.patch(path, &change).unwrap();
+    };
+    let is = |status: &PodStatus, code| status.reason_code == Some(code);
+    set(&path(&off), "mesh", Some("off"));
+    node.await_status("the label is known", &off, |p| {
+        is(p, EnrolmentReason::NotSelected)
+    });
+    for pod in [&new, &off, &other] {
+        add_pod(&node, pod);
+    }
+    assert!(has_rules(&new) && !has_rules(&off) && !has_rules(&other));
+    assert!(is(&node.await_verified(&new), EnrolmentReason::Selected));
+    // Running pods follow the labels of the selectors, and of no others.
+    set(&path(&off), "mesh", None);
+    node.await_verified(&off);
+    set(&path(&new), "istio.io/dataplane-mode", Some("none"));
+    set(&namespace_path("unchosen"), "team", Some("payments"));
+    node.await_verified(&other);
+    set(&namespace_path("chosen"), "team", None);
+    for pod in [&new, &off] {
+        node.await_status("the pod is outside", pod, |p| p.state == PodState::Skipped);
+        assert!(!has_rules(pod));
+    }
 }
 
 #[test]

@@ -19,21 +19,67 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{/*
+What the platform determines, as YAML: folders of the node, the SELinux type, whether a quota must
+allow pods of the priority system-node-critical, and whether the plugin must outlive Underpass.
+docs/platforms.md has the reasons. Platforms without an entry use the defaults.
+*/}}
+{{- define "underpass.platforms" -}}
+gke: { cniBinDir: /home/kubernetes/bin, quota: true }
+k3d: { cniBinDir: /bin, cniConfDir: /var/lib/rancher/k3s/agent/etc/cni/net.d }
+k3s:
+  cniBinDir: /var/lib/rancher/k3s/data/cni
+  cniConfDir: /var/lib/rancher/k3s/agent/etc/cni/net.d
+  seLinuxType: spc_t
+microk8s:
+  cniBinDir: /var/snap/microk8s/current/opt/cni/bin
+  cniConfDir: /var/snap/microk8s/current/args/cni-network
+minikube: { cniNetnsDir: /var/run/docker/netns }
+openshift:
+  cniBinDir: /var/lib/cni/bin
+  cniConfDir: /etc/kubernetes/cni/net.d
+  seLinuxType: spc_t
+  keepPlugin: true
+rke2: { seLinuxType: spc_t }
+bottlerocket: { seLinuxType: spc_t }
+{{- end }}
+
+{{/* The platform's settings, as YAML. */}}
+{{- define "underpass.platform" -}}
+{{- get (include "underpass.platforms" . | fromYaml) .Values.global.platform | default dict | toYaml }}
+{{- end }}
+
 {{/* A node folder, from (list ROOT VALUE): the value, else the platform's, else the default. */}}
 {{- define "underpass.folder" -}}
 {{- $root := index . 0 }}
 {{- $value := index . 1 }}
 {{- $defaults := dict "cniBinDir" "/opt/cni/bin" "cniConfDir" "/etc/cni/net.d" "cniNetnsDir" "/var/run/netns" }}
-{{- $k3s := "/var/lib/rancher/k3s" }}
-{{- $microk8s := "/var/snap/microk8s/current" }}
-{{- $platforms := dict
-      "gke" (dict "cniBinDir" "/home/kubernetes/bin")
-      "k3d" (dict "cniBinDir" "/bin" "cniConfDir" (print $k3s "/agent/etc/cni/net.d"))
-      "k3s" (dict "cniBinDir" (print $k3s "/data/cni") "cniConfDir" (print $k3s "/agent/etc/cni/net.d"))
-      "microk8s" (dict "cniBinDir" (print $microk8s "/opt/cni/bin") "cniConfDir" (print $microk8s "/args/cni-network"))
-      "minikube" (dict "cniNetnsDir" "/var/run/docker/netns") }}
-{{- $platform := get $platforms $root.Values.global.platform | default dict }}
+{{- $platform := include "underpass.platform" $root | fromYaml }}
 {{- get $root.Values.cni $value | default (get $platform $value) | default (get $defaults $value) }}
+{{- end }}
+
+{{/* The SELinux options of a container, from (list ROOT VALUES): the value, else the platform's. */}}
+{{- define "underpass.seLinux" -}}
+{{- $platform := include "underpass.platform" (index . 0) | fromYaml }}
+{{- $options := (index . 1).seLinuxOptions }}
+{{- if $options }}
+seLinuxOptions:
+  {{- toYaml $options | nindent 2 }}
+{{- else if $platform.seLinuxType }}
+seLinuxOptions:
+  type: {{ $platform.seLinuxType }}
+{{- end }}
+{{- end }}
+
+{{/*
+OpenShift's permission to run pods with the node's network, folders and capabilities. Its constraint
+`privileged` only permits them; the containers of this chart are not privileged.
+*/}}
+{{- define "underpass.sccRule" -}}
+- apiGroups: [security.openshift.io]
+  resources: [securitycontextconstraints]
+  resourceNames: [privileged]
+  verbs: [use]
 {{- end }}
 
 {{/* The address of istiod, from (list ROOT OVERRIDE). */}}
@@ -92,4 +138,12 @@ affinity:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* Times of a liveness probe that detects a hang and tolerates slowness: six times ten seconds. */}}
+{{- define "underpass.hangProbe" -}}
+initialDelaySeconds: 30
+periodSeconds: 10
+timeoutSeconds: 10
+failureThreshold: 6
 {{- end }}
