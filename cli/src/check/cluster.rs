@@ -7,7 +7,7 @@ use agent_status::{PodState, PodStatus};
 use error_code::check as checks;
 use istio::annotation::REDIRECTION;
 use kubernetes::Pod;
-use mesh::enrol::belongs_to_mesh;
+use mesh::enrol::{belongs_by_selectors, belongs_to_mesh};
 use x509_parser::pem::Pem;
 
 use super::report::{CheckOutcome, CheckReport};
@@ -207,18 +207,20 @@ fn uncaptured_ports(pod: &Pod) -> Option<String> {
     (!others.is_empty()).then(|| others.join(", "))
 }
 
-/// Whether labels and annotations select a pod for the mesh.
-fn is_selected(snapshot: &ClusterSnapshot, pod: &Pod) -> bool {
+/// Whether labels, or the agents' enablement selectors, and annotations select a pod for the mesh.
+pub(super) fn is_selected(snapshot: &ClusterSnapshot, pod: &Pod) -> bool {
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     let annotations = pod.metadata.annotations.clone().unwrap_or_default();
     let (namespace, host) = (pod.namespace(), pod.spec.host_network);
-    belongs_to_mesh(
-        snapshot.namespaces.get(namespace),
-        &labels,
-        &annotations,
-        host,
-    )
-    .outcome
+    let of_namespace = snapshot.namespaces.get(namespace);
+    let belongs = match &snapshot.selectors {
+        Some(selectors) => {
+            let selected = of_namespace.and_then(|of| selectors.first_match(&labels, of));
+            belongs_by_selectors(selected, &annotations, host)
+        }
+        None => belongs_to_mesh(of_namespace, &labels, &annotations, host),
+    };
+    belongs.outcome
 }
 
 #[cfg(test)]
@@ -254,6 +256,7 @@ mod tests {
             replicas,
             updated: desired,
             commands: vec![command.to_owned()],
+            env: BTreeMap::new(),
         }
     }
 
@@ -405,6 +408,23 @@ mod tests {
                 matches!(check_validity(nonsense, 0), CheckOutcome::Failed(_)),
                 "{nonsense}"
             );
+        }
+    }
+
+    #[test]
+    fn enablement_selectors_replace_the_label() {
+        let pod = json!({ "metadata": { "namespace": "shop", "labels": { "mesh": "on" } } });
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let label = ("istio.io/dataplane-mode".to_owned(), "ambient".to_owned());
+        let mut snapshot = ClusterSnapshot {
+            namespaces: [("shop".to_owned(), [label].into())].into(),
+            ..ClusterSnapshot::default()
+        };
+        assert!(is_selected(&snapshot, &pod));
+        for (value, expected) in [("on", true), ("off", false)] {
+            let selectors = format!("[{{ podSelector: {{ matchLabels: {{ mesh: {value} }} }} }}]");
+            snapshot.selectors = Some(selectors.parse().unwrap());
+            assert_eq!(is_selected(&snapshot, &pod), expected, "{value}");
         }
     }
 

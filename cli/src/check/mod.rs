@@ -1,6 +1,7 @@
 //! `underpass check`: checks an installation and suggests fixes.
 
 mod cluster;
+mod network_policies;
 mod node;
 mod permissions;
 mod report;
@@ -108,6 +109,7 @@ async fn check_cluster(args: &Args) -> anyhow::Result<CheckReport> {
         permissions::check_agents(&mut report, &api, namespace).await;
         node::check_nodes(&mut report, &snapshot.nodes, env!("CARGO_PKG_VERSION"));
         cluster::pods(&mut report, &snapshot);
+        network_policies::check(&mut report, &snapshot);
     }
     Ok(report)
 }

@@ -13,6 +13,7 @@ const TO_CHECK: &[Permission] = &[
     Permission::new("list", "apps", "daemonsets"),
     Permission::new("list", "apps", "deployments"),
     Permission::new("list", "", "configmaps"),
+    Permission::new("list", "networking.k8s.io", "networkpolicies"),
     Permission::new("create", "", "pods").on_subresource("portforward"),
 ];
 

@@ -157,7 +157,7 @@ impl fmt::Display for CheckReport {
                     CheckOutcome::Warning(found) | CheckOutcome::Failed(found) => {
                         writeln!(f)?;
                         for line in found.iter().take(MAX_FINDINGS) {
-                            writeln!(f, "    {line}")?;
+                            writeln!(f, "    {}", line.replace('\n', "\n      "))?;
                         }
                         if let more @ 1.. = found.len().saturating_sub(MAX_FINDINGS) {
                             writeln!(f, "    and {more} more (--json has all)")?;

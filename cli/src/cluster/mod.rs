@@ -2,6 +2,7 @@
 //! server.
 
 mod api;
+mod network_policy;
 mod objects;
 mod snapshot;
 mod status;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use api::{Api, Permission};
+pub(crate) use network_policy::{Direction, NetworkPolicy, PolicyPod, Rule};
 pub(crate) use objects::{DaemonSet, Istiod, ReplicaStatus};
 pub(crate) use snapshot::{ClusterSnapshot, NodeSnapshot, take_snapshot};
 pub(crate) use status::status;

@@ -33,6 +33,13 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
+/// The environment of a container; variables with `valueFrom` are empty.
+fn env(container: Option<&Value>) -> BTreeMap<String, String> {
+    let env = container.and_then(|c| c["env"].as_array());
+    let variable = |e: &Value| (text(&e["name"]), text(&e["value"]));
+    env.into_iter().flatten().map(variable).collect()
+}
+
 /// A DaemonSet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DaemonSet {
@@ -41,6 +48,8 @@ pub(crate) struct DaemonSet {
     pub(crate) updated: u64,
     /// Commands of the containers.
     pub(crate) commands: Vec<String>,
+    /// Environment of the first container; variables with `valueFrom` are empty.
+    pub(crate) env: BTreeMap<String, String>,
 }
 
 impl DaemonSet {
@@ -58,6 +67,7 @@ impl DaemonSet {
                 .flatten()
                 .filter_map(command)
                 .collect(),
+            env: env(containers.and_then(|all| all.first())),
         }
     }
 
@@ -89,14 +99,12 @@ impl Istiod {
         let is_discovery = |c: &&Value| c["name"] == "discovery";
         let container =
             containers.and_then(|all| all.iter().find(is_discovery).or_else(|| all.first()));
-        let env = container.and_then(|c| c["env"].as_array());
-        let env = env.into_iter().flatten();
         let desired = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
         let ready = &deployment["status"]["readyReplicas"];
         Self {
             replicas: ReplicaStatus::read(deployment, desired, ready),
             image: container.map(|c| text(&c["image"])).unwrap_or_default(),
-            env: env.map(|e| (text(&e["name"]), text(&e["value"]))).collect(),
+            env: env(container),
         }
     }
 }

@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use agent_status::{DEFAULT_ADMIN, NodeStatus};
 use futures_util::StreamExt;
 use futures_util::stream::iter;
-use kubernetes::Pod;
+use kubernetes::{EnablementSelectors, Labels, Pod};
 use serde_json::Value;
 
-use super::{AGENTS, Api, DaemonSet, Istiod, PROXIES};
+use super::{AGENTS, Api, DaemonSet, Istiod, NetworkPolicy, PROXIES};
 use crate::proxy::ADMIN;
 
 /// Number of nodes queried concurrently.
@@ -27,7 +27,10 @@ pub(crate) struct ClusterSnapshot {
     pub(crate) nodes: Vec<NodeSnapshot>,
     pub(crate) pods: Vec<Pod>,
     /// Labels by namespace.
-    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub(crate) namespaces: BTreeMap<String, Labels>,
+    pub(crate) network_policies: Result<Vec<NetworkPolicy>, String>,
+    /// The agents' enablement selectors; `None` if the label of the mesh selects pods.
+    pub(crate) selectors: Option<EnablementSelectors>,
 }
 
 /// A snapshot of a node.
@@ -60,6 +63,8 @@ impl Default for ClusterSnapshot {
             nodes: Vec::new(),
             pods: Vec::new(),
             namespaces: BTreeMap::new(),
+            network_policies: Ok(Vec::new()),
+            selectors: None,
         }
     }
 }
@@ -95,6 +100,10 @@ pub(crate) async fn take_snapshot(api: &Api) -> anyhow::Result<ClusterSnapshot> 
     let pods = api.pods().await?;
     let istiods = "/apis/apps/v1/deployments?labelSelector=app%3Distiod";
     let istiods = api.get(istiods).await.map_err(reason);
+    let network_policies = api.get("/apis/networking.k8s.io/v1/networkpolicies").await;
+    let network_policies = network_policies
+        .and_then(|mut list| Ok(serde_json::from_value(list["items"].take())?))
+        .map_err(reason);
     let labels =
         |o: &Value| serde_json::from_value(o["metadata"]["labels"].clone()).unwrap_or_default();
     let mut snapshot = ClusterSnapshot {
@@ -103,8 +112,13 @@ pub(crate) async fn take_snapshot(api: &Api) -> anyhow::Result<ClusterSnapshot> 
         istiods: istiods.map(|list| items(&list).map(Istiod::read).collect()),
         pods,
         namespaces: items(&namespaces).map(|n| (name(n), labels(n))).collect(),
+        network_policies,
         ..ClusterSnapshot::default()
     };
+    let selectors = snapshot
+        .running("underpass-agent")
+        .and_then(|agents| agents.env.get("AMBIENT_ENABLEMENT_SELECTOR")?.parse().ok());
+    snapshot.selectors = selectors;
     snapshot.roots = roots(api, &snapshot).await;
 
     let running_pods = |label: &str| {

@@ -189,6 +189,16 @@ checks! {
         /// encryption and policies of the mesh, as 'underpass why --protocol udp' explains.
         PROTOCOLS_CAPTURED = "protocols-captured";
 
+        /// NetworkPolicies that allow connections between pods in the mesh allow port 15008
+        /// Next step: Add the listed lines to each policy, unless the cluster's network plugin does
+        /// not enforce NetworkPolicies; see docs/platforms.md.
+        POLICIES_ALLOW_HBONE = "policies-allow-hbone";
+
+        /// NetworkPolicies allow the kubelet's probes of pods in the mesh
+        /// Next step: Add the listed lines to each policy, unless the cluster's network plugin lets
+        /// the node connect to its pods whatever the source address; see docs/platforms.md.
+        POLICIES_ALLOW_PROBES = "policies-allow-probes";
+
         /// redirection annotations match the enrolled pods
         /// Next step: The agent rewrites the annotation ambient.istio.io/redirection; if it cannot,
         /// its log has the reason.

@@ -38,6 +38,20 @@ pub const ROOT_NAMESPACE: &str = "istio-system";
 /// The routing table to which istio-cni's ip rules in a pod lead.
 pub const ROUTING_TABLE: u32 = 100;
 
+/// Health probes of the kubelet.
+pub mod probe {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    /// Source address that probes of pods in the mesh are translated to, IPv4.
+    pub const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
+    /// Source address that probes of pods in the mesh are translated to, IPv6.
+    pub const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(
+        0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
+    );
+    /// These addresses.
+    pub const SOURCES: [IpAddr; 2] = [IpAddr::V4(SOURCE_V4), IpAddr::V6(SOURCE_V6)];
+}
+
 /// Labels of namespaces and pods.
 pub mod label {
     /// Selects namespaces and pods for the mesh: `ambient`, or `none` to opt out.

@@ -308,11 +308,9 @@ pub const RETURN_MARK: Mark = Mark {
 /// count from there, would find it in use or share it.
 pub const TABLE: u32 = 15_001;
 /// Source address that kubelet probes are translated to, IPv4.
-pub const PROBE_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
+pub const PROBE_SOURCE_V4: Ipv4Addr = istio::probe::SOURCE_V4;
 /// Source address that kubelet probes are translated to, IPv6.
-pub const PROBE_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(
-    0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
-);
+pub const PROBE_SOURCE_V6: Ipv6Addr = istio::probe::SOURCE_V6;
 
 /// Destinations of the agent's probes from within a pod, which no exclusion covers.
 pub const PROBE_DESTINATIONS: [IpAddr; 2] = [

@@ -137,6 +137,83 @@ fn check_and_status_need_only_a_kubeconfig() {
 }
 
 #[test]
+fn check_names_network_policies_that_cut_the_mesh() {
+    if let Some(why) = missing() {
+        return skip(&why);
+    }
+    let kube = Kube::mesh_exclusive();
+    kube.namespace("policed", true);
+    let app = |name| App {
+        namespace: "policed",
+        name,
+        node: Some("node-1"),
+        labels: Value::Null,
+    };
+    kube.launch(&[app("server"), app("client")]);
+    kube.await_enrolled("policed", "server", true);
+    kube.await_enrolled("policed", "client", true);
+    let policy = |ports: Value, probes: Value| {
+        let client = json!([{ "podSelector": { "matchLabels": { "app": "client" } } }]);
+        let rules = [json!([{ "from": client, "ports": ports }]), probes].map(|rules| {
+            let rules: Vec<Value> = serde_json::from_value(rules).unwrap();
+            rules
+        });
+        kube.apply(
+            &json!({
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": { "name": "server", "namespace": "policed" },
+                "spec": {
+                    "podSelector": { "matchLabels": { "app": "server" } },
+                    "policyTypes": ["Ingress"],
+                    "ingress": rules.concat(),
+                },
+            })
+            .to_string(),
+        );
+        let (code, report) = check(&kube, &[]);
+        let outcome = |id| result(&report, id);
+        (
+            code,
+            outcome("policies-allow-hbone"),
+            outcome("policies-allow-probes"),
+        )
+    };
+    let application = json!({ "port": 8080 });
+    assert_eq!(
+        check(&kube, &["--wait", "60"]).0,
+        0,
+        "nothing else is wrong"
+    );
+    let (code, hbone, probes) = policy(json!([application]), json!([]));
+    assert_eq!((code, &*hbone.0, &*probes.0), (1, "error", "warning"));
+    for part in [
+        "policed/server: policed/client may connect to port 8080",
+        "- port: 15008\n",
+    ] {
+        assert!(hbone.1.contains(part), "{hbone:?}");
+    }
+    assert!(probes.1.contains("cidr: 169.254.7.127/32"), "{probes:?}");
+    let (_, out, _) = kube.with_kubeconfig(&kube.kubeconfig, &["check"]);
+    assert!(
+        out.contains("\n      - port: 15008\n        protocol: TCP\n"),
+        "{out}"
+    );
+
+    let sources = [
+        "169.254.7.127/32",
+        "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128",
+    ];
+    let blocks = sources.map(|cidr| json!({ "ipBlock": { "cidr": cidr } }));
+    let (code, hbone, probes) = policy(
+        json!([application, { "port": 15008 }]),
+        json!([{ "from": blocks, "ports": [application] }]),
+    );
+    assert_eq!((code, &*hbone.0, &*probes.0), (0, "success", "success"));
+    kube.kubectl(&["delete", "namespace", "policed", "--timeout=60s"]);
+}
+
+#[test]
 fn check_reports_the_faults_of_a_cluster() {
     if let Some(why) = missing() {
         return skip(&why);
