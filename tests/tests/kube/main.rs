@@ -3,6 +3,7 @@
 
 mod absence;
 mod agents;
+mod chaining;
 mod check;
 mod cluster;
 mod control_plane;
