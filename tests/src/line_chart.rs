@@ -39,7 +39,7 @@ const STEP: f64 = PLOT_HEIGHT + 70.0;
 /// Room for the heading, and for the names of the moments.
 const TOP: f64 = 80.0;
 /// Distinguishable also with impaired colour vision (Okabe and Ito).
-const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
+pub(crate) const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 /// Most intervals between the labels of an axis.
 const INTERVALS: f64 = 5.0;
 
@@ -139,7 +139,7 @@ impl Axis {
     }
 }
 
-fn line(out: &mut String, colour: &str, from: (f64, f64), to: (f64, f64)) {
+pub(crate) fn line(out: &mut String, colour: &str, from: (f64, f64), to: (f64, f64)) {
     let _ = writeln!(
         out,
         "<line stroke=\"{colour}\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
@@ -147,7 +147,7 @@ fn line(out: &mut String, colour: &str, from: (f64, f64), to: (f64, f64)) {
     );
 }
 
-fn text(x: f64, y: f64, anchor: &str, text: &str) -> String {
+pub(crate) fn text(x: f64, y: f64, anchor: &str, text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>\n")
 }

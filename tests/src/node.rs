@@ -331,6 +331,17 @@ impl TestNode {
         self.spawn(command, "proxy.log")
     }
 
+    /// Starts any proxy that has ztunnel's command line and environment variables; returns its
+    /// process id.
+    pub fn start_proxy_program(&mut self, program: &Path, environment: &[(&str, &str)]) -> u32 {
+        let mut command = Command::new(program);
+        command
+            .args(["proxy", "ztunnel"])
+            .env("INPOD_UDS", self.zds_socket())
+            .envs(environment.iter().copied());
+        self.spawn(command, "proxy.log")
+    }
+
     /// Starts the proxy and waits until it has the agent's snapshot.
     pub fn start_ready_proxy(&mut self) -> u32 {
         self.start_ready_proxy_with(&[])

@@ -7,8 +7,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use agent_status::VerificationState;
+use clap::Parser;
 use netns::NetNs;
 use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::contest::Options;
 use underpass_tests::measure::{cpu, median, resident};
 use underpass_tests::node::{self, TestNode};
 use underpass_tests::sandbox::{Sandbox, connect, listen, until};
@@ -16,6 +18,13 @@ use underpass_tests::wire::{self, Wire};
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).collect();
+    match chosen.split_first() {
+        Some((part, options)) if part == "contest" => return contest(options),
+        Some((part, arguments)) if part == "floor" => {
+            return underpass_tests::contest::run_floor(arguments);
+        }
+        _ => {}
+    }
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|c| c == name);
     if wanted("cni") {
         cni();
@@ -60,6 +69,16 @@ fn main() {
     if wanted("tunnel") {
         tunnel();
     }
+    if chosen.is_empty() {
+        contest(&[]);
+    }
+}
+
+/// Proxies side by side.
+fn contest(options: &[String]) {
+    let name = "scripts/bench contest".to_owned();
+    let options = Options::parse_from(std::iter::once(&name).chain(options));
+    underpass_tests::contest::run(&options);
 }
 
 /// Wall time of an ADD, from start to exit of the plugin, including agent and proxy; and of other
