@@ -85,6 +85,7 @@ async fn run(
         lookup_servers: args.lookup_servers(),
         listeners: Default::default(),
         connections: Default::default(),
+        joins: Default::default(),
         tunnels: Default::default(),
         is_too_old: Default::default(),
     });

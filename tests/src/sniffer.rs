@@ -81,6 +81,15 @@ impl Counter {
             .run(|| sniffer.0.bind_device(Some(interface.as_bytes())))
             .unwrap()
             .unwrap();
+        Self::count(sniffer, text)
+    }
+
+    /// Starts to count on all interfaces of a namespace, `lo` included.
+    pub fn start_on_all(netns: &NetNs, text: &'static str) -> Self {
+        Self::count(Sniffer::new(netns), text)
+    }
+
+    fn count(sniffer: Sniffer, text: &'static str) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let end = ended.clone();
         Self {

@@ -3,4 +3,5 @@
 
 mod hbone;
 mod hbone_wire;
+mod same_node;
 mod stream_ends;

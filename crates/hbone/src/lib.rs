@@ -29,6 +29,6 @@ pub use engine::TunnelEngine;
 pub use handshake::{Accepted, Connected, HandshakeError, Transport, accept, connect};
 pub use held::HeldBytes;
 pub use pool::{InnerKey, Pool, TunnelKey};
-pub use request::{ConnectRequest, FORWARDED_NETWORK, IncomingRequest};
+pub use request::{ConnectRequest, FORWARDED_NETWORK, IncomingRequest, JOIN, JoinToken};
 pub use settings::Http2;
 pub use stream::{ByteStream, HboneStream};

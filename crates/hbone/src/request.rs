@@ -1,5 +1,6 @@
 //! CONNECT requests, as they are sent and as they arrive.
 
+use std::cell::Cell;
 use std::io;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -12,6 +13,37 @@ use crate::{h2_engine, own_engine};
 /// The header with the network that a request comes from.
 pub const FORWARDED_NETWORK: &str = "x-forwarded-network";
 
+/// The header with the token of an offer to join both ends within a process.
+pub const JOIN: &str = "x-underpass-join";
+
+/// A token that is sent with the first request only. When a request is repeated, it is unknown
+/// whether the first one was served.
+pub struct JoinToken {
+    token: String,
+    requests: Cell<usize>,
+}
+
+impl JoinToken {
+    /// A token that was not sent yet.
+    pub fn new(token: String) -> Self {
+        Self {
+            token,
+            requests: Cell::new(0),
+        }
+    }
+
+    /// The token to send with the next request; `None` if one was sent before.
+    pub fn for_request(&self) -> Option<&str> {
+        let before = self.requests.replace(self.requests.get() + 1);
+        (before == 0).then_some(self.token.as_str())
+    }
+
+    /// Whether a single request was sent, which had the token.
+    pub fn was_sent_once(&self) -> bool {
+        self.requests.get() == 1
+    }
+}
+
 /// The contents of a CONNECT request.
 pub struct ConnectRequest {
     /// The destination.
@@ -22,6 +54,8 @@ pub struct ConnectRequest {
     pub forwarded: String,
     /// The client's network, if the tunnel leads to another one.
     pub network: Option<Text>,
+    /// The client's offer to join both ends, if it makes one.
+    pub join: Option<JoinToken>,
 }
 
 impl ConnectRequest {
@@ -39,6 +73,7 @@ impl ConnectRequest {
             ("forwarded", Some(&self.forwarded)),
             ("traceparent", Some(&traceparent)),
             (FORWARDED_NETWORK, self.network.as_deref()),
+            (JOIN, self.join.as_ref().and_then(JoinToken::for_request)),
         ];
         for (name, value) in values {
             // Workload names and labels may contain characters that are invalid in a header, which

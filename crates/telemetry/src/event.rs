@@ -73,6 +73,12 @@ impl ConnectionEvent {
         self.open.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Records that the sockets of both pods were joined.
+    pub fn joined(&self) {
+        self.open.is_joined.store(true, Ordering::Relaxed);
+        self.recorder.metrics.joined.inc();
+    }
+
     /// Records that the connection was closed.
     pub fn finish(mut self, outcome: &Result<(), impl ConnectionFailure>) {
         if let Err(failure) = outcome {
@@ -137,6 +143,8 @@ fn log_access(open: Option<&OpenConnection>, f: &ConnectionFacts, error: Option<
     let hbone_addr = f.authority.as_ref().map(tracing::field::display);
     let received = open.map(|o| o.received.load(Ordering::Relaxed));
     let sent = open.map(|o| o.sent.load(Ordering::Relaxed));
+    let joined = open.is_some_and(|o| o.is_joined.load(Ordering::Relaxed));
+    let joined = joined.then_some(true);
     let duration = open.map(|o| format!("{}ms", o.started.elapsed().as_millis()));
     let (direction, bytes_sent, bytes_recv) = match f.direction {
         Direction::Outbound => ("outbound", received, sent),
@@ -162,6 +170,7 @@ fn log_access(open: Option<&OpenConnection>, f: &ConnectionFacts, error: Option<
                 bytes_sent,
                 bytes_recv,
                 duration = duration.as_deref(),
+                joined,
                 error,
                 $message
             )

@@ -112,6 +112,9 @@ metrics! {
     pub closed_over_budget: Counter = Counter::default(),
         "underpass_connections_closed_over_budget",
         "Connections closed because too many bytes wait for applications that do not read";
+    pub(crate) joined: Counter = Counter::default(),
+        "underpass_connections_joined",
+        "Connections within the node whose sockets were joined, at each end";
     pub active_pods: Gauge = Gauge::default(),
         "workload_manager_active_proxy_count", "Pods being served";
     pub pods_started: Counter = Counter::default(),

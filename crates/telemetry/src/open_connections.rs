@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -23,6 +23,8 @@ pub struct OpenConnection {
     pub received: AtomicU64,
     /// Bytes sent to the side that opened the connection.
     pub sent: AtomicU64,
+    /// Whether the sockets of both pods are joined.
+    pub is_joined: AtomicBool,
 }
 
 /// All open connections. Opening and closing one takes a lock; counting its bytes does not.
@@ -45,6 +47,7 @@ impl OpenConnections {
             started,
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            is_joined: AtomicBool::new(false),
         });
         self.table(id).insert(id, open.clone());
         (id, open)

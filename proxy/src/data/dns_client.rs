@@ -45,6 +45,8 @@ impl Client for DnsClient {
         match attempt.connect(&mut facts).await {
             Ok(Upstream::Tunnel(stream, _)) => Ok(stream.into_io()),
             Ok(Upstream::Plain(stream)) => Ok(Box::new(stream)),
+            // No offer is made.
+            Ok(Upstream::Joined(stream, _)) => Ok(stream.into_io()),
             Err(error) => Err(error.to_string()),
         }
     }

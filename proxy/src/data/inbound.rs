@@ -23,6 +23,8 @@ use super::accept::Incoming;
 use super::connection::{claimed_side, is_own_port, source_side, until_terminated, wait_for_pod};
 use super::error::{ConnectionError, RevokedPeer};
 use super::handshake::TlsError;
+use super::join::Acceptance;
+use super::options::SameNode;
 use super::policy_enforcer::{Admitted, Permit};
 use super::relay::{self, TunnelRequest};
 use super::worker::{Lifecycle, Worker};
@@ -167,7 +169,9 @@ async fn serve_stream(peer: Rc<Peer>, incoming: IncomingRequest) {
         admitted.and_then(|request| open.as_ref().map(|_| request).map_err(Clone::clone));
 
     // Connect to the application and relay.
+    let join = accept_join(&peer, &incoming);
     let request = TunnelRequest {
+        join,
         incoming,
         baggage_of: worker.proxy.options.response_baggage.then_some(workload),
         account: pod.budget.account(),
@@ -183,6 +187,16 @@ async fn serve_stream(peer: Rc<Peer>, incoming: IncomingRequest) {
         connected.map_err(ConnectionError::connecting(admitted.target.connect))
     };
     relay::connect_and_relay(worker, pod, admitted, request, event, terminated, connect).await;
+}
+
+/// The offer of the client's end to join the connection, if this process made it.
+fn accept_join(peer: &Peer, incoming: &IncomingRequest) -> Option<Acceptance> {
+    let proxy = &peer.worker.proxy;
+    if proxy.options.same_node != SameNode::Join {
+        return None;
+    }
+    let token = incoming.headers().get(hbone::JOIN)?.to_str().ok()?;
+    proxy.joins.take(token, &peer.identity, peer.local)
 }
 
 /// Completes when the peer's certificate is revoked.

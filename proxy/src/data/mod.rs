@@ -8,6 +8,7 @@ mod endpoint_health;
 mod error;
 mod handshake;
 mod inbound;
+mod join;
 mod memory;
 mod options;
 mod outbound;

@@ -64,6 +64,11 @@ pub(crate) struct Options {
     /// tunnels are not handed over to the next proxy. With TLS12_ENABLED, tunnels use `h2`.
     #[arg(long, env = "UNDERPASS_TUNNEL_ENGINE", value_enum, default_value_t = Engine::H2)]
     tunnel_engine: Engine,
+    /// How connections within the node are relayed once they are allowed. `join`: by joining the
+    /// sockets of both pods in the proxy, which copies less and encrypts nothing, because no byte
+    /// leaves the pods; their stream stays open and ends them.
+    #[arg(long, env = "UNDERPASS_SAME_NODE", value_enum, default_value_t = SameNode::Tunnel)]
+    pub(crate) same_node: SameNode,
     /// Open connections that one pod may have, tunnels of peers included. More are refused.
     #[arg(
         long,
@@ -129,6 +134,15 @@ enum Engine {
     H2,
     /// The crate `tunnel`.
     Own,
+}
+
+/// How connections within the node are relayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SameNode {
+    /// Through a tunnel, as connections to other nodes.
+    Tunnel,
+    /// By joining both sockets.
+    Join,
 }
 
 impl Options {
@@ -219,6 +233,7 @@ mod tests {
         );
         assert_eq!(http2.connection_window, 209_715_200);
         assert_eq!(options.tunnel_engine(), TunnelEngine::H2);
+        assert_eq!(options.same_node, SameNode::Tunnel);
         let every = Duration::from_secs(180);
         assert_eq!(
             options.tcp(),
@@ -248,10 +263,13 @@ mod tests {
             parse(&["--keepalive", "false"]).unwrap().tcp().keepalive,
             None
         );
+        let join = parse(&["--same-node", "join"]).unwrap();
+        assert_eq!(join.same_node, SameNode::Join);
         let own = parse(&["--tunnel-engine", "own"]).unwrap();
         assert_eq!(own.tunnel_engine(), TunnelEngine::Own);
         for invalid in [
             ["--tunnel-engine", "other"],
+            ["--same-node", "yes"],
             ["--pool-max-streams", "0"],
             ["--http2-frame", "1024"],
             ["--http2-stream-window", "2147483648"],

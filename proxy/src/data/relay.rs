@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::budget::Account;
 use super::error::ConnectionError;
+use super::join::Acceptance;
 use super::policy_enforcer::Permit;
 use super::upstream::Upstream;
 use super::worker::Worker;
@@ -120,6 +121,7 @@ impl Downstream for TcpStream {
                 let held = account.clone();
                 stream.relay(self, held, sent, received, closed).await
             }
+            Upstream::Joined(stream, joined) => joined.relay(self, stream, event, closed).await,
             Upstream::Plain(tcp) => byte_relay::relay_tcp(self, tcp, received, sent, closed).await,
         })
     }
@@ -132,6 +134,8 @@ pub(super) struct TunnelRequest {
     pub(super) baggage_of: Option<Arc<Workload>>,
     /// The account of the bytes that wait in the stream.
     pub(super) account: Rc<Account>,
+    /// The offer of the client's end, if it is in this process as well.
+    pub(super) join: Option<Acceptance>,
 }
 
 impl Downstream for TunnelRequest {
@@ -151,8 +155,17 @@ impl Downstream for TunnelRequest {
         event: &ConnectionEvent,
         closed: impl Future<Output = ConnectionError>,
     ) -> Result<(), ConnectionError> {
+        // Before the response, so that the client's end has the socket when that arrives.
+        let joined = match self.join {
+            Some(join) => join.hand_over(upstream)?,
+            None => Err(upstream),
+        };
         let baggage = self.baggage_of.map(|w| Baggage::from(&*w).encode());
         let downstream = self.incoming.accept(baggage.as_deref())?;
+        let upstream = match joined {
+            Ok(leash) => return leash.hold(downstream, event, closed).await,
+            Err(upstream) => upstream,
+        };
         let (received, sent) = (|n| event.received(n), |n| event.sent(n));
         let (closed, held) = (within_budget(&self.account, closed), self.account.clone());
         let relayed = downstream.relay(upstream, held, received, sent, closed);

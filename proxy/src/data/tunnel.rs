@@ -101,6 +101,7 @@ async fn open_nested_tunnel(
         baggage: String::new(),
         forwarded: String::new(),
         network: None,
+        join: None,
     };
     let proxy = &worker.proxy;
     let open = || open_tunnel(proxy.clone(), pod.clone(), outer.clone());

@@ -12,7 +12,8 @@ use http::HeaderMap;
 use mesh::baggage::Baggage;
 use mesh::route::{Route, route, route_unexplained};
 use mesh::{
-    ClientAddr, Decision, Host, HostPort, Mesh, OrigDst, ServerAddr, Service, Text, Workload,
+    ClientAddr, Decision, Host, HostPort, Mesh, OrigDst, ServerAddr, Service, Text, TunnelAddr,
+    Workload,
 };
 use telemetry::{ConnectionFacts, OnDemandDnsLabels, Side};
 use tokio::net::TcpStream;
@@ -21,6 +22,8 @@ use tokio::time::timeout;
 use super::budget::Account;
 use super::endpoint_health;
 use super::error::ConnectionError;
+use super::join::{HandedOver, Offer};
+use super::options::SameNode;
 use super::tunnel;
 use super::worker::Worker;
 use crate::inpod::Pod;
@@ -56,6 +59,9 @@ struct Choice {
 pub(super) enum Upstream {
     /// With the account of the bytes that wait in the stream.
     Tunnel(HboneStream, Rc<Account>),
+    /// The destination's end is in this process and has handed over its socket. The stream stays
+    /// open.
+    Joined(HboneStream, Box<HandedOver>),
     Plain(TcpStream),
 }
 
@@ -248,7 +254,9 @@ impl Attempt<'_> {
                     authority: authority.clone(),
                     expected,
                 });
+                let offer = self.offer(&workload, to.0.into(), inner.is_some());
                 let request = ConnectRequest {
+                    join: offer.as_ref().map(Offer::token),
                     authority,
                     baggage: Baggage::from(self.source).encode(),
                     forwarded: forwarded(self.client, service.as_deref()),
@@ -261,6 +269,11 @@ impl Attempt<'_> {
                     inner,
                 };
                 let opened = tunnel::open(self.worker, self.pod, &key, &request, reached).await?;
+                let sent_once = request.join.is_some_and(|token| token.was_sent_once());
+                let accepted = offer.filter(|_| sent_once).and_then(Offer::accepted);
+                if let Some(handed_over) = accepted {
+                    return Ok(Upstream::Joined(opened.stream, Box::new(handed_over)));
+                }
                 // Only the other network knows which of its workloads answered.
                 if key.inner.is_some() && self.worker.proxy.options.response_baggage {
                     facts.destination =
@@ -296,6 +309,18 @@ impl Attempt<'_> {
                 Err(ConnectionError::NoRoute(Box::new(decision)))
             }
         }
+    }
+
+    /// An offer to join the connection, if the destination may be served by this process. Whether
+    /// it is, the destination's end decides.
+    fn offer(&self, workload: &Workload, to: TunnelAddr, is_nested: bool) -> Option<Offer> {
+        let proxy = &self.worker.proxy;
+        let is_here = !workload.node.is_empty()
+            && workload.node == self.source.node
+            && workload.cluster_id == self.source.cluster_id
+            && workload.network == self.source.network;
+        let offers = proxy.options.same_node == SameNode::Join && is_here && !is_nested;
+        offers.then(|| Offer::new(&proxy.joins, self.pod.identity(), to))
     }
 
     /// The address that the application has bound its socket to, for all that can be known. An

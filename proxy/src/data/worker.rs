@@ -25,6 +25,7 @@ use super::budget::NodeBudget;
 use super::dns_client::DnsClient;
 use super::endpoint_health::EndpointHealth;
 use super::error::ConnectionError;
+use super::join::Joins;
 use super::memory;
 use super::options::Options;
 use super::policy_enforcer::PolicyEnforcer;
@@ -69,6 +70,8 @@ pub(crate) struct ProxyState {
     pub(crate) listeners: AtomicUsize,
     /// Number of open connections and tunnel streams.
     pub(crate) connections: AtomicUsize,
+    /// Offers to join connections within this process.
+    pub(crate) joins: Arc<Joins>,
     /// Number of tunnels to peers that have not closed.
     pub(crate) tunnels: AtomicUsize,
     /// Whether the mesh state is older than the configured maximum. New connections are then

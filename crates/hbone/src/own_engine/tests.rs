@@ -132,6 +132,7 @@ async fn open(client: &Client) -> Stream {
         baggage: String::new(),
         forwarded: String::new(),
         network: None,
+        join: None,
     };
     client.open(&request, false).await.ok().unwrap().0
 }
