@@ -214,8 +214,9 @@ fn a_joined_connection_is_cut_when_policies_no_longer_allow_it() {
         sandbox.access_line("node-1", &["joined=true", "error=", &direction, "bytes_"]);
     }
     // A new one is denied as any other.
-    let mut denied = connect(&sandbox.pod("client"), addresses(&sandbox, "neighbour")[0]).unwrap();
-    assert!(denied.read_exact(&mut [0]).is_err());
+    let to = addresses(&sandbox, "neighbour")[0];
+    let denied = connect(&sandbox.pod("client"), to).and_then(|mut s| s.read_exact(&mut [0]));
+    assert!(denied.is_err());
     assert_eq!(joined(&sandbox, "node-1"), 2);
     drop(listener);
 }
