@@ -253,7 +253,7 @@ fn certificates(
             let server = server.clone();
             Box::new(discovery::CaClient::new(server, settings.secret_ttl))
         }
-        None => Box::new(LocalCa::open(&args.ca_dir)?),
+        None => Box::new(LocalCa::open(&args.ca_dir)?.with_validity(settings.secret_ttl)),
     };
     Ok(identity::Certificates::new(issuer, trust))
 }

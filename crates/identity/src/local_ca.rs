@@ -21,7 +21,7 @@ use crate::ca_error::CaError;
 use crate::issued::IssuedCertificate;
 use crate::issuer::{Issuer, Issuing};
 
-/// Validity of workload certificates, which are renewed at half of it.
+/// Validity of workload certificates unless another one is requested.
 const VALIDITY: Duration = Duration::from_secs(24 * 3600);
 /// Certificates are valid from this long before now, to tolerate clock skew.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -33,6 +33,8 @@ pub struct LocalCa {
     /// The CA's own certificate and those above it, without the root.
     intermediates: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
+    /// Validity of workload certificates, which are renewed at half of it.
+    validity: Duration,
 }
 
 impl LocalCa {
@@ -85,7 +87,14 @@ impl LocalCa {
             signer,
             intermediates,
             roots,
+            validity: VALIDITY,
         })
+    }
+
+    /// Issues certificates that are valid for this long.
+    #[must_use]
+    pub fn with_validity(self, validity: Duration) -> Self {
+        Self { validity, ..self }
     }
 
     /// Generates a key and issues a certificate for it.
@@ -96,7 +105,7 @@ impl LocalCa {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
         params.not_before = (now - CLOCK_SKEW).into();
-        params.not_after = (now + VALIDITY).into();
+        params.not_after = (now + self.validity).into();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -167,4 +176,29 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
         path: path.to_path_buf(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::Validity;
+
+    #[test]
+    fn certificates_are_valid_for_the_requested_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = "spiffe://td/ns/n/sa/a".parse().unwrap();
+        let hour = Duration::from_secs(3600);
+        for (validity, ca) in [
+            (VALIDITY, LocalCa::open(folder.path()).unwrap()),
+            (
+                hour,
+                LocalCa::open(folder.path()).unwrap().with_validity(hour),
+            ),
+        ] {
+            let issued = ca.sign(&identity).unwrap();
+            let found = Validity::of(&issued.chain[0]).unwrap();
+            let lifetime = found.not_after.duration_since(found.not_before).unwrap();
+            assert_eq!(lifetime, validity + CLOCK_SKEW);
+        }
+    }
 }

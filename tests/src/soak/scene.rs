@@ -67,6 +67,8 @@ impl Scene {
         let environment = [
             ("POOL_UNUSED_RELEASE_TIMEOUT", "5s"),
             ("UNDERPASS_METRICS_EXPIRY", "5s"),
+            // Renewed about ten seconds after each was issued: one is valid from a minute before.
+            ("SECRET_TTL", "80s"),
         ];
         let mesh = changing.mesh();
         let scene = Self {
