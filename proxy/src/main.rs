@@ -7,6 +7,7 @@ mod args;
 mod data;
 mod effective;
 mod inpod;
+mod memory;
 mod source;
 
 use std::rc::Rc;
@@ -143,6 +144,7 @@ async fn run(
     let serve = admin_http::serve(readiness, HostNames::Any, move |request| s.health(&request));
     spawn_local(serve);
     spawn_local(certificates.clone().run());
+    spawn_local(memory::keep_small(proxy.metrics.clone()));
     let follow_agent = || {
         let (pods, socket) = (pods.clone(), args.zds_socket.clone());
         spawn_local(async move { inpod::follow_agent(pods, &socket).await })

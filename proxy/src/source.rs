@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
 use crate::args::Args;
+use crate::memory::empty_thread_cache;
 
 /// A stream of mesh updates.
 pub(crate) enum MeshChanges {
@@ -69,6 +70,7 @@ pub(crate) fn follow(
         let (changed, changes) = unbounded_channel();
         let mesh = mesh_file::watch(path, move |loaded| {
             let _ = changed.send(loaded); // the receiver lives as long as the process
+            empty_thread_cache();
         })?;
         let initial = update_from_file(mesh, &mesh_settings);
         return Ok((initial, MeshChanges::File(changes, mesh_settings), None));

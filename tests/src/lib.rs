@@ -10,6 +10,7 @@ pub mod arrivals;
 pub mod authority_bench;
 pub mod bar_chart;
 pub mod binaries;
+pub mod burst;
 pub mod campaign;
 pub mod capture_setup;
 pub mod certificates;

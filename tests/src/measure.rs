@@ -27,6 +27,15 @@ pub fn resident(pid: u32) -> f64 {
         / 1024.0
 }
 
+/// Resident memory of a process that is not of files, such as the program itself, in KiB; 0 if it
+/// has exited.
+pub fn anonymous(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let memory = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    let memory = memory.and_then(|m| m.split_whitespace().next());
+    memory.map_or(0, |m| m.parse().unwrap())
+}
+
 /// The median.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

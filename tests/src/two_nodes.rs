@@ -13,6 +13,7 @@ use agent_status::NodeStatus;
 use netns::NetNs;
 
 use crate::cni::{Call, config};
+use crate::measure::anonymous;
 use crate::sandbox::Sandbox;
 
 /// The names of the nodes. Pods with an even number run on the first one.
@@ -219,15 +220,13 @@ impl TwoNodes {
 
     /// What a program uses; zeros if it has exited.
     pub fn resources(&self, node: usize, program: Program) -> Resources {
-        let folder = PathBuf::from(format!("/proc/{}", self.pid(node, program)));
+        let pid = self.pid(node, program);
+        let folder = PathBuf::from(format!("/proc/{pid}"));
         let count = |of: &str| fs::read_dir(folder.join(of)).map_or(0, Iterator::count);
-        let status = fs::read_to_string(folder.join("status")).unwrap_or_default();
-        let memory = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
-        let memory = memory.and_then(|m| m.split_whitespace().next());
         Resources {
             files: count("fd"),
             threads: count("task"),
-            memory_kib: memory.map_or(0, |m| m.parse().unwrap()),
+            memory_kib: anonymous(pid),
         }
     }
 

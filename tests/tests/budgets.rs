@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use netns::NetNs;
 use serde_json::Value;
+use underpass_tests::burst::{Burst, has_returned};
 use underpass_tests::sandbox::{
     MESH, Sandbox, VIPS, connect, listen, read_line, serve_echo, until,
 };
@@ -202,4 +203,18 @@ fn memory_of_a_burst_is_returned() {
     until("most of the memory is returned", || {
         (resident(&sandbox, "node-2") < idle + (peak - idle) / 4).then_some(())
     });
+}
+
+/// A tenth of `scripts/bench burst`, which has 10,000 connections.
+#[test]
+fn a_burst_on_idle_connections_ends_none_and_its_memory_returns() {
+    let burst = Burst {
+        idle: 1_000,
+        bursting: 60,
+        bytes: 12 << 20,
+    };
+    for memory in burst.run("burst-of-many") {
+        assert!(has_returned(memory.after, memory.idle), "{memory:?}");
+        assert!(has_returned(memory.end, memory.before), "{memory:?}");
+    }
 }

@@ -58,7 +58,7 @@ impl QueryEvent {
             source_canonical_service: workload.canonical_name.to_string(),
             source_canonical_revision: workload.canonical_revision.to_string(),
         };
-        metrics.dns_requests.get_or_create(&labels).inc();
+        metrics.count_dns_request(&labels);
         Self {
             metrics: metrics.clone(),
             labels,
@@ -69,10 +69,7 @@ impl QueryEvent {
 
     /// Records that the query is forwarded.
     pub(super) fn record_forwarded(&self) {
-        self.metrics
-            .dns_upstream_requests
-            .get_or_create(&self.labels)
-            .inc();
+        self.metrics.count_dns_upstream_request(&self.labels);
     }
 
     /// Records an answer from the mesh.
@@ -105,21 +102,15 @@ impl QueryEvent {
         } else if origin == Origin::Cache {
             by += " (cached)";
         } else if origin == Origin::OwnLookup {
-            let seconds = self.started.elapsed().as_secs_f64();
-            self.metrics
-                .dns_upstream_seconds
-                .get_or_create(&self.labels)
-                .observe(seconds);
+            let time = self.started.elapsed();
+            self.metrics.record_dns_upstream_time(&self.labels, time);
         }
         self.log(query, &by, &format!("{:?}", response_code(answer)));
     }
 
     /// Records that the query was not answered.
     pub(super) fn record_failure(self, query: &Query, reason: &str) {
-        self.metrics
-            .dns_upstream_failures
-            .get_or_create(&self.labels)
-            .inc();
+        self.metrics.count_dns_upstream_failure(&self.labels);
         self.log(query, "-", reason);
     }
 

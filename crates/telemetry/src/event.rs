@@ -216,7 +216,7 @@ impl SourceLabels {
 
 impl OnDemandDnsLabels {
     /// Labels of a name lookup on behalf of a connection from `source`.
-    pub fn new(hostname: &str, source: &Side) -> Self {
+    pub(crate) fn new(hostname: &str, source: &Side) -> Self {
         Self {
             hostname: hostname.to_owned(),
             source: SourceLabels::of(source),

@@ -31,7 +31,7 @@ macro_rules! workload_labels {
                 Self { $( $label: UNKNOWN.to_owned() ),+ }
             }
 
-            fn exclude(&mut self, excluded: &ExcludedLabels) {
+            pub(crate) fn exclude(&mut self, excluded: &ExcludedLabels) {
                 $( if excluded.0.contains(&stringify!($label)) { self.$label.clear(); } )+
             }
         }
@@ -211,7 +211,7 @@ pub(crate) struct CacheLabel {
 
 /// Istio's labels of name lookups on behalf of connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OnDemandDnsLabels {
+pub(crate) struct OnDemandDnsLabels {
     pub(crate) hostname: String,
     #[prometheus(flatten)]
     pub(crate) source: SourceLabels,

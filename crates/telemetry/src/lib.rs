@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod event;
+mod expiring_family;
 mod facts;
 mod labels;
 mod log_buffer;
@@ -19,9 +20,7 @@ mod traffic_series;
 
 pub use event::{ConnectionEvent, ConnectionFailure, log_tunnel_failure};
 pub use facts::{ConnectionFacts, Direction, Side};
-pub use labels::{
-    CacheResult, DnsLabels, ExcludedLabels, InvalidLabel, OnDemandDnsLabels, Reporter,
-};
+pub use labels::{CacheResult, DnsLabels, ExcludedLabels, InvalidLabel, Reporter};
 pub use log_filter::LogFilter;
 pub use log_format::{DroppedLines, LogGuard, init as init_logs};
 pub use metrics::Metrics;

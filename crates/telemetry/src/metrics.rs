@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +11,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::expiring_family::ExpiringFamily;
+use crate::facts::Side;
 use crate::labels::{
     CacheLabel, CacheResult, DnsLabels, OnDemandDnsLabels, ReasonLabel, Reporter, ReporterLabel,
     UrlLabel,
@@ -77,14 +79,17 @@ metrics! {
         "Connections rejected or closed because a certificate is revoked";
     crl_untracked: Family<ReporterLabel, Counter> = Family::default(), // all are tracked
         "istio_crl_untracked_connections", "Connections that a revocation would not close";
-    pub dns_requests: Family<DnsLabels, Counter> = Family::default(),
+    dns_requests: ExpiringFamily<DnsLabels, Counter> =
+        ExpiringFamily::new(Counter::default),
         "istio_dns_requests", "DNS requests received from pods";
-    pub dns_upstream_requests: Family<DnsLabels, Counter> = Family::default(),
+    dns_upstream_requests: ExpiringFamily<DnsLabels, Counter> =
+        ExpiringFamily::new(Counter::default),
         "istio_dns_upstream_requests", "DNS requests forwarded to a name server";
-    pub dns_upstream_failures: Family<DnsLabels, Counter> = Family::default(),
+    dns_upstream_failures: ExpiringFamily<DnsLabels, Counter> =
+        ExpiringFamily::new(Counter::default),
         "istio_dns_upstream_failures", "DNS requests that no name server answered";
-    pub dns_upstream_seconds: Family<DnsLabels, Histogram> =
-        Family::new_with_constructor(|| Histogram::new(DNS_SECONDS)),
+    dns_upstream_seconds: ExpiringFamily<DnsLabels, Histogram> =
+        ExpiringFamily::new(|| Histogram::new(DNS_SECONDS)),
         "istio_dns_upstream_request_duration", "Response time of name servers", Seconds;
     dns_cache_uses: Family<CacheLabel, Counter> = Family::default(),
         "underpass_dns_cache_uses", "Forwarded DNS requests that may be cached, by result";
@@ -92,7 +97,8 @@ metrics! {
         "underpass_dns_cache_entries", "Cached answers of name servers, and resolved host names";
     pub dns_cache_bytes: Gauge = Gauge::default(),
         "underpass_dns_cache", "Memory of the DNS caches of all pods", Bytes;
-    pub on_demand_dns: Family<OnDemandDnsLabels, Counter> = Family::default(),
+    on_demand_dns: ExpiringFamily<OnDemandDnsLabels, Counter> =
+        ExpiringFamily::new(Counter::default),
         "istio_on_demand_dns", "Name lookups for endpoints without an address";
     xds_terminations: Family<ReasonLabel, Counter> = Family::default(),
         "istio_xds_connection_terminations", "Terminated discovery connections, by reason";
@@ -178,6 +184,39 @@ impl Metrics {
         self.dns_cache_uses.get_or_create(&label).inc();
     }
 
+    /// Counts a DNS request that was received from a pod.
+    pub fn count_dns_request(&self, labels: &DnsLabels) {
+        self.dns_requests
+            .update(labels, Instant::now(), Counter::inc);
+    }
+
+    /// Counts a DNS request that is forwarded to a name server.
+    pub fn count_dns_upstream_request(&self, labels: &DnsLabels) {
+        self.dns_upstream_requests
+            .update(labels, Instant::now(), Counter::inc);
+    }
+
+    /// Counts a DNS request that no name server answered.
+    pub fn count_dns_upstream_failure(&self, labels: &DnsLabels) {
+        self.dns_upstream_failures
+            .update(labels, Instant::now(), Counter::inc);
+    }
+
+    /// Records the response time of a name server.
+    pub fn record_dns_upstream_time(&self, labels: &DnsLabels, time: Duration) {
+        let observe = |times: &Histogram| times.observe(time.as_secs_f64());
+        self.dns_upstream_seconds
+            .update(labels, Instant::now(), observe);
+    }
+
+    /// Counts the lookup of a host name on behalf of a connection from `source`.
+    pub fn count_on_demand_dns(&self, hostname: &str, source: &Side) {
+        let mut labels = OnDemandDnsLabels::new(hostname, source);
+        labels.source.exclude(&self.traffic.options().excluded);
+        self.on_demand_dns
+            .update(&labels, Instant::now(), Counter::inc);
+    }
+
     /// Counts a connection rejected or closed because a certificate is revoked.
     pub fn count_revoked(&self, reporter: Reporter) {
         self.crl_rejections
@@ -185,9 +224,24 @@ impl Metrics {
             .inc();
     }
 
+    /// Removes the series that were last used longer ago than they are kept.
+    pub fn remove_ended(&self) {
+        let (now, expiry) = (Instant::now(), self.traffic.options().expiry);
+        self.traffic.remove_ended(now);
+        for family in [
+            &self.dns_requests,
+            &self.dns_upstream_requests,
+            &self.dns_upstream_failures,
+        ] {
+            family.remove_ended(now, expiry);
+        }
+        self.dns_upstream_seconds.remove_ended(now, expiry);
+        self.on_demand_dns.remove_ended(now, expiry);
+    }
+
     /// Encodes all metrics in the OpenMetrics text format, without the series that have ended.
     pub fn encode(&self) -> String {
-        self.traffic.remove_ended(Instant::now());
+        self.remove_ended();
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             text.clear(); // writing to a string does not fail
@@ -210,7 +264,6 @@ mod tests {
         metrics.threads.add_current();
         let none = String::new;
         let traffic = TrafficLabels::unknown();
-        let source = traffic.source.clone();
         let (counters, _) = metrics.traffic.open(traffic, 0);
         counters.close("", true, Instant::now());
         let dns = DnsLabels {
@@ -219,19 +272,11 @@ mod tests {
             source_canonical_service: none(),
             source_canonical_revision: none(),
         };
-        let Metrics {
-            dns_requests,
-            dns_upstream_requests,
-            dns_upstream_failures,
-            ..
-        } = &metrics;
-        for family in [dns_requests, dns_upstream_requests, dns_upstream_failures] {
-            let _ = family.get_or_create(&dns);
-        }
-        let _ = metrics.dns_upstream_seconds.get_or_create(&dns);
-        let hostname = none();
-        let on_demand = OnDemandDnsLabels { hostname, source };
-        let _ = metrics.on_demand_dns.get_or_create(&on_demand);
+        metrics.count_dns_request(&dns);
+        metrics.count_dns_upstream_request(&dns);
+        metrics.count_dns_upstream_failure(&dns);
+        metrics.record_dns_upstream_time(&dns, Duration::ZERO);
+        metrics.count_on_demand_dns("", &Side::default());
         metrics.count_discovery_end("");
         metrics.count_discovery_message(None, 0);
 
@@ -250,5 +295,48 @@ mod tests {
             std::fs::write(golden, &series).unwrap();
         }
         assert_eq!(series, std::fs::read_to_string(golden).unwrap());
+    }
+
+    #[test]
+    fn series_of_names_and_of_dns_end_after_their_last_use_and_have_no_excluded_labels() {
+        let series = |text: &str, name: &str| {
+            let of_it = text.lines().filter(|line| line.starts_with(name));
+            of_it.map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (expiry, count) in [(Duration::from_secs(3600), 1), (Duration::ZERO, 0)] {
+            let options = SeriesOptions {
+                excluded: "source_workload,source_app".parse().unwrap(),
+                expiry,
+            };
+            let metrics = Metrics::new(DroppedLines(LogBuffer::default()), options);
+            metrics.count_on_demand_dns("db.example", &Side::default());
+            let labels = DnsLabels {
+                request_query_type: "A",
+                request_protocol: "udp",
+                source_canonical_service: "shop".to_owned(),
+                source_canonical_revision: "v1".to_owned(),
+            };
+            metrics.count_dns_request(&labels);
+            metrics.count_dns_upstream_request(&labels);
+            metrics.count_dns_upstream_failure(&labels);
+            metrics.record_dns_upstream_time(&labels, Duration::from_millis(1));
+            let text = metrics.encode();
+            for name in [
+                "istio_on_demand_dns_total{",
+                "istio_dns_requests_total{",
+                "istio_dns_upstream_requests_total{",
+                "istio_dns_upstream_failures_total{",
+                "istio_dns_upstream_request_duration_seconds_count{",
+            ] {
+                assert_eq!(series(&text, name).len(), count, "{name}: {text}");
+            }
+            let lookups = series(&text, "istio_on_demand_dns_total{").concat();
+            assert!(!lookups.contains("source_workload=") && !lookups.contains("source_app="));
+            assert_eq!(
+                lookups.contains("source_principal="),
+                count == 1,
+                "{lookups}"
+            );
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
@@ -28,6 +29,12 @@ impl Threads {
         if let Ok(handle) = Handle::try_current() {
             self.0.lock().push(handle);
         }
+    }
+
+    /// The time that all of them together were busy.
+    pub fn busy_time(&self) -> Duration {
+        let all = self.all();
+        all.iter().map(|m| m.worker_total_busy_duration(0)).sum()
     }
 
     fn all(&self) -> Vec<RuntimeMetrics> {

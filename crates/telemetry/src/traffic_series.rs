@@ -27,12 +27,12 @@ pub(crate) struct TrafficSeries {
     options: SeriesOptions,
 }
 
-/// Which series the metrics of connections have.
+/// Which series the metrics of connections and names have.
 #[derive(Debug, Clone)]
 pub struct SeriesOptions {
     /// Labels that they do not have.
     pub excluded: ExcludedLabels,
-    /// How long after its last connection a label set ends.
+    /// How long after its last connection, or the last use of its name, a label set ends.
     pub expiry: Duration,
 }
 
@@ -130,6 +130,11 @@ impl TrafficSeries {
             options,
             ..Self::default()
         }
+    }
+
+    /// Which series there are.
+    pub(crate) fn options(&self) -> &SeriesOptions {
+        &self.options
     }
 
     /// Counts an opened connection. Returns the counters of this thread, and whether they are those

@@ -9,7 +9,6 @@ mod error;
 mod handshake;
 mod inbound;
 mod join;
-mod memory;
 mod options;
 mod outbound;
 mod passthrough;

@@ -15,7 +15,7 @@ use mesh::{
     ClientAddr, Decision, Host, HostPort, Mesh, OrigDst, ServerAddr, Service, Text, TunnelAddr,
     Workload,
 };
-use telemetry::{ConnectionFacts, OnDemandDnsLabels, Side};
+use telemetry::{ConnectionFacts, Side};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -340,12 +340,7 @@ impl Attempt<'_> {
             Host::Address(ip) => return Ok(SocketAddr::new(*ip, to.port).into()),
             Host::Name(name) => name,
         };
-        let proxy = &self.worker.proxy;
-        proxy
-            .metrics
-            .on_demand_dns
-            .get_or_create(&OnDemandDnsLabels::new(name, source))
-            .inc();
+        self.worker.proxy.metrics.count_on_demand_dns(name, source);
         let resolved = self.pod.resolver.resolve(self.pod, name).await;
         let addresses = resolved.map_err(ConnectionError::Unresolved)?;
         let is_ipv6 = self.orig_dst.ip().is_ipv6();

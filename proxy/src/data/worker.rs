@@ -26,10 +26,10 @@ use super::dns_client::DnsClient;
 use super::endpoint_health::EndpointHealth;
 use super::error::ConnectionError;
 use super::join::Joins;
-use super::memory;
 use super::options::Options;
 use super::policy_enforcer::PolicyEnforcer;
 use crate::inpod::Pod;
+use crate::memory;
 
 /// Upper bound of the interval between evictions of idle tunnels.
 const LONGEST_EVICTION_INTERVAL: Duration = Duration::from_secs(30);
@@ -223,18 +223,18 @@ impl Worker {
         let idle = self.proxy.options.pool_unused_release;
         let interval = (idle / 2).clamp(SHORTEST_EVICTION_INTERVAL, LONGEST_EVICTION_INTERVAL);
         let mut eviction = tokio::time::interval(interval);
-        let mut purge = tokio::time::interval(memory::PURGE_INTERVAL);
-        purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tidying = tokio::time::interval(memory::INTERVAL);
+        tidying.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.clone().handle(command),
                     None => return,
                 },
-                _ = purge.tick() => {
+                _ = tidying.tick() => {
                     self.recorder.forget_ended();
                     byte_relay::close_spare_pipes();
-                    memory::purge();
+                    memory::empty_thread_cache();
                 }
                 now = eviction.tick() => {
                     self.pool.evict_idle(now.into_std());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use agent_status::VerificationState;
 use clap::Parser;
 use netns::NetNs;
+use underpass_tests::burst::Burst;
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::contest::Options;
 use underpass_tests::measure::{cpu, median, resident};
@@ -66,6 +67,9 @@ fn main() {
     if wanted("share") {
         underpass_tests::share_bench::run();
     }
+    if wanted("burst") {
+        burst();
+    }
     if wanted("tunnel") {
         tunnel();
     }
@@ -79,6 +83,32 @@ fn contest(options: &[String]) {
     let name = "scripts/bench contest".to_owned();
     let options = Options::parse_from(std::iter::once(&name).chain(options));
     underpass_tests::contest::run(&options);
+}
+
+/// Memory of the proxies with 10,000 idle connections, of which 1,000 transfer 12 MiB each.
+fn burst() {
+    let burst = Burst {
+        idle: 10_000,
+        bursting: 1_000,
+        bytes: 12 << 20,
+    };
+    let nodes = ["client", "server"].into_iter();
+    for (of, memory) in nodes.zip(burst.run("bench-burst")) {
+        let mib = |kib: usize| kib as f64 / 1024.0;
+        println!(
+            "burst   proxy of the {of}: {:.1} MiB before, {:.1} MiB with {} idle connections, \
+             {:.1} MiB at most while {} of them transfer {} MiB each, then {:.1} MiB, and {:.1} \
+             MiB once all are closed",
+            mib(memory.before),
+            mib(memory.idle),
+            burst.idle,
+            mib(memory.most),
+            burst.bursting,
+            burst.bytes >> 20,
+            mib(memory.after),
+            mib(memory.end)
+        );
+    }
 }
 
 /// Wall time of an ADD, from start to exit of the plugin, including agent and proxy; and of other

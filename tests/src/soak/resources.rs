@@ -13,10 +13,6 @@ use crate::two_nodes::{Program, TwoNodes};
 /// Samples in a plot.
 const SAMPLES: u32 = 300;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(200);
-/// How much more memory than at the beginning does not count as growth: half of it; but also a few
-/// MiB, because stacks keep their depth and the allocator the partly used pages of each size that
-/// the load used.
-const MEMORY_SLACK: usize = 6 * 1024;
 
 /// What is measured of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +61,8 @@ impl Quantity {
     fn limit(self, idle: &Values) -> usize {
         let value = |quantity: Self| idle[quantity as usize];
         match self {
-            Self::Memory => value(self) + MEMORY_SLACK.max(value(self) / 2),
+            // Stacks keep their depth, and the allocator the partly used pages of each size.
+            Self::Memory => value(self) + value(self) / 2,
             // A thread that has been in a pod's network namespace keeps its own one open.
             Self::Descriptors => value(self) + value(Self::Threads),
             _ => value(self),
