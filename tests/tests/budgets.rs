@@ -142,6 +142,11 @@ fn a_pod_with_too_many_new_connections_waits_and_loses_none_and_others_do_not_wa
             .any(|line| words.iter().all(|word| line.contains(word)))
     };
     assert!(line("client") && !line("neighbour"), "{log}");
+    // Both proxies are of one node, and accept from the client and nothing else.
+    sandbox.access_line(
+        "node-1",
+        &["delayed=\"UP-PROXY-021\"", "src.workload=\"client\""],
+    );
     let words = [
         "default/client: new connections per second, limit 20 (UNDERPASS_POD_MAX_NEW_CONNECTIONS)",
         " delayed, the last ",

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::report::{CheckOutcome, CheckReport};
 use crate::cluster::NodeSnapshot;
-use crate::node::{Summary, bypasses, is_verified, verdict};
+use crate::node::{Summary, bypasses, exhausted_budgets, is_verified, verdict};
 
 /// Clock differences that cause a warning or a failure, in milliseconds. istiod's certificates are
 /// valid from two minutes before they are issued.
@@ -23,6 +23,7 @@ pub(super) fn check_nodes(report: &mut CheckReport, nodes: &[NodeSnapshot], expe
     certificates(report, nodes);
     capabilities(report, nodes);
     verified(report, nodes);
+    budgets(report, nodes);
 }
 
 fn responding_agents(nodes: &[NodeSnapshot]) -> impl Iterator<Item = (&NodeSnapshot, &NodeStatus)> {
@@ -211,6 +212,15 @@ fn verified(report: &mut CheckReport, nodes: &[NodeSnapshot]) {
     report.fail_on(checks::PODS_VERIFIED, lines, summary.counts());
     let bypassing = pods().filter_map(|(n, p)| Some(format!("{}: {}", n.name, bypasses(p)?)));
     report.warn_on(checks::NOTHING_EXCLUDED, bypassing, "");
+}
+
+/// Names pods that have exhausted a budget of their proxy, or had until a few minutes ago.
+fn budgets(report: &mut CheckReport, nodes: &[NodeSnapshot]) {
+    let lines = responding_proxies(nodes).flat_map(|(node, proxy)| {
+        let exhausted = exhausted_budgets(proxy);
+        exhausted.map(move |line| format!("{}: {line}", node.name))
+    });
+    report.warn_on(checks::WITHIN_BUDGETS, lines, "");
 }
 
 #[cfg(test)]
@@ -442,6 +452,18 @@ mod tests {
                 "warning",
                 "b: ignores a root certificate: CN=old: BadDer".to_owned()
             )
+        );
+        let greedy = |n: &mut NodeSnapshot| {
+            if let Ok(status) = &mut n.proxies[0] {
+                let exhausted = [json!({ "line": "10 open connections, limit 10" })];
+                let pod = json!({ "namespace": "n", "name": "p", "exhaustedBudgets": exhausted });
+                status["pods"] = json!([pod]);
+            }
+        };
+        let line = "b: budget of n/p: 10 open connections, limit 10";
+        assert_eq!(
+            found(&greedy, checks::WITHIN_BUDGETS),
+            ("warning", line.to_owned())
         );
         let old_proxy = |n: &mut NodeSnapshot| proxy(n, "/version", json!("0"));
         assert_eq!(

@@ -184,6 +184,11 @@ checks! {
         /// forbid them.
         NOTHING_EXCLUDED = "nothing-excluded";
 
+        /// no pod has exhausted a budget of its proxy
+        /// Next step: Find out what the pod's application does, or raise the limit: its connections
+        /// wait, are refused or are closed, and those of other pods are not affected.
+        WITHIN_BUDGETS = "within-budgets";
+
         /// pods in the mesh declare only ports that are captured
         /// Next step: Restrict UDP and SCTP with NetworkPolicies: they reach these ports without
         /// encryption and policies of the mesh, as 'underpass why --protocol udp' explains.

@@ -116,6 +116,7 @@ pub fn log_tunnel_failure(client: ClientAddr, local: TunnelAddr, error: &impl Di
         authority: None,
         destination: Side::default(),
         service: None,
+        delayed: None,
     };
     log_access(None, &facts, Some(&error.to_string()));
 }
@@ -171,6 +172,7 @@ fn log_access(open: Option<&OpenConnection>, f: &ConnectionFacts, error: Option<
                 bytes_recv,
                 duration = duration.as_deref(),
                 joined,
+                delayed = f.delayed,
                 error,
                 $message
             )

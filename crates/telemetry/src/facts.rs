@@ -55,6 +55,8 @@ pub struct ConnectionFacts {
     pub destination: Side,
     /// The service that the client connects to; `None` if it connects to a workload's address.
     pub service: Option<Arc<Service>>,
+    /// Code of the reason for which the connection was accepted late, if it was.
+    pub delayed: Option<&'static str>,
 }
 
 impl ConnectionFacts {
@@ -69,6 +71,7 @@ impl ConnectionFacts {
             authority: None,
             destination: Side::default(),
             service: None,
+            delayed: None,
         }
     }
 }

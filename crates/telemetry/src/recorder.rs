@@ -152,6 +152,7 @@ mod tests {
             authority: None,
             destination: Side::default(),
             service: None,
+            delayed: None,
         }
     }
 

@@ -58,6 +58,8 @@ pub(crate) struct Incoming<S> {
     pub(super) stream: S,
     pub(super) peer: ClientAddr,
     pub(super) started: Instant,
+    /// Code of the budget for which it was accepted late, if it was.
+    pub(super) delayed: Option<&'static str>,
 }
 
 impl<S> Incoming<S> {
@@ -68,6 +70,7 @@ impl<S> Incoming<S> {
             stream: convert(self.stream)?,
             peer: self.peer,
             started: self.started,
+            delayed: self.delayed,
         })
     }
 }
@@ -103,6 +106,7 @@ pub(super) async fn accept(
         stream,
         peer: peer.into(),
         started: Instant::now(),
+        delayed: None,
     };
     loop {
         let accepted = tokio::select! {
@@ -111,9 +115,12 @@ pub(super) async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let incoming = incoming(stream, peer);
+                let mut incoming = incoming(stream, peer);
                 let is_stopped = match pause_of(&pod, incoming.started) {
-                    Some(pause) => timeout(pause, &mut stopped).await.is_ok(),
+                    Some(pause) => {
+                        incoming.delayed = Some(TOO_MANY_NEW.code);
+                        timeout(pause, &mut stopped).await.is_ok()
+                    }
                     None => false,
                 };
                 dispatch(&worker, incoming);

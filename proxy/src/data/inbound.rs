@@ -151,6 +151,7 @@ async fn serve_stream(peer: Rc<Peer>, incoming: IncomingRequest) {
         authority: requested.map(Into::into),
         destination: Side::workload(&workload, Some(workload.identity())),
         service: mesh.service_of(&workload).cloned(),
+        delayed: None, // if the tunnel was, this connection may be far younger
     };
     let event = ConnectionEvent::opened(&worker.recorder, facts, started);
 

@@ -24,6 +24,7 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
         stream,
         peer: client,
         started,
+        delayed,
         ..
     } = incoming;
     let Ok(orig_dst) = pod_socket::orig_dst(&stream, port::OUTBOUND) else {
@@ -35,7 +36,10 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
     let source = pod.workload(&worker.proxy.mesh.load());
     let pending = PendingEvent {
         recorder: worker.recorder.clone(),
-        facts: ConnectionFacts::outbound(client, &source, orig_dst),
+        facts: ConnectionFacts {
+            delayed,
+            ..ConnectionFacts::outbound(client, &source, orig_dst)
+        },
         started,
     };
     let is_self_call = is_own_port(&worker.proxy, orig_dst.port())

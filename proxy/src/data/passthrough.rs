@@ -23,6 +23,7 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
         stream,
         peer: client,
         started,
+        delayed,
         ..
     } = incoming;
     let Ok(orig_dst) = pod_socket::orig_dst(&stream, port::INBOUND) else {
@@ -43,6 +44,7 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
         authority: None,
         destination: Side::workload(&workload, None),
         service: mesh.service_of(&workload).cloned(),
+        delayed,
     };
     let event = ConnectionEvent::opened(&worker.recorder, facts, started);
     let connection = Connection {
