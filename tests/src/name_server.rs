@@ -33,6 +33,8 @@ pub const SLOW: &str = "slow.example.";
 pub const LATER_ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
 /// How long the later answer to [`SLOW`] takes: more than a client waits if it has an expired one.
 const LATE: Duration = Duration::from_secs(3);
+/// A name that the name server at an IPv4 address cannot resolve.
+pub const FAILS_BY_IPV4: &str = "fails-by-ipv4.example.";
 /// A name that does not exist.
 pub const UNKNOWN: &str = "unknown.example.";
 /// A zone that is transferred in three messages.
@@ -110,7 +112,12 @@ impl NameServer {
             if !is_repeated && query.queries.first().is_some_and(is_lost) {
                 continue;
             }
-            for answer in self.answers(&query) {
+            let fails = |q: &Query| q.name().to_ascii() == FAILS_BY_IPV4;
+            let fails = from.is_ipv4() && query.queries.first().is_some_and(fails);
+            for mut answer in self.answers(&query) {
+                if fails {
+                    fail(&mut answer);
+                }
                 let answer = if answer.answers.len() > 100 {
                     answer.truncate()
                 } else {
@@ -145,13 +152,15 @@ impl NameServer {
     fn answers(&self, query: &Message) -> Vec<Message> {
         let mut all = answers(query);
         if self.is_failing.load(Ordering::Relaxed) {
-            for answer in &mut all {
-                answer.answers.clear();
-                answer.metadata.response_code = ResponseCode::ServFail;
-            }
+            all.iter_mut().for_each(fail);
         }
         all
     }
+}
+
+fn fail(answer: &mut Message) {
+    answer.answers.clear();
+    answer.metadata.response_code = ResponseCode::ServFail;
 }
 
 fn encoded(query: &Message, answer: &Message) -> Vec<u8> {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hickory_proto::op::ResponseCode;
 use pod_socket::PodNetwork;
 use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::answer_cache::{Upstreams, max_negative};
 use crate::known_answer::UpstreamAnswer;
-use crate::message::is_complete;
+use crate::message::{is_complete, response_code};
 use crate::query::Query;
 use crate::{Client, DEADLINE};
 
@@ -41,7 +42,8 @@ pub(super) async fn look_up<C: Client>(
 }
 
 /// Queries name servers over UDP, one after the other, until one answers; they share the deadline
-/// equally. Each query has its own source port and a random id, which makes answers hard to forge.
+/// equally. An answer that reports a failure of the name server is used only if no other one is
+/// better. Each query has its own source port and a random id, which makes answers hard to forge.
 async fn query_udp(
     pod: &impl PodNetwork,
     query: &Query,
@@ -49,14 +51,24 @@ async fn query_udp(
 ) -> Result<(Vec<u8>, SocketAddr), String> {
     let share = DEADLINE / u32::try_from(upstreams.len().max(1)).unwrap_or(u32::MAX);
     let mut reason = "no name server is configured".to_owned();
+    let mut failure = None;
     for upstream in upstreams {
         match timeout(share, exchange(pod, query, *upstream)).await {
+            Ok(Ok(answer)) if is_failure(&answer) => {
+                failure.get_or_insert((answer, *upstream));
+            }
             Ok(Ok(answer)) => return Ok((answer, *upstream)),
             Ok(Err(e)) => reason = format!("{upstream}: {e}"),
             Err(_) => reason = format!("{upstream}: no answer within {share:?}"),
         }
     }
-    Err(reason)
+    failure.ok_or(reason)
+}
+
+/// Whether another name server may have an answer, as libraries of applications decide.
+fn is_failure(answer: &[u8]) -> bool {
+    use ResponseCode::{NotImp, Refused, ServFail};
+    matches!(response_code(answer), ServFail | Refused | NotImp)
 }
 
 /// Queries one name server over UDP.
