@@ -6,6 +6,7 @@ mod io;
 mod keepalive;
 mod server;
 mod stream;
+mod unsent;
 
 use std::future::Future;
 use std::io::{Error, ErrorKind, Result};

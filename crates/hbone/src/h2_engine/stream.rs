@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::io::StreamIo;
+use super::unsent::Unsent;
 use crate::byte_queue::ByteQueue;
 use crate::held::HeldBytes;
 use crate::stream_end::Resets;
@@ -44,6 +45,7 @@ pub(crate) struct StreamSink {
     send: SendStream<Bytes>,
     shared: Rc<Shared>,
     write_size: usize,
+    unsent: Unsent,
     /// Completes when everything up to the half-close was sent; `None` before the half-close.
     finished: Option<oneshot::Receiver<Infallible>>,
 }
@@ -96,6 +98,7 @@ impl Stream {
             send: self.send,
             shared,
             write_size: self.write_size,
+            unsent: Unsent::default(),
             finished: None,
         };
         Side { source, sink }
@@ -168,17 +171,10 @@ impl Source for StreamSource {
 impl StreamSink {
     /// Waits until everything that was written has been handed to the tunnel's connection.
     async fn flush(&mut self) {
-        let sent = match &mut self.finished {
-            Some(sent) => sent,
-            None => {
-                let (marker, sent) = marker();
-                if self.send.send_data(marker, false).is_err() {
-                    return; // the stream has ended
-                }
-                self.finished.insert(sent)
-            }
-        };
-        let _ = sent.await; // an error: the marker was sent and dropped
+        match &mut self.finished {
+            Some(sent) => drop(sent.await), // an error: the marker was sent and dropped
+            None => self.unsent.until_sent().await,
+        }
     }
 
     /// Resets both directions at once, as RFC 9113 section 8.5 requires for a TCP reset. Data that
@@ -205,7 +201,7 @@ impl Sink for StreamSink {
             };
             if granted > 0 {
                 let chunk = bytes.split_to(granted.min(bytes.len()));
-                return match self.send.send_data(chunk, false) {
+                return match self.send.send_data(self.unsent.track(chunk), false) {
                     Ok(()) => Ok(()),
                     Err(_) => Err(self.ended().await),
                 };
