@@ -74,6 +74,8 @@ pub enum Stage {
         membership: Membership,
         /// How many have rejected it.
         rejected: usize,
+        /// The record is written meanwhile, if the pod is captured and a proxy will answer soon.
+        saving: Option<Saving>,
     },
     /// The agent captures a running pod.
     Capturing {
@@ -91,6 +93,15 @@ pub enum Stage {
     },
 }
 
+/// The writing of a record beside another step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saving {
+    /// It is not complete.
+    Pending(Generation),
+    /// It is on disk.
+    Complete,
+}
+
 impl Joining {
     /// What proxies were offered, once they were.
     pub fn membership(&self) -> Option<&Membership> {
@@ -102,14 +113,30 @@ impl Joining {
         }
     }
 
-    fn pending(&self) -> Option<Generation> {
+    /// The membership that is being written, or is on disk.
+    pub(crate) fn saved(&self) -> Option<&Membership> {
         match &self.stage {
-            Stage::Installing { .. } => None,
+            Stage::AwaitingProxy {
+                membership,
+                saving: Some(_),
+                ..
+            }
+            | Stage::Saving { membership, .. } => Some(membership),
+            _ => None,
+        }
+    }
+
+    /// Whether the answer to a request is awaited.
+    fn awaits(&self, generation: Generation) -> bool {
+        match &self.stage {
+            Stage::Installing { .. } => false,
+            Stage::AwaitingProxy {
+                pending, saving, ..
+            } => *pending == generation || *saving == Some(Saving::Pending(generation)),
             Stage::Preparing { pending }
             | Stage::ReadingBack { pending, .. }
-            | Stage::AwaitingProxy { pending, .. }
             | Stage::Capturing { pending, .. }
-            | Stage::Saving { pending, .. } => Some(*pending),
+            | Stage::Saving { pending, .. } => *pending == generation,
         }
     }
 
@@ -161,7 +188,7 @@ impl Turn {
                     self.refuse(joining, Refusal::new(&codes::PROTOCOL, why))
                 }
             },
-            Input::Answered(generation, answer) if joining.pending() == Some(generation) => {
+            Input::Answered(generation, answer) if joining.awaits(generation) => {
                 self.answered(joining, answer)
             }
             _ => Phase::Joining(Box::new(joining)),
@@ -203,10 +230,18 @@ impl Turn {
                     pending,
                     membership,
                     rejected,
+                    saving,
                 },
                 Answer::Proxy(result),
             ) => match (result, via) {
-                (Ok(()), Via::Add) => self.save(joining, membership),
+                (Ok(()), Via::Add) => match saving {
+                    Some(Saving::Complete) => self.joined(&joining, membership),
+                    Some(Saving::Pending(pending)) => joining.stage(Stage::Saving {
+                        pending,
+                        membership,
+                    }),
+                    None => self.save(joining, membership),
+                },
                 (Ok(()), Via::Running) => {
                     joining.deadline = None;
                     let plan = membership.plan.clone();
@@ -224,8 +259,27 @@ impl Turn {
                     pending,
                     membership,
                     rejected: rejected + 1,
+                    saving,
                 }),
             },
+            (
+                Stage::AwaitingProxy {
+                    pending,
+                    membership,
+                    rejected,
+                    ..
+                },
+                Answer::Saved(Ok(())),
+            ) => joining.stage(Stage::AwaitingProxy {
+                pending,
+                membership,
+                rejected,
+                saving: Some(Saving::Complete),
+            }),
+            (Stage::AwaitingProxy { .. } | Stage::Saving { .. }, Answer::Saved(Err(why))) => {
+                let why = format!("cannot write the agent's state: {why}");
+                self.refuse(joining, Refusal::new(&codes::STATE, why))
+            }
             (Stage::Capturing { mut membership, .. }, Answer::Joined(result)) => match result {
                 Err(refusal) => self.refuse(joining, refusal),
                 Ok(exceptions) => {
@@ -235,29 +289,9 @@ impl Turn {
                     self.save(joining, membership)
                 }
             },
-            (Stage::Saving { membership, .. }, Answer::Saved(result)) => match result {
-                Err(why) => {
-                    let why = format!("cannot write the agent's state: {why}");
-                    self.refuse(joining, Refusal::new(&codes::STATE, why))
-                }
-                Ok(()) => {
-                    if via == Via::Add {
-                        self.effect(Effect::Answer(FromAgent::Ready));
-                        self.effect(Effect::Hangup);
-                    }
-                    let took = since(joining.started, self.now.at);
-                    self.emit(Event::Joined { via, took });
-                    self.life.late = None;
-                    if let Some(started) = membership.started_outside {
-                        self.emit(Event::StartedOutside {
-                            lasted: Duration::from_millis(started.outside_ms),
-                            cause: started.cause,
-                        });
-                    }
-                    let member = Member::new(membership, self.now.at);
-                    self.become_member(member)
-                }
-            },
+            (Stage::Saving { membership, .. }, Answer::Saved(Ok(()))) => {
+                self.joined(&joining, membership)
+            }
             // An answer to another request, which a performer must not give.
             (_, _) => Phase::Joining(Box::new(joining)),
         }
@@ -284,17 +318,44 @@ impl Turn {
             uid,
             is_offered: true,
         });
+        // The exceptions of a running pod are known once it is captured.
+        let saves = joining.via == Via::Add && self.now.proxies > 0;
+        let saving = saves.then(|| self.issue());
         let pending = self.issue();
         self.effect(Effect::Offer {
             generation: pending,
             request,
             urgent: true,
         });
+        if saving.is_some() {
+            self.effect(Effect::Persist(saving));
+        }
         joining.stage(Stage::AwaitingProxy {
             pending,
             membership,
             rejected: 0,
+            saving: saving.map(Saving::Pending),
         })
+    }
+
+    /// Completes a join.
+    fn joined(&mut self, joining: &Joining, membership: Membership) -> Phase {
+        let via = joining.via;
+        if via == Via::Add {
+            self.effect(Effect::Answer(FromAgent::Ready));
+            self.effect(Effect::Hangup);
+        }
+        let took = since(joining.started, self.now.at);
+        self.emit(Event::Joined { via, took });
+        self.life.late = None;
+        if let Some(started) = membership.started_outside {
+            self.emit(Event::StartedOutside {
+                lasted: Duration::from_millis(started.outside_ms),
+                cause: started.cause,
+            });
+        }
+        let member = Member::new(membership, self.now.at);
+        self.become_member(member)
     }
 
     fn save(&mut self, joining: Joining, membership: Membership) -> Phase {
@@ -322,10 +383,7 @@ impl Turn {
 
     /// Undoes a join.
     pub(crate) fn refuse(&mut self, joining: Joining, refusal: Refusal) -> Phase {
-        let (was_offered, was_saving) = (
-            joining.membership().is_some(),
-            matches!(joining.stage, Stage::Saving { .. }),
-        );
+        let (was_offered, was_saving) = (joining.membership().is_some(), joining.saved().is_some());
         let is_changed = !matches!(joining.stage, Stage::Preparing { .. });
         let outside = match joining.before {
             None => {

@@ -47,8 +47,9 @@
 //! | Preparing | prepared, via Add | Installing | answer Enrol with the plan |
 //! | Preparing | prepared, via Running | AwaitingProxy | replace earlier lives; offer |
 //! | Installing | the plugin installed it | ReadingBack | read back and compare |
-//! | ReadingBack | as planned | AwaitingProxy | replace earlier lives; offer to proxies |
-//! | AwaitingProxy | accepted, via Add | Saving | persist |
+//! | ReadingBack | as planned | AwaitingProxy | replace earlier lives; offer to proxies; persist |
+//! | AwaitingProxy | accepted, via Add | Saving, or Member if saved | persist, if not begun |
+//! | AwaitingProxy | saved | AwaitingProxy | |
 //! | AwaitingProxy | accepted, via Running | Capturing | join |
 //! | AwaitingProxy | all proxies rejected it | refused | |
 //! | Capturing | joined | Saving | persist |
@@ -96,7 +97,7 @@ pub use event::Event;
 pub use input::{
     Answer, Conflict, Exceptions, FromNode, Input, Intent, Leftovers, Now, RulesCheck, Verdict,
 };
-pub use joining::{Joining, Stage, Via};
+pub use joining::{Joining, Saving, Stage, Via};
 pub use late_start::LateStart;
 pub use leaving::Leaving;
 pub use life::{Busy, Generation, Life, Outside, Phase, Removing, Sandbox, WORK_BUDGET};

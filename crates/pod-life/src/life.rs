@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use handoff::{Attachment, PodRef};
 use serde::{Deserialize, Serialize};
 
-use crate::joining::{Joining, Stage, Via};
+use crate::joining::{Joining, Via};
 use crate::late_start::LateStart;
 use crate::leaving::Leaving;
 use crate::member::Member;
@@ -249,16 +249,14 @@ impl Life {
             .map(String::as_str)
     }
 
-    /// The pod's record, if it is a member that is to be one after a restart as well. Until its ADD
-    /// is complete it is not: if the agent dies, the ADD fails.
+    /// The pod's record, if it is a member that is to be one after a restart as well. One that is
+    /// being added is not before its rules are in place and a proxy was asked: if the agent dies
+    /// earlier, nothing of the ADD remains; later, the next agent has the pod until DEL.
     pub fn record(&self) -> Option<Record> {
         match &self.phase {
             Phase::Member(member) => Some((&member.membership, false)),
             Phase::Leaving(leaving) => Some((&leaving.membership, leaving.since.is_some())),
-            Phase::Joining(joining) => match &joining.stage {
-                Stage::Saving { membership, .. } => Some((membership, false)),
-                _ => None,
-            },
+            Phase::Joining(joining) => joining.saved().map(|membership| (membership, false)),
             _ => None,
         }
         .map(|(membership, leaving)| Record {

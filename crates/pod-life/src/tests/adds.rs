@@ -23,7 +23,15 @@ fn offered() -> World {
     world
 }
 
-/// A pod whose record is being written.
+/// A pod that waits for a proxy, and whose record is on disk.
+fn saved() -> World {
+    let mut world = offered();
+    world.answer(1, false);
+    assert!(world.disk.0.is_some(), "{:?}", world.pending);
+    world
+}
+
+/// A pod that waits for its record only.
 fn saving() -> World {
     let mut world = offered();
     world.proceed();
@@ -101,6 +109,7 @@ fn every_failure_after_the_plan_is_answered_first_and_then_removed() {
     for (make, code) in [
         (installed as fn() -> World, "UP-AGENT-005"),
         (offered, "UP-AGENT-008"),
+        (saved, "UP-AGENT-008"),
         (saving, "UP-AGENT-009"),
     ] {
         let mut world = make();
@@ -117,9 +126,34 @@ fn every_failure_after_the_plan_is_answered_first_and_then_removed() {
 }
 
 #[test]
-fn a_failed_removal_is_reported_and_ends_the_add() {
+fn the_record_is_written_while_a_proxy_is_asked_but_not_while_there_is_none() {
+    let mut world = saved();
+    assert_eq!(world.final_answers(), 0, "no proxy serves the pod yet");
+    world.proceed();
+    assert_eq!(world.last_message(), Some(&FromAgent::Ready));
+
     let mut world = offered();
+    world.answer(1, true);
+    assert_eq!(world.failure(), "UP-AGENT-009");
+    world.settle();
+    assert!(world.life.is_none() && !world.is_served && !world.is_captured);
+
+    let mut world = installed();
+    world.proxies = 0;
+    world.proceed();
+    world.proceed();
+    let is_write = |e: &Effect| matches!(e, Effect::Persist(Some(_)));
+    assert!(world.effects().iter().any(is_write), "a proxy has accepted");
+    assert_eq!(world.final_answers(), 0);
+    world.proceed();
+    assert_eq!(world.last_message(), Some(&FromAgent::Ready));
+}
+
+#[test]
+fn a_failed_removal_is_reported_and_ends_the_add() {
+    let mut world = saved();
     world.fail();
+    world.flush();
     world.fail();
     assert!(world.life.is_none() && world.is_hung_up);
     assert!(matches!(world.events.last(), Some(Event::RemovalFailed(_))));
@@ -170,7 +204,7 @@ fn removal_waits_for_work_that_the_deadline_has_overtaken() {
 
 #[test]
 fn a_plugin_that_exits_is_undone() {
-    for make in [installed as fn() -> World, offered, saving] {
+    for make in [installed as fn() -> World, offered, saved, saving] {
         let mut world = make();
         world.input(Input::PluginFailed(Refusal::plugin_disconnected()));
         world.settle();
@@ -279,7 +313,7 @@ fn a_waiting_add_is_decided_again() {
 
 #[test]
 fn del_during_an_add_answers_and_removes() {
-    for make in [installed as fn() -> World, offered, saving] {
+    for make in [installed as fn() -> World, offered, saved, saving] {
         let mut world = make();
         world.input(Input::Deleted);
         assert_eq!(world.final_answers(), 1);
