@@ -14,17 +14,17 @@ use pod_life::{
     Effect, Event, Generation, Input, LateStart, Life, LifeId, Phase, Sandbox, Standing, Verdict,
     step,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use crate::decider::Decider;
 use crate::disk::Disk;
 use crate::host_probes::HostProbes;
-use crate::inbox::{AddRequest, Deletion, Inbox, Message};
+use crate::inbox::{AddRequest, Deletion, Inbox, Message, PluginReply};
 use crate::kernel::{Kernel, PodWatch, Work};
 use crate::plugins::still_attached;
 use crate::pods_view::PodsView;
-use crate::prober;
+use crate::prober::{self, Probed};
 use crate::proxies::Proxies;
 use crate::reporter::Reporter;
 use crate::retire::HeldPod;
@@ -58,7 +58,7 @@ pub(crate) struct Agent {
     /// Of ADDs, members and leaving pods.
     namespaces: HashMap<LifeId, Arc<NetNs>>,
     watches: HashMap<LifeId, PodWatch>,
-    plugins: HashMap<LifeId, (u64, UnboundedSender<FromAgent>)>,
+    plugins: HashMap<LifeId, (u64, PluginReply)>,
     verifications: Vec<(LifeId, Generation, oneshot::Sender<()>)>,
     deletions: Vec<(Vec<LifeId>, oneshot::Sender<Deletion>)>,
     /// Writes that pods wait for.
@@ -136,7 +136,12 @@ impl Agent {
             tokio::select! {
                 message = messages.recv() => match message {
                     Some(Message::Retire(done)) => return self.retire(done).await,
-                    Some(message) => self.handle(message),
+                    Some(message) => {
+                        self.handle(message);
+                        // Let plugins and proxies have their messages before the node's table
+                        // is written.
+                        tokio::task::yield_now().await;
+                    }
                     None => return,
                 },
                 () = due => {
@@ -279,7 +284,7 @@ impl Agent {
             self.pods.write().attach(id, sandbox.attachment);
             self.is_unsaved = true;
             let reason = still_attached(&other);
-            let _ = plugin.send(FromAgent::Skip { reason }); // it may have exited
+            plugin.send(FromAgent::Skip { reason });
             return;
         }
         let (conflict, repeated) = {
@@ -411,13 +416,20 @@ impl Agent {
             Effect::Probe {
                 generation,
                 plan,
+                addresses,
                 uid,
                 all,
             } => {
+                let pod = Probed {
+                    plan,
+                    addresses,
+                    uid,
+                    all,
+                };
                 let (netns, inbox) = (netns.cloned(), self.inbox.clone());
                 let node = self.performers.host_probes.netns();
                 tokio::task::spawn_local(async move {
-                    let answer = prober::answer(netns, &node, &plan, &uid, all).await;
+                    let answer = prober::answer(netns, &node, &pod).await;
                     inbox.answer(id, generation, answer);
                 });
             }
@@ -438,7 +450,7 @@ impl Agent {
             }
             Effect::Answer(message) => {
                 if let Some((_, plugin)) = self.plugins.get(&id) {
-                    let _ = plugin.send(message); // the plugin may have exited
+                    plugin.send(message);
                 }
             }
             Effect::Hangup => {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use handoff::{Attachment, FromAgent, PodRef};
 use netns::NetNs;
+use netns::seqpacket::AsyncSeqPacket;
 use pod_life::{Answer, Generation, Input, LateStart, LifeId, Sandbox};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -63,7 +64,26 @@ pub(crate) struct AddRequest {
     pub(crate) deadline: Instant,
     pub(crate) connection: u64,
     /// Dropping it closes the connection.
-    pub(crate) plugin: UnboundedSender<FromAgent>,
+    pub(crate) plugin: PluginReply,
+}
+
+/// The way back to a plugin.
+#[derive(Debug)]
+pub(crate) struct PluginReply {
+    pub(crate) socket: Arc<AsyncSeqPacket>,
+    /// For messages that the socket does not accept at once.
+    pub(crate) queue: UnboundedSender<FromAgent>,
+}
+
+impl PluginReply {
+    /// Sends a message, which is lost if the plugin has exited. Normally it is sent at once, before
+    /// the effects that follow it: the pod's start waits for it.
+    pub(crate) fn send(&self, message: FromAgent) {
+        let sent = serde_json::to_vec(&message).map(|bytes| self.socket.try_send(&bytes));
+        if !matches!(sent, Ok(Ok(()))) {
+            let _ = self.queue.send(message);
+        }
+    }
 }
 
 /// The number of the write that no longer contains a deleted pod.

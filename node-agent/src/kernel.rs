@@ -11,7 +11,7 @@ use netns::{NetNs, NetNsId};
 use pod_life::{
     Answer, Exceptions, Finding, Generation, Input, Leftovers, LifeId, Refusal, RulesCheck,
 };
-use redirect::{Plan, RedirectError};
+use redirect::{CaptureKind, Examination, Listener, ObservedState, Plan, RedirectError};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -25,12 +25,16 @@ use crate::sandbox_check::{self, SandboxError, open_netns};
 /// Threads for kernel work; each pod occupies one at a time.
 pub(crate) const THREADS: usize = 8;
 
-/// Starts all threads, so that their number does not depend on the load. Call it in the runtime.
+/// Starts all threads, so that their number does not depend on the load, nor that of their
+/// descriptors: each keeps its own namespace open. Call it in the runtime.
 pub(crate) fn start_threads() {
     let all = Arc::new(Barrier::new(THREADS));
     for _ in 0..THREADS {
         let all = all.clone();
-        tokio::task::spawn_blocking(move || all.wait());
+        tokio::task::spawn_blocking(move || {
+            all.wait();
+            let _ = NetNs::current().map(|own| own.run(|| ())); // otherwise, later work fails
+        });
     }
 }
 
@@ -213,38 +217,73 @@ fn read_back(plan: &Plan, netns: &NetNs) -> Result<Exceptions, WorkError> {
     }
 }
 
-/// Checks a pod's rules and the proxy's listeners without repairing anything.
-pub(crate) fn check(desired: Desired<'_>, netns: &NetNs) -> Result<(), Finding> {
-    match difference(desired, netns)? {
-        Some(what) => Err(Finding::Drift(what)),
-        None => check_others(desired.0, netns),
-    }
+/// What a verification reads in a pod.
+struct Examined {
+    examination: Examination,
+    listeners: Result<Vec<Listener>, RedirectError>,
 }
 
-/// Checks what other programs have set up in the pod: listeners on the proxy's ports, and what may
-/// change where its packets go.
-fn check_others(plan: &Plan, netns: &NetNs) -> Result<(), Finding> {
-    listening::check(plan, &run_in(netns, redirect::listeners)?)?;
-    let bypasses = run_in(netns, || redirect::find_bypasses(plan))?;
-    let Some(bypass) = bypasses.first() else {
-        return Ok(());
-    };
-    let reason = if bypass.is_below_the_stack() {
-        VerificationReason::BelowTheStack
-    } else {
-        VerificationReason::ForeignRules
-    };
-    Err(Finding::Unverified(reason, bypass.to_string()))
+impl Examined {
+    fn read(plan: &Plan, netns: &NetNs) -> Result<Self, Finding> {
+        run_in(netns, || {
+            Ok(Self {
+                examination: redirect::examine(plan)?,
+                listeners: redirect::listeners(),
+            })
+        })
+    }
+
+    fn observed(&self) -> &ObservedState {
+        &self.examination.observed
+    }
+
+    /// The first difference between a plan and the observed rules.
+    fn difference(&self, (plan, exceptions): Desired<'_>) -> Option<String> {
+        let mut differences = match exceptions {
+            Some(exceptions) => redirect::diff_with(plan, exceptions, self.observed()),
+            None => redirect::diff(plan, self.observed()),
+        }
+        .into_iter();
+        differences.next().map(|d| d.to_string())
+    }
+
+    /// Checks what other programs have set up in the pod: listeners on the proxy's ports, and what
+    /// may change where its packets go. Returns the pod's addresses.
+    fn check_others(self, plan: &Plan) -> Result<Vec<IpAddr>, Finding> {
+        let addresses = plan.addresses_within(&self.observed().surroundings);
+        listening::check(plan, &self.listeners.map_err(unreadable)?)?;
+        let bypasses = self.examination.bypasses.map_err(unreadable)?;
+        let Some(bypass) = bypasses.first() else {
+            return Ok(addresses);
+        };
+        let reason = if bypass.is_below_the_stack() {
+            VerificationReason::BelowTheStack
+        } else {
+            VerificationReason::ForeignRules
+        };
+        Err(Finding::Unverified(reason, bypass.to_string()))
+    }
 }
 
 /// A pod's plan, and the exceptions of its record.
 pub(crate) type Desired<'a> = (&'a Plan, Option<&'a Exceptions>);
 
+/// Checks a pod's rules and the proxy's listeners without repairing anything; returns the pod's
+/// addresses.
+pub(crate) fn check(desired: Desired<'_>, netns: &NetNs) -> Result<Vec<IpAddr>, Finding> {
+    let examined = Examined::read(desired.0, netns)?;
+    match examined.difference(desired) {
+        Some(what) => Err(Finding::Drift(what)),
+        None => examined.check_others(desired.0),
+    }
+}
+
 fn verify(desired: Desired<'_>, netns: &NetNs, watch: Option<&WatchHandle>) -> RulesCheck {
     let mut repaired = None;
-    let checked = repair(desired, netns, watch, &mut repaired)
-        .and_then(|()| cut_uncaptured(desired, netns, &mut repaired))
-        .and_then(|()| check_others(desired.0, netns));
+    let checked = repair(desired, netns, watch, &mut repaired).and_then(|examined| {
+        cut_uncaptured(desired, netns, &examined, &mut repaired)?;
+        examined.check_others(desired.0)
+    });
     if let Some(watch) = watch {
         watch.drained.notify_one();
     }
@@ -260,25 +299,27 @@ fn repair(
     netns: &NetNs,
     watch: Option<&WatchHandle>,
     repaired: &mut Option<(String, String, Duration)>,
-) -> Result<(), Finding> {
+) -> Result<Examined, Finding> {
     // Drained before every reading, which covers all changes reported until then.
     let drain = || watch.map(|w| w.watch.drain()).unwrap_or_default();
     let (started, by) = (Instant::now(), drain());
-    let Some(what) = difference(desired, netns)? else {
-        return Ok(());
+    let examined = Examined::read(desired.0, netns)?;
+    let Some(what) = examined.difference(desired) else {
+        return Ok(examined);
     };
     let result = run_in(netns, || redirect::repair(desired.0, &known(desired.1)?));
     // Drops the repair's own changes, even if it failed half-way, so that they do not trigger a
     // retry at once.
     drain();
     result?;
-    if let Some(remaining) = difference(desired, netns)? {
+    let examined = Examined::read(desired.0, netns)?;
+    if let Some(remaining) = examined.difference(desired) {
         return Err(Finding::Drift(format!(
             "still differs after a repair: {remaining}"
         )));
     }
     *repaired = Some((what, names(&by), started.elapsed()));
-    Ok(())
+    Ok(examined)
 }
 
 /// Cuts connections that bypass the proxy, because they were opened while rules were missing, and
@@ -286,10 +327,14 @@ fn repair(
 fn cut_uncaptured(
     (plan, exceptions): Desired<'_>,
     netns: &NetNs,
+    examined: &Examined,
     repaired: &mut Option<(String, String, Duration)>,
 ) -> Result<(), Finding> {
+    if plan.capture == CaptureKind::Routed {
+        return Ok(()); // leaves none
+    }
     let cut = run_in(netns, || {
-        redirect::cut_uncaptured(plan, &known(exceptions)?)
+        redirect::cut_uncaptured(plan, &known(exceptions)?, examined.observed())
     })?;
     if cut > 0 {
         let (what, ..) = repaired.get_or_insert_with(|| {
@@ -303,31 +348,24 @@ fn cut_uncaptured(
     Ok(())
 }
 
-/// The first difference between a plan and the observed rules.
-fn difference((plan, exceptions): Desired<'_>, netns: &NetNs) -> Result<Option<String>, Finding> {
-    let observed = run_in(netns, redirect::read_back)?;
-    let mut differences = match exceptions {
-        Some(exceptions) => redirect::diff_with(plan, exceptions, &observed),
-        None => redirect::diff(plan, &observed),
-    }
-    .into_iter();
-    Ok(differences.next().map(|d| d.to_string()))
-}
-
 fn run_in<T>(netns: &NetNs, work: impl FnOnce() -> Result<T, RedirectError>) -> Result<T, Finding> {
     let unavailable = |e: netns::NetNsError| {
         let reason = VerificationReason::NamespaceUnavailable;
         Finding::Unverified(reason, e.to_string())
     };
-    let result = netns.run(work).map_err(unavailable)?;
-    result.map_err(|e| match e.is_too_many() {
+    netns.run(work).map_err(unavailable)?.map_err(unreadable)
+}
+
+/// What follows from an error of reading or changing a pod's rules.
+fn unreadable(e: RedirectError) -> Finding {
+    match e.is_too_many() {
         true => {
             let next_step = e.code().next_step;
             let why = format!("{}: {e}. Next step: {next_step}", e.code());
-            Finding::Unverified(agent_status::VerificationReason::TooManyObjects, why)
+            Finding::Unverified(VerificationReason::TooManyObjects, why)
         }
         false => Finding::Drift(format!("{}: {e}", e.code())),
-    })
+    }
 }
 
 /// Watches the rules of a pod until it is dropped.

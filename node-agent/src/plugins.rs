@@ -19,8 +19,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::decider::Decider;
-use crate::inbox::{AddRequest, Deletion, Inbox, Message};
+use crate::inbox::{AddRequest, Deletion, Inbox, Message, PluginReply};
 use crate::pods_view::PodsView;
+use crate::prober::Probed;
 use crate::proxies::Proxies;
 use crate::refusal::WorkError;
 use crate::reporter::Reporter;
@@ -69,6 +70,7 @@ pub(crate) async fn serve(plugins: Plugins, listener: AsyncSeqPacketListener) {
 }
 
 async fn serve_plugin(plugins: Rc<Plugins>, socket: AsyncSeqPacket) {
+    let socket = Arc::new(socket);
     match socket.peer() {
         Ok(peer) if peer.uid == 0 || peer.uid == nix::unistd::geteuid().as_raw() => {}
         Ok(peer) => {
@@ -105,7 +107,7 @@ async fn serve_plugin(plugins: Rc<Plugins>, socket: AsyncSeqPacket) {
 }
 
 impl Plugins {
-    async fn handle(&self, socket: &AsyncSeqPacket, packet: Packet) -> Result<(), Refusal> {
+    async fn handle(&self, socket: &Arc<AsyncSeqPacket>, packet: Packet) -> Result<(), Refusal> {
         let started = Instant::now();
         let message = parse(&packet)?;
         check_version(&message)?;
@@ -205,14 +207,18 @@ impl Plugins {
     /// Relays messages between the plugin and its pod's life, until the latter hangs up.
     async fn relay(
         &self,
-        socket: &AsyncSeqPacket,
+        socket: &Arc<AsyncSeqPacket>,
         sandbox: Sandbox,
         netns: NetNs,
         deadline: Instant,
     ) {
         let connection = self.connections.get();
         self.connections.set(connection + 1);
-        let (plugin, mut messages) = unbounded_channel();
+        let (queue, mut messages) = unbounded_channel();
+        let plugin = PluginReply {
+            socket: socket.clone(),
+            queue,
+        };
         self.inbox.send(Message::Add(Box::new(AddRequest {
             sandbox,
             netns: Arc::new(netns),
@@ -314,9 +320,16 @@ impl Plugins {
         };
         let checked = tokio::task::spawn_blocking(check).await;
         let checked = match checked {
-            Ok(Ok(())) => prober::probe(netns, &self.node, &membership.plan, &membership.uid, true)
-                .await
-                .map_err(|e| not_enrolled(e.to_string())),
+            Ok(Ok(addresses)) => {
+                let pod = Probed {
+                    plan: membership.plan,
+                    addresses,
+                    uid: membership.uid,
+                    all: true,
+                };
+                let probed = prober::probe(netns, &self.node, &pod).await;
+                probed.map_err(|e| not_enrolled(e.to_string()))
+            }
             Ok(Err(finding)) => Err(not_enrolled(finding.to_string())),
             Err(e) => Err(not_enrolled(e.to_string())),
         };

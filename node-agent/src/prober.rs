@@ -22,33 +22,39 @@ const DEADLINE: Duration = Duration::from_secs(1);
 /// nothing can answer.
 const FROM_NODE_ATTEMPTS: usize = 3;
 
+/// A pod that is probed.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    pub(crate) plan: Plan,
+    /// The addresses of the plan, followed by all others of the namespace.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The uid by which its proxy answers.
+    pub(crate) uid: String,
+    /// Whether to probe every listener, or one at random.
+    pub(crate) all: bool,
+}
+
 /// Probes a pod, as an answer to its life.
-pub(crate) async fn answer(
-    netns: Option<Arc<NetNs>>,
-    node: &Arc<NetNs>,
-    plan: &Plan,
-    uid: &str,
-    all: bool,
-) -> Answer {
+pub(crate) async fn answer(netns: Option<Arc<NetNs>>, node: &Arc<NetNs>, pod: &Probed) -> Answer {
     let Some(netns) = netns else {
         return Answer::Probed(Err(Finding::netns_lost()));
     };
-    let probed = probe(netns, node, plan, uid, all).await;
+    let probed = probe(netns, node, pod).await;
     let failed =
         |e: ProbeError| Finding::Unverified(VerificationReason::ProbeFailed, e.to_string());
     Answer::Probed(probed.map_err(failed))
 }
 
-/// Probes a pod from within and from the node. Returns the first failure.
+/// Probes a pod from within and from the node, at the same time. Returns the first failure, from
+/// within if there is one.
 pub(crate) async fn probe(
     netns: Arc<NetNs>,
     node: &Arc<NetNs>,
-    plan: &Plan,
-    uid: &str,
-    all: bool,
+    pod: &Probed,
 ) -> Result<FromNode, ProbeError> {
-    probe_within(&netns, plan, uid, all).await?;
-    probe_from_node(netns, node, plan, uid).await
+    let from_node = async { Ok(probe_from_node(netns.clone(), node, pod).await) };
+    let ((), from_node) = tokio::try_join!(probe_within(&netns, pod), from_node)?;
+    from_node
 }
 
 /// Probes the pod's first address of each family from the node, as another pod would connect, where
@@ -56,8 +62,7 @@ pub(crate) async fn probe(
 async fn probe_from_node(
     netns: Arc<NetNs>,
     node: &Arc<NetNs>,
-    plan: &Plan,
-    uid: &str,
+    Probed { plan, uid, .. }: &Probed,
 ) -> Result<FromNode, ProbeError> {
     let excluded = &plan.exclude;
     let has_excluded =
@@ -65,15 +70,25 @@ async fn probe_from_node(
     if plan.bypass_inbound || has_excluded {
         return Ok(FromNode::NotProbed);
     }
-    let mut probed = FromNode::Probed;
-    for own in first_addresses(plan) {
-        let (netns, of_node) = (netns.clone(), node.clone());
-        let is_reachable = move || -> Option<bool> {
-            let interface = netns.run(|| PodInterface::with_address(own)).ok()?.ok()??;
-            of_node.run(|| interface.is_route_to(own)).ok()?.ok()
+    let (all, of_node) = (first_addresses(&plan.addresses), node.clone());
+    let find_reachable = move || {
+        let is_reachable = |own: &IpAddr| -> Option<bool> {
+            let interface = netns.run(|| PodInterface::with_address(*own));
+            let interface = interface.ok()?.ok()??;
+            of_node.run(|| interface.is_route_to(*own)).ok()?.ok()
         };
-        let reachable = tokio::task::spawn_blocking(is_reachable).await;
-        if reachable.ok().flatten() != Some(true) {
+        let found = all.into_iter();
+        found
+            .map(|own| (own, is_reachable(&own) == Some(true)))
+            .collect::<Vec<_>>()
+    };
+    let found = tokio::task::spawn_blocking(find_reachable).await;
+    let Ok(found) = found else {
+        return Ok(FromNode::NotProbed); // the agent is stopping
+    };
+    let mut probed = FromNode::Probed;
+    for (own, is_reachable) in found {
+        if !is_reachable {
             probed = FromNode::NotProbed;
             continue;
         }
@@ -89,42 +104,49 @@ async fn probe_from_node(
     Ok(probed)
 }
 
-/// The pod's first address of each family.
-fn first_addresses(plan: &Plan) -> Vec<IpAddr> {
-    let of_family = |v6: bool| plan.addresses.iter().copied().find(|a| a.is_ipv6() == v6);
+/// The first address of each family.
+fn first_addresses(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let of_family = |v6: bool| addresses.iter().copied().find(|a| a.is_ipv6() == v6);
     [false, true].into_iter().filter_map(of_family).collect()
 }
 
 /// Probes capture with one connection for each of the pod's address families, and listeners with
-/// one connection each, of a random family, since a listener accepts both; one listener at random
-/// unless `all`. Returns the first failure.
-async fn probe_within(netns: &NetNs, plan: &Plan, uid: &str, all: bool) -> Result<(), ProbeError> {
+/// one connection each, of a random family, since a listener accepts both. Returns the first
+/// failure, of the capture if there is one.
+async fn probe_within(netns: &NetNs, pod: &Probed) -> Result<(), ProbeError> {
     // The plan's addresses come first; those of other interfaces follow.
-    let found = netns.run(|| plan.in_this_namespace());
-    let plan = &match found {
-        Ok(Ok(plan)) => plan,
-        Ok(Err(_)) | Err(_) => plan.clone(), // the probe fails with the reason
+    let families = first_addresses(&pod.addresses);
+    let capture = async {
+        for own in &families {
+            match connect(netns, None, probe::destination(*own), &pod.uid).await {
+                Err(e) if e.is_beyond_capture(pod.plan.capture) => {}
+                answered => answered?,
+            }
+        }
+        Ok(())
     };
-    let families = first_addresses(plan);
-    let chosen = rand::random::<u32>() as usize % families.len().max(1);
-    let mut ports: Vec<u16> = proxy_ports(plan).collect();
-    if !all {
+    let listeners = async { Ok(probe_listeners(netns, pod, &families).await) };
+    let ((), listeners) = tokio::try_join!(capture, listeners)?;
+    listeners
+}
+
+async fn probe_listeners(
+    netns: &NetNs,
+    pod: &Probed,
+    families: &[IpAddr],
+) -> Result<(), ProbeError> {
+    let Some(own) = families.get(rand::random::<u32>() as usize % families.len().max(1)) else {
+        return Ok(());
+    };
+    let mut ports: Vec<u16> = proxy_ports(&pod.plan).collect();
+    if !pod.all {
         ports = vec![ports.swap_remove(rand::random_range(0..ports.len()))];
     }
-    for (index, own) in families.into_iter().enumerate() {
-        match connect(netns, None, probe::destination(own), uid).await {
-            Err(e) if e.is_beyond_capture(plan.capture) => {}
-            answered => answered?,
-        }
-        if index != chosen {
-            continue;
-        }
-        for &port in &ports {
-            // The source port differs each time, so that over time all sockets that share the port
-            // are probed.
-            let to = SocketAddr::new(own, port);
-            connect(netns, Some(probe::source(own)), to, uid).await?;
-        }
+    for port in ports {
+        // The source port differs each time, so that over time all sockets that share the port are
+        // probed.
+        let to = SocketAddr::new(*own, port);
+        connect(netns, Some(probe::source(*own)), to, &pod.uid).await?;
     }
     Ok(())
 }

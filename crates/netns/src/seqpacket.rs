@@ -376,6 +376,14 @@ mod asynchronous {
             }
         }
 
+        /// Sends a message without a descriptor if the socket accepts it at once.
+        ///
+        /// # Errors
+        /// Those of sendmsg(2); `WouldBlock` if the receiver's queue is full.
+        pub fn try_send(&self, data: &[u8]) -> io::Result<()> {
+            self.0.get_ref().send(data, None)
+        }
+
         /// See [`SeqPacket::recv`]. Cancel safe: a message is received completely or stays in the
         /// socket.
         ///

@@ -2,7 +2,7 @@
 
 use crate::attr::Writer;
 use crate::expr::Expr;
-use crate::netlink::{messages, set_flag};
+use crate::netlink::{Message, set_flag};
 use crate::object::{Chain, ChainName, Family, Jump, Rule, Table};
 use crate::set::{Element, Set};
 use crate::socket::{NftError, Socket};
@@ -44,6 +44,7 @@ pub struct Batch {
     descriptions: Vec<String>,
     /// Offset of the last message.
     last: usize,
+    deletes: bool,
 }
 
 impl Batch {
@@ -54,6 +55,7 @@ impl Batch {
             buffer: Vec::new(),
             descriptions: Vec::new(),
             last: 0,
+            deletes: false,
         };
         batch.boundary(NFNL_MSG_BATCH_BEGIN);
         batch
@@ -216,22 +218,30 @@ impl Batch {
         }
         self.finish();
         socket.0.send(&self.buffer)?;
+        let outcome_of = |m: &Message<'_>| match m.outcome()? {
+            Err(source) => {
+                let index = m.seq.saturating_sub(1) as usize;
+                let object = self.descriptions.get(index).cloned();
+                Some(Err(NftError::Refused {
+                    object: object.unwrap_or_else(|| "the batch".to_owned()),
+                    source,
+                }))
+            }
+            Ok(()) => (m.seq as usize >= last).then_some(Ok(())),
+        };
         loop {
-            for m in messages(&socket.0.receive()?) {
-                match m.outcome() {
-                    Some(Err(source)) => {
-                        let index = m.seq.saturating_sub(1) as usize;
-                        let object = self.descriptions.get(index).cloned();
-                        return Err(NftError::Refused {
-                            object: object.unwrap_or_else(|| "the batch".to_owned()),
-                            source,
-                        });
-                    }
-                    Some(Ok(())) if m.seq as usize >= last => return Ok(()),
-                    _ => {}
-                }
+            let outcome = socket
+                .0
+                .receive(|found| found.iter().find_map(outcome_of))?;
+            if let Some(outcome) = outcome {
+                return outcome;
             }
         }
+    }
+
+    /// Whether the batch deletes anything.
+    pub fn deletes(&self) -> bool {
+        self.deletes
     }
 
     /// Asks for an acknowledgement of the last message, and ends the batch.
@@ -256,6 +266,7 @@ impl Batch {
         description: String,
         attributes: Writer,
     ) -> &mut Self {
+        self.deletes |= [DELTABLE, DELCHAIN, DELRULE, DELSETELEM].contains(&kind);
         let (seq, flags) = (self.describe(description), NLM_F_REQUEST | flags);
         self.last = self.buffer.len();
         let header = [family.number(), 0, 0, 0];
@@ -313,6 +324,7 @@ pub(crate) fn message(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::messages;
 
     /// Kind and acknowledgement flag of each message.
     fn messages_of(mut batch: Batch) -> Vec<(u16, bool)> {
@@ -339,7 +351,11 @@ mod tests {
         assert_eq!(messages_of(batch), expected, "restricted at the end");
         let mut batch = Batch::new("t");
         batch.for_generation(7).ensure_table().delete_table();
+        assert!(batch.deletes());
         assert_eq!(messages_of(batch), expected, "restricted at the beginning");
+        let mut batch = Batch::new("t");
+        batch.create_table(&Table::new("t"));
+        assert!(!batch.deletes());
     }
 
     #[test]

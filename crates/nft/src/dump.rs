@@ -3,7 +3,7 @@
 use crate::attr::{Reader, Writer};
 use crate::batch::{NLM_F_REQUEST, message, nf_tables};
 use crate::expr::{Expr, Verdict};
-use crate::netlink::{Budget, messages};
+use crate::netlink::{Budget, Message};
 use crate::object::{Chain, ChainKind, ChainName, Family, Hook, Jump, Rule, Table};
 use crate::set::{Element, Set, SetKey};
 use crate::socket::{NftError, Socket};
@@ -126,27 +126,69 @@ impl Table {
     }
 }
 
-/// Reads a table of the inet family; `None` if it does not exist. The table and the chains of the
-/// other tables of the family have one [`Budget`].
+/// The chains of all tables of a network namespace, as the kernel describes them: read once, and
+/// used for all that depends on them.
+#[derive(Debug, Clone, Default)]
+pub struct Chains(pub(crate) Vec<(u8, Vec<u8>)>);
+
+impl Chains {
+    /// Reads the chains.
+    ///
+    /// # Errors
+    /// [`NftError`] if the dump fails.
+    pub fn read(socket: &Socket) -> Result<Self, NftError> {
+        dump(socket, GETCHAIN, UNSPECIFIED, Writer::default()).map(Self)
+    }
+
+    /// Lists the chains of the families inet, ip and ip6.
+    pub fn names(&self) -> Vec<ChainName> {
+        let name = |(family, m): &(u8, Vec<u8>)| {
+            let (family, r) = (Family::from_number(*family)?, Reader(m));
+            Some(ChainName {
+                family,
+                table: r.text(1)?,
+                chain: r.text(3)?,
+            })
+        };
+        self.0.iter().filter_map(name).collect()
+    }
+}
+
+/// Reads a table of the inet family; `None` if it does not exist.
 ///
 /// # Errors
-/// [`NftError`] if the dump fails.
+/// [`NftError`] if a dump fails.
 pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftError> {
+    let chains = dump(socket, GETCHAIN, Family::Inet.number(), Writer::default())?;
+    dump_table_with(socket, table, &Chains(chains))
+}
+
+/// Like [`dump_table`], given the chains. The other objects of the table have one [`Budget`].
+///
+/// # Errors
+/// [`NftError`] if a dump fails.
+pub fn dump_table_with(
+    socket: &Socket,
+    table: &str,
+    chains: &Chains,
+) -> Result<Option<Table>, NftError> {
     let (family, mut budget) = (Family::Inet.number(), Budget::default());
     let of_table = || Writer::default().text(1, table);
     let mut out = Table::new(table);
-    let tables = dump(socket, GETTABLE, family, Writer::default())?;
-    let is_it = |(_, m): &&(u8, Vec<u8>)| Reader(m).text(1).as_deref() == Some(table);
-    let Some((_, attributes)) = tables.iter().find(is_it) else {
+    let found = get_table(socket, table, |attributes| {
+        out.add_message(ObjectKind::Table, attributes);
+    })?;
+    if found.is_none() {
         return Ok(None);
-    };
-    out.add_message(ObjectKind::Table, attributes);
+    }
+    for (_, chain) in chains.0.iter().filter(|(of, _)| *of == family) {
+        out.add_message(ObjectKind::Chain, chain);
+    }
     let mut add = |out: &mut Table, objects, kind, attributes| {
         dump_within(&mut budget, socket, kind, family, attributes, |_, m| {
             out.add_message(objects, m);
         })
     };
-    add(&mut out, ObjectKind::Chain, GETCHAIN, Writer::default())?;
     add(&mut out, ObjectKind::Rule, GETRULE, of_table())?;
     add(&mut out, ObjectKind::Set, GETSET, of_table())?;
     for name in out.sets.iter().map(|s| s.name.clone()).collect::<Vec<_>>() {
@@ -161,38 +203,32 @@ pub fn dump_table(socket: &Socket, table: &str) -> Result<Option<Table>, NftErro
 /// # Errors
 /// [`NftError`] if the kernel does not answer.
 pub fn table_exists(socket: &Socket, table: &str) -> Result<bool, NftError> {
+    Ok(get_table(socket, table, |_| ())?.is_some())
+}
+
+/// Reads a table of the inet family without its contents; `None` if it does not exist.
+fn get_table<T>(
+    socket: &Socket,
+    table: &str,
+    read: impl FnOnce(&[u8]) -> T,
+) -> Result<Option<T>, NftError> {
     let (kind, family) = (nf_tables(GETTABLE), Family::Inet.number());
     let attributes = Writer::default().text(1, table);
     let request = message(kind, NLM_F_REQUEST, 1, [family, 0, 0, 0], &attributes);
     socket.0.send(&request)?;
-    let received = socket.0.receive()?;
-    match messages(&received).first().and_then(|m| m.outcome()) {
-        None => Ok(true),
-        Some(Err(e)) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Some(outcome) => Ok(outcome.map(|()| false)?),
-    }
+    socket.0.receive(|found| match found.first() {
+        None => Err(std::io::Error::other("the answer is no message").into()),
+        Some(m) => match m.outcome() {
+            None => Ok(Some(read(m.body.get(4..).unwrap_or_default()))),
+            Some(Err(e)) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Some(outcome) => Ok(outcome.map(|()| None)?),
+        },
+    })?
 }
 
 /// `KIND NAME`.
 fn named(kind: &str, name: Option<String>) -> String {
     format!("{kind} {}", name.unwrap_or_default())
-}
-
-/// Lists the chains of all tables of the families inet, ip and ip6.
-///
-/// # Errors
-/// [`NftError`] if the dump fails.
-pub fn chain_names(socket: &Socket) -> Result<Vec<ChainName>, NftError> {
-    let chains = dump(socket, GETCHAIN, UNSPECIFIED, Writer::default())?;
-    let name = |(family, m): &(u8, Vec<u8>)| {
-        let (family, r) = (Family::from_number(*family)?, Reader(m));
-        Some(ChainName {
-            family,
-            table: r.text(1)?,
-            chain: r.text(3)?,
-        })
-    };
-    Ok(chains.iter().filter_map(name).collect())
 }
 
 /// Lists the rules of a table that jump to another chain.
@@ -228,10 +264,10 @@ pub fn generation(socket: &Socket) -> Result<u32, NftError> {
     let (kind, attributes) = (nf_tables(GETGEN), Writer::default());
     let request = message(kind, NLM_F_REQUEST, 1, [UNSPECIFIED, 0, 0, 0], &attributes);
     socket.0.send(&request)?;
-    let received = socket.0.receive()?;
-    let id = messages(&received)
-        .iter()
-        .find_map(|m| Reader(m.body.get(4..)?).be32(1));
+    let of_message = |m: &Message<'_>| Reader(m.body.get(4..)?).be32(1);
+    let id = socket
+        .0
+        .receive(|found| found.iter().find_map(of_message))?;
     id.ok_or_else(|| NftError::Socket(std::io::Error::other("the answer has no generation id")))
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::attr::{Reader, Writer};
 use crate::codec::{NFT_CT_MARK, NFT_META_MARK, NFT_REG_VERDICT};
-use crate::dump::{GETCHAIN, GETRULE, UNSPECIFIED, dump};
+use crate::dump::{Chains, GETRULE, UNSPECIFIED, dump};
 use crate::object::{Family, Hook, IpFamily};
 use crate::socket::{NftError, Socket};
 
@@ -105,22 +105,22 @@ pub struct OwnObjects<'a> {
     pub chains: Option<&'a str>,
 }
 
-/// Lists the base chains of all tables of the families inet, ip, ip6 and netdev that have an effect
-/// by rules of others.
+/// Lists those base chains of the families inet, ip, ip6 and netdev that have an effect by rules of
+/// others.
 ///
 /// # Errors
 /// [`NftError`] if a dump fails.
 pub fn effective_chains(
     socket: &Socket,
+    chains: &Chains,
     own: OwnObjects<'_>,
 ) -> Result<Vec<EffectiveChain>, NftError> {
-    let chains = dump(socket, GETCHAIN, UNSPECIFIED, Writer::default())?;
     let is_other = |family: u8, table: &str| {
         let is_known = family == NETDEV || Family::from_number(family).is_some();
         is_known && (family != Family::Inet.number() || table != own.table)
     };
     let mut base = Vec::new();
-    for (family, m) in &chains {
+    for (family, m) in &chains.0 {
         let r = Reader(m);
         let (Some(table), Some(chain)) = (r.text(1), r.text(3)) else {
             continue;

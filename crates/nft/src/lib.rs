@@ -22,7 +22,7 @@ mod socket;
 
 pub use batch::Batch;
 pub use conntrack::{TrackedConnection, tracked_connection};
-pub use dump::{ObjectKind, chain_names, dump_table, generation, jumps, table_exists};
+pub use dump::{Chains, ObjectKind, dump_table, dump_table_with, generation, jumps, table_exists};
 pub use effect::{
     EffectiveChain, OwnObjects, PacketEffect, destination_port, effective_chains, target_effect,
 };

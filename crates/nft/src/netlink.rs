@@ -3,6 +3,7 @@
 //! A process in a pod can create any number of objects, and the kernel lists them all. Whatever is
 //! read has a [`Budget`], so that no pod takes more than its share of the reader's memory and time.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -23,6 +24,15 @@ const NLMSG_DONE: u16 = 3;
 /// structures, and takes a batch of nf_tables as one message: a set element takes up to 36 bytes.
 const SEND_BUFFER: usize = 1 << 20;
 const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Size in bytes of what is received at once; a dump arrives in parts of at most 32 KiB.
+const RECEIVED: usize = 64 * 1024;
+
+thread_local! {
+    /// What this thread receives into: clearing a new buffer would take longer than the kernel's
+    /// answer to most requests.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Maximum number of requests in one send: an error for each fits into the default receive buffer
 /// of 208 KiB, in which a small message takes 768 bytes.
@@ -143,13 +153,18 @@ impl NetlinkSocket {
         mut answer: impl FnMut(&Message<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
         self.send(request)?;
+        let mut outcome_of = |m: &Message<'_>| {
+            let outcome = m.outcome();
+            if outcome.is_some() {
+                return outcome;
+            }
+            let accepted = budget.spend(m.bytes.len()).and_then(|()| answer(m));
+            accepted.err().map(Err)
+        };
         loop {
-            for m in messages(&self.receive()?) {
-                if let Some(outcome) = m.outcome() {
-                    return outcome;
-                }
-                budget.spend(m.bytes.len())?;
-                answer(&m)?;
+            let outcome = self.receive(|found| found.iter().find_map(&mut outcome_of))?;
+            if let Some(outcome) = outcome {
+                return outcome;
             }
         }
     }
@@ -176,17 +191,15 @@ impl NetlinkSocket {
     /// Receives errors until the outcome of the request with this sequence number.
     fn outcomes_until(&self, last: usize) -> io::Result<Vec<(usize, io::Error)>> {
         let mut errors = Vec::new();
-        loop {
-            for m in messages(&self.receive()?) {
-                let seq = m.seq as usize;
-                if let Some(Err(e)) = m.outcome() {
-                    errors.push((seq.saturating_sub(1), e));
-                }
-                if seq >= last {
-                    return Ok(errors);
-                }
+        let mut is_last = |m: &Message<'_>| {
+            let seq = m.seq as usize;
+            if let Some(Err(e)) = m.outcome() {
+                errors.push((seq.saturating_sub(1), e));
             }
-        }
+            seq >= last
+        };
+        while !self.receive(|found| found.iter().any(&mut is_last))? {}
+        Ok(errors)
     }
 
     pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
@@ -196,11 +209,16 @@ impl NetlinkSocket {
         Ok(send(self.0.as_raw_fd(), message, MsgFlags::empty()).map(drop)?)
     }
 
-    pub(crate) fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0u8; 64 * 1024];
-        let n = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        buffer.truncate(n);
-        Ok(buffer)
+    /// Waits for messages, which the kernel sent together, and passes them to `read`.
+    pub(crate) fn receive<T>(&self, read: impl FnOnce(&[Message<'_>]) -> T) -> io::Result<T> {
+        let mut buffer = BUFFER.take();
+        if buffer.is_empty() {
+            buffer = vec![0; RECEIVED]; // the first time, or within `read`
+        }
+        let received = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty());
+        let result = received.map(|n| read(&messages(buffer.get(..n).unwrap_or_default())));
+        BUFFER.set(buffer);
+        Ok(result?)
     }
 }
 

@@ -135,7 +135,7 @@ impl Turn {
         checks.running = Some(running);
         match check.result {
             Err(finding) => self.complete(&mut member.checks, Err(finding)),
-            Ok(()) => {
+            Ok(addresses) => {
                 let probe = self.issue();
                 if let Some(running) = &mut member.checks.running {
                     running.probe = Some(probe);
@@ -143,6 +143,7 @@ impl Turn {
                 self.effect(Effect::Probe {
                     generation: probe,
                     plan: member.membership.plan.clone(),
+                    addresses,
                     uid: member.membership.uid.clone(),
                     all,
                 });

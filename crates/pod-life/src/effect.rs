@@ -1,5 +1,6 @@
 //! What the agent is to do.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use handoff::FromAgent;
@@ -25,6 +26,8 @@ pub enum Effect {
         generation: Generation,
         /// The pod's plan.
         plan: Plan,
+        /// The addresses of the plan, followed by all others of the namespace.
+        addresses: Vec<IpAddr>,
         /// The uid by which its proxy answers.
         uid: String,
         /// Whether to probe every listener.

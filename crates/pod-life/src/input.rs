@@ -1,5 +1,6 @@
 //! What happens to a pod.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -173,6 +174,7 @@ pub enum Leftovers {
 pub struct RulesCheck {
     /// What was repaired, who had changed it, and the time that the repair took.
     pub repaired: Option<(String, String, Duration)>,
-    /// Whether everything is as planned now.
-    pub result: Result<(), Finding>,
+    /// If everything is as planned now, the addresses of the plan, followed by all others of the
+    /// namespace.
+    pub result: Result<Vec<IpAddr>, Finding>,
 }

@@ -6,12 +6,10 @@ use std::fmt;
 use nft::{EffectiveChain, Hook, OwnObjects, PacketEffect};
 
 use crate::error::RedirectError;
+use crate::iptables_program::ExistingTables;
 use crate::legacy_tables;
-use crate::links;
-use crate::netfilter::NftSession;
 use crate::plan::{CaptureKind, Mark, Plan, RETURN_MARK};
 use crate::policy_rule::PolicyRule;
-use crate::routing::Routing;
 use crate::rule::{FILTER, MANGLE, TABLE_NAME};
 use crate::rule_priorities::{NamespaceRules, diverts};
 use crate::xtables;
@@ -54,31 +52,36 @@ impl fmt::Display for Bypass {
     }
 }
 
-/// Finds what may change where the packets go that a plan captures, in the network namespace of the
-/// calling thread.
-///
-/// # Errors
-/// [`RedirectError`] if the kernel does not answer.
-pub fn find_bypasses(plan: &Plan) -> Result<Vec<Bypass>, RedirectError> {
-    let routing = Routing::open()?;
-    let below = links::below_the_stack(&routing)?.into_iter();
-    let mut out: Vec<Bypass> = below.map(Bypass::BelowTheStack).collect();
-    let NamespaceRules {
-        others, priorities, ..
-    } = routing.rules()?;
-    let is_ahead = |(rule, body): &(PolicyRule, Vec<u8>)| {
-        rule.priority <= priorities.capture() && diverts(body, plan.dns)
-    };
-    let ahead = others.into_iter().filter(is_ahead);
-    out.extend(ahead.map(|(rule, _)| Bypass::PolicyRule(rule)));
+/// The objects that are a plan's own.
+pub(crate) fn own_objects(plan: &Plan) -> OwnObjects<'static> {
     let by_iptables =
         [CaptureKind::NatIptablesNft, CaptureKind::NatIptablesLegacy].contains(&plan.capture);
-    let own = OwnObjects {
+    OwnObjects {
         table: TABLE_NAME,
         chains: by_iptables.then_some(xtables::PREFIX),
+    }
+}
+
+/// Finds what may change where the packets go that a plan captures: given what passes packets below
+/// the network stack, all ip rules, and the chains of nf_tables that have an effect.
+pub(crate) fn find(
+    plan: &Plan,
+    below_the_stack: Vec<String>,
+    rules: &NamespaceRules,
+    mut chains: Vec<EffectiveChain>,
+    existing: &ExistingTables,
+) -> Result<Vec<Bypass>, RedirectError> {
+    let below = below_the_stack.into_iter();
+    let mut out: Vec<Bypass> = below.map(Bypass::BelowTheStack).collect();
+    let is_ahead = |(rule, body): &&(PolicyRule, Vec<u8>)| {
+        rule.priority <= rules.priorities.capture() && diverts(body, plan.dns)
     };
-    let mut chains = nft::effective_chains(NftSession::default().open()?, own)?;
-    chains.extend(legacy_tables::effective_chains(own.chains)?);
+    let ahead = rules.others.iter().filter(is_ahead);
+    out.extend(ahead.map(|(rule, _)| Bypass::PolicyRule(rule.clone())));
+    chains.extend(legacy_tables::effective_chains(
+        existing,
+        own_objects(plan).chains,
+    )?);
     let interfering = chains.into_iter().filter(|c| interferes(plan, c));
     out.extend(interfering.map(Bypass::Chain));
     Ok(out)

@@ -20,6 +20,7 @@ use crate::routed::Routed;
 use crate::routing::Routing;
 use crate::sockets::{captured_connections, open_connections};
 use crate::state::ObservedState;
+use crate::target::Target;
 
 fn driver(kind: CaptureKind) -> &'static dyn Driver {
     match kind {
@@ -36,8 +37,8 @@ fn driver(kind: CaptureKind) -> &'static dyn Driver {
 /// # Errors
 /// [`RedirectError`]; nothing of the plan remains in the namespace.
 pub fn apply(plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
-    or_undo(installed(plan).and_then(|(driver, plan)| {
-        let applied = driver.apply(&plan)?;
+    or_undo(installed(plan).and_then(|(driver, target, plan)| {
+        let applied = driver.apply(&target, &plan)?;
         remove_adopted_routes(&plan)?;
         Ok(applied)
     }))
@@ -48,8 +49,8 @@ pub fn apply(plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
 /// # Errors
 /// [`RedirectError`]; nothing of the plan remains in the namespace.
 pub fn join(plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
-    or_undo(installed(plan).and_then(|(driver, plan)| {
-        let joined = driver.join(&plan)?;
+    or_undo(installed(plan).and_then(|(driver, target, plan)| {
+        let joined = driver.join(&target, &plan)?;
         remove_adopted_routes(&plan)?;
         Ok(joined)
     }))
@@ -62,8 +63,8 @@ pub fn join(plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
 /// # Errors
 /// [`RedirectError`].
 pub fn repair(plan: &Plan, exceptions: &Exceptions) -> Result<(), RedirectError> {
-    let (driver, plan) = installed(plan)?;
-    driver.repair(&plan, exceptions)?;
+    let (driver, target, plan) = installed(plan)?;
+    driver.repair(&target, &plan, exceptions)?;
     delete_stale_routes(&driver.render(&plan, exceptions).routes)
 }
 
@@ -80,8 +81,9 @@ pub fn leave(
     exceptions: &Exceptions,
     keep_return_path: bool,
 ) -> Result<usize, RedirectError> {
-    let plan = plan.in_this_namespace()?;
-    driver(plan.capture).leave(&plan, exceptions, keep_return_path)
+    let target = Target::open()?;
+    let plan = target.plan(plan);
+    driver(plan.capture).leave(&target, &plan, exceptions, keep_return_path)
 }
 
 /// Compares a namespace with a plan; returns no differences if it is as planned.
@@ -108,10 +110,14 @@ pub fn diff_with(
 /// # Errors
 /// [`RedirectError`] if the kernel does not answer, or cannot cut connections (it lacks
 /// CONFIG_INET_DIAG_DESTROY).
-pub fn cut_uncaptured(plan: &Plan, exceptions: &Exceptions) -> Result<usize, RedirectError> {
+pub fn cut_uncaptured(
+    plan: &Plan,
+    exceptions: &Exceptions,
+    observed: &ObservedState,
+) -> Result<usize, RedirectError> {
     match plan.capture {
         CaptureKind::Routed => Ok(0),
-        _ => uncaptured::cut(&plan.in_this_namespace()?, exceptions),
+        _ => uncaptured::cut(&plan.within(&observed.surroundings), exceptions),
     }
 }
 
@@ -135,7 +141,7 @@ pub fn exempted_connections(
 /// # Errors
 /// [`RedirectError`] if the kernel does not answer.
 pub fn count_captured(plan: &Plan) -> Result<usize, RedirectError> {
-    Ok(captured_connections(&plan.in_this_namespace()?)?.len())
+    Ok(captured_connections(&Target::open()?.plan(plan))?.len())
 }
 
 /// Removes those `exceptions` whose connections have closed; returns the others. Removes none while
@@ -173,12 +179,14 @@ pub fn release_closed_exceptions(
     Ok(remaining)
 }
 
-/// The driver that installs a plan, and the plan as it is rendered in this namespace.
-fn installed(plan: &Plan) -> Result<(&'static dyn Driver, Plan), RedirectError> {
+/// The driver that installs a plan in this namespace, and the plan as it is rendered there.
+fn installed(plan: &Plan) -> Result<(&'static dyn Driver, Target, Plan), RedirectError> {
     if plan.addresses.is_empty() {
         return Err(RedirectError::NoAddress);
     }
-    Ok((driver(plan.capture), plan.in_this_namespace()?))
+    let target = Target::open()?;
+    let plan = target.plan(plan);
+    Ok((driver(plan.capture), target, plan))
 }
 
 /// Deletes the routes of families that the pod no longer has.

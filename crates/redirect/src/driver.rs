@@ -7,6 +7,7 @@ use crate::error::RedirectError;
 use crate::plan::Plan;
 use crate::sockets::TcpConnection;
 use crate::state::{DesiredState, ObservedState};
+use crate::target::Target;
 
 /// Connections that were open before a pod joined, and are exempt from the capture.
 pub type Exceptions = BTreeSet<TcpConnection>;
@@ -20,8 +21,8 @@ pub struct ApplyOutcome {
     pub aborted: usize,
 }
 
-/// A capture backend, acting on the network namespace of the calling thread. The plans it gets have
-/// at least one address.
+/// A capture backend, acting on the network namespace of the calling thread, which is the target.
+/// The plans it gets have at least one address.
 ///
 /// Reading back and removing are not part of it: both treat everything of Underpass that a
 /// namespace contains ([`read_back`](fn@crate::read_back), [`remove`](fn@crate::remove)), because
@@ -32,18 +33,24 @@ pub(crate) trait Driver {
 
     /// Installs a plan, replacing existing redirection. If the plan was applied before, open
     /// connections are captured or exempted already.
-    fn apply(&self, plan: &Plan) -> Result<ApplyOutcome, RedirectError>;
+    fn apply(&self, target: &Target, plan: &Plan) -> Result<ApplyOutcome, RedirectError>;
 
     /// Like [`Driver::apply`], for a pod with running applications.
-    fn join(&self, plan: &Plan) -> Result<ApplyOutcome, RedirectError>;
+    fn join(&self, target: &Target, plan: &Plan) -> Result<ApplyOutcome, RedirectError>;
 
     /// Restores a plan that was applied before, whatever is left of it, with these exceptions.
-    fn repair(&self, plan: &Plan, exceptions: &Exceptions) -> Result<(), RedirectError>;
+    fn repair(
+        &self,
+        target: &Target,
+        plan: &Plan,
+        exceptions: &Exceptions,
+    ) -> Result<(), RedirectError>;
 
     /// Stops capturing new connections; returns the number of captured ones that are still open.
     /// Removes everything once that is zero, unless `keep_return_path` is set.
     fn leave(
         &self,
+        target: &Target,
         plan: &Plan,
         exceptions: &Exceptions,
         keep_return_path: bool,

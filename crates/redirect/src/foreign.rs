@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use nft::{Batch, ChainName, Family, IpFamily, Socket};
+use nft::{Batch, ChainName, Chains, Family, IpFamily, NftError, Socket};
 
 use crate::error::{RedirectError, iptables_failed};
-use crate::iptables_program::Variant;
+use crate::iptables_program::{ExistingTables, Variant};
 use crate::xtables::{XtablesRules, program};
 
 /// Prefix of the iptables chains of istio-cni, and of sidecars.
@@ -72,12 +72,13 @@ impl fmt::Display for ForeignRedirection {
 /// # Errors
 /// [`RedirectError`] if the kernel does not answer.
 pub fn find_foreign_redirection() -> Result<Vec<ForeignRedirection>, RedirectError> {
-    Ok(find_in(&nft::chain_names(&Socket::open()?)?))
+    let chains = Chains::read(&Socket::open()?)?;
+    Ok(find_in(&ExistingTables::read(chains.names())))
 }
 
-/// Like [`find_foreign_redirection`], given the nf_tables chains.
-pub(crate) fn find_in(chains: &[ChainName]) -> Vec<ForeignRedirection> {
-    let theirs = chains.iter().filter(|c| is_istios(c));
+/// Like [`find_foreign_redirection`], given the tables that exist.
+pub(crate) fn find_in(existing: &ExistingTables) -> Vec<ForeignRedirection> {
+    let theirs = existing.chains().iter().filter(|c| is_istios(c));
     let part = |c: &ChainName| match c.family {
         Family::Inet => ForeignRedirection::Table(c.table.clone()),
         Family::Ip(family) => ForeignRedirection::Chain {
@@ -88,7 +89,7 @@ pub(crate) fn find_in(chains: &[ChainName]) -> Vec<ForeignRedirection> {
     };
     let mut out: Vec<ForeignRedirection> = theirs.map(part).collect();
     // If iptables-legacy is not installed or fails, istio-cni cannot have used it either.
-    let legacy = Variant::Legacy.list(CHAINS, chains).unwrap_or_default();
+    let legacy = Variant::Legacy.list(CHAINS, existing).unwrap_or_default();
     let part = |t: XtablesRules| ForeignRedirection::Legacy {
         family: t.family,
         table: t.table,
@@ -101,8 +102,8 @@ pub(crate) fn find_in(chains: &[ChainName]) -> Vec<ForeignRedirection> {
 
 /// Adds the removal of Istio's nf_tables rules to a batch, so that Underpass's rules replace them
 /// atomically.
-pub(crate) fn remove_with(batch: &mut Batch, socket: &Socket) -> Result<(), RedirectError> {
-    let chains = nft::chain_names(socket)?;
+pub(crate) fn remove_with(batch: &mut Batch, socket: &Socket) -> Result<(), NftError> {
+    let chains = Chains::read(socket)?.names();
     let theirs: Vec<&ChainName> = chains.iter().filter(|c| is_istios(c)).collect();
     let tables: BTreeSet<(Family, &str)> = theirs
         .iter()
@@ -141,6 +142,7 @@ fn is_istios(chain: &ChainName) -> bool {
 /// Removes Istio's iptables-legacy rules, which cannot be part of an nf_tables transaction; call it
 /// when Underpass's rules are active.
 pub(crate) fn remove_legacy() -> Result<(), RedirectError> {
-    let removed = Variant::Legacy.remove(CHAINS, &[]);
+    let existing = ExistingTables::read(Vec::new());
+    let removed = Variant::Legacy.remove(CHAINS, &existing);
     removed.map(drop).map_err(iptables_failed)
 }

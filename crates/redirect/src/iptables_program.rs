@@ -23,6 +23,56 @@ use crate::xtables::{TABLES, XtablesRules, program};
 const MAX_LISTING: u64 = 16 << 20;
 const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The tables of a namespace that exist, as far as iptables can have rules in them. Read once, and
+/// used for all searches.
+#[derive(Debug, Default)]
+pub(crate) struct ExistingTables {
+    /// All chains of nf_tables.
+    chains: Vec<ChainName>,
+    /// The tables of iptables-legacy, of each family.
+    legacy: [Vec<String>; 2],
+}
+
+impl ExistingTables {
+    /// Reads those of iptables-legacy in the calling thread's network namespace, given the chains
+    /// of nf_tables.
+    pub(crate) fn read(chains: Vec<ChainName>) -> Self {
+        let legacy = IpFamily::ALL.map(legacy_tables::names);
+        Self { chains, legacy }
+    }
+
+    pub(crate) fn chains(&self) -> &[ChainName] {
+        &self.chains
+    }
+
+    /// The tables of iptables-legacy of a family.
+    pub(crate) fn legacy(&self, family: IpFamily) -> &[String] {
+        let families = IpFamily::ALL.iter().zip(&self.legacy);
+        let mut of_family = families.filter(|(of, _)| **of == family);
+        of_family.next().map_or(&[], |(_, tables)| tables)
+    }
+
+    /// Lists those of a variant that may have chains with the prefix. Listing any other table would
+    /// create it and load kernel modules.
+    fn of(&self, variant: Variant, family: IpFamily, prefix: &str) -> Vec<&'static str> {
+        let existing: Vec<&str> = match variant {
+            Variant::Legacy => self.legacy(family).iter().map(String::as_str).collect(),
+            Variant::Nft => {
+                let chains = self
+                    .chains
+                    .iter()
+                    .filter(|c| c.family == Family::Ip(family));
+                let with_prefix = chains.filter(|c| c.chain.starts_with(prefix));
+                with_prefix.map(|c| c.table.as_str()).collect()
+            }
+        };
+        TABLES
+            .into_iter()
+            .filter(|t| existing.contains(t))
+            .collect()
+    }
+}
+
 /// An iptables variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Variant {
@@ -62,11 +112,15 @@ impl Variant {
         Ok(())
     }
 
-    /// Lists the chains with a prefix and the jumps to them; `chains` are all nf_tables chains.
-    pub(crate) fn list(self, prefix: &str, chains: &[ChainName]) -> io::Result<Vec<XtablesRules>> {
+    /// Lists the chains with a prefix and the jumps to them.
+    pub(crate) fn list(
+        self,
+        prefix: &str,
+        existing: &ExistingTables,
+    ) -> io::Result<Vec<XtablesRules>> {
         let mut out = Vec::new();
         for family in IpFamily::ALL {
-            let tables = self.existing_tables(family, prefix, chains);
+            let tables = existing.of(self, family, prefix);
             if tables.is_empty() {
                 continue;
             }
@@ -95,8 +149,8 @@ impl Variant {
     /// Removes the chains with a prefix and the jumps to them; returns whether there were any.
     /// Continues after errors and returns the last one. Chains that the programs cannot list, most
     /// likely because they are not installed, were not written with them either.
-    pub(crate) fn remove(self, prefix: &str, chains: &[ChainName]) -> io::Result<bool> {
-        let present = self.list(prefix, chains).unwrap_or_default();
+    pub(crate) fn remove(self, prefix: &str, existing: &ExistingTables) -> io::Result<bool> {
+        let present = self.list(prefix, existing).unwrap_or_default();
         let mut result = Ok(!present.is_empty());
         for table in &present {
             let program = self.handle(table.family)?;
@@ -117,26 +171,6 @@ impl Variant {
             prefixed().for_each(|chain| record(program.delete_chain(&table.table, chain)));
         }
         result
-    }
-
-    /// Lists the existing tables that may have chains with the prefix. Listing any other table
-    /// would create it and load kernel modules.
-    fn existing_tables(
-        self,
-        family: IpFamily,
-        prefix: &str,
-        chains: &[ChainName],
-    ) -> Vec<&'static str> {
-        let existing: Vec<String> = match self {
-            Self::Legacy => legacy_tables::names(family),
-            Self::Nft => {
-                let of_family = chains.iter().filter(|c| c.family == Family::Ip(family));
-                let with_prefix = of_family.filter(|c| c.chain.starts_with(prefix));
-                with_prefix.map(|c| c.table.clone()).collect()
-            }
-        };
-        let exists = |table: &&str| existing.iter().any(|name| name == table);
-        TABLES.into_iter().filter(exists).collect()
     }
 
     fn handle(self, family: IpFamily) -> io::Result<IPTables> {

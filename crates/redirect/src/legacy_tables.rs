@@ -12,6 +12,7 @@ use nft::netlink::{MAX_OBJECTS, TooMany};
 use nft::{EffectiveChain, Family, Hook, IpFamily, PacketEffect, destination_port, target_effect};
 
 use crate::error::{RedirectError, failed};
+use crate::iptables_program::ExistingTables;
 
 /// The names of the built-in chains, by hook.
 const CHAINS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
@@ -33,13 +34,16 @@ pub(crate) fn names(family: IpFamily) -> Vec<String> {
 
 /// Lists the built-in chains that have an effect by rules of others than chains with the prefix
 /// `own`.
-pub(crate) fn effective_chains(own: Option<&str>) -> Result<Vec<EffectiveChain>, RedirectError> {
+pub(crate) fn effective_chains(
+    existing: &ExistingTables,
+    own: Option<&str>,
+) -> Result<Vec<EffectiveChain>, RedirectError> {
     let mut out = Vec::new();
     for family in IpFamily::ALL {
-        for name in names(family) {
-            let table = read(family, &name);
+        for name in existing.legacy(family) {
+            let table = read(family, name);
             let table = table.map_err(failed(&format!("cannot read iptables-legacy table {name}")));
-            out.extend(of_table(&table?, family, &name, own));
+            out.extend(of_table(&table?, family, name, own));
         }
     }
     Ok(out)

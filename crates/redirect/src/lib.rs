@@ -34,13 +34,14 @@ mod rule_priorities;
 mod sockets;
 mod state;
 mod surroundings;
+mod target;
 mod xtables;
 
 pub use addresses::missing_addresses;
 pub use annotation::{
     ANNOTATIONS, AnnotationError, EXCLUDE_OUTBOUND_CIDRS, EXCLUDING, MAX_ANNOTATION_CHARS,
 };
-pub use bypass::{Bypass, find_bypasses};
+pub use bypass::Bypass;
 pub use capture::{
     apply, count_captured, cut_uncaptured, diff, diff_with, exempted_connections, join, leave,
     release_closed_exceptions, repair,
@@ -58,7 +59,7 @@ pub use plan::{
     Plan, Ports, ProxyUser, ProxyUserError, RETURN_MARK, TABLE,
 };
 pub use policy_rule::{Action, PolicyRule, Transport};
-pub use read_back::read_back;
+pub use read_back::{Examination, examine, find_bypasses, read_back};
 pub use remove::{RemoveOutcome, remove};
 pub use rule::TABLE_NAME;
 pub use rule_priorities::RulePriorities;

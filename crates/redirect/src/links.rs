@@ -1,10 +1,8 @@
-//! What passes packets of a pod's interfaces below its network stack: traffic control, XDP, and
-//! interfaces of virtual machines.
-
-use std::collections::BTreeMap;
+//! A pod's interfaces, and what passes their packets below its network stack: traffic control, XDP,
+//! and interfaces of virtual machines.
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::tc::{TcHandle, TcMessage};
 
 use crate::error::{RedirectError, failed};
@@ -30,33 +28,69 @@ const TCA_OPTIONS: u16 = 2;
 /// TC_H_MIN_EGRESS).
 const PARENTS: [(&str, u32); 2] = [("incoming", 0xffff_fff2), ("outgoing", 0xffff_fff3)];
 
-/// Describes what passes packets below the network stack of the namespace.
-pub(crate) fn below_the_stack(routing: &Routing) -> Result<Vec<String>, RedirectError> {
-    let dump = |request, what: &str| routing.dump(request).map_err(failed(what));
-    let links = dump(
-        RouteNetlinkMessage::GetLink(LinkMessage::default()),
-        "cannot list interfaces",
-    )?;
-    let mut out = Vec::new();
-    let mut names = BTreeMap::new();
-    for body in &links {
-        let Some((header, rest)) = body.split_at_checked(LINK_HEADER) else {
-            continue;
-        };
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// Its kind, such as `veth`; hardware has none.
+    kind: Option<String>,
+    has_xdp: bool,
+}
+
+impl Link {
+    /// Lists the interfaces of the namespace.
+    pub(crate) fn list(routing: &Routing) -> Result<Vec<Self>, RedirectError> {
+        let mut m = LinkMessage::default();
+        // Counters take most of the time, and are not used.
+        let without = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        m.attributes.push(without);
+        let links = routing.dump(RouteNetlinkMessage::GetLink(m));
+        let links = links.map_err(failed("cannot list interfaces"))?;
+        Ok(links.iter().filter_map(|body| Self::of(body)).collect())
+    }
+
+    /// Decodes the body of a message.
+    fn of(body: &[u8]) -> Option<Self> {
+        let (header, rest) = body.split_at_checked(LINK_HEADER)?;
         let link = attributes(rest);
-        let name = link.get(&IFLA_IFNAME).map(|n| text(n)).unwrap_or_default();
         let nested = |outer, inner| attributes(link.get(&outer)?).remove(&inner);
-        let kind = nested(IFLA_LINKINFO, IFLA_INFO_KIND).map(text);
+        let xdp = nested(IFLA_XDP, IFLA_XDP_ATTACHED);
+        Some(Self {
+            index: index(header),
+            name: link.get(&IFLA_IFNAME).map(|n| text(n)).unwrap_or_default(),
+            kind: nested(IFLA_LINKINFO, IFLA_INFO_KIND).map(text),
+            has_xdp: xdp.is_some_and(|attached| attached.first() != Some(&0)),
+        })
+    }
+
+    pub(crate) fn is_bridge(&self) -> bool {
+        self.kind.as_deref() == Some("bridge")
+    }
+}
+
+/// Describes what passes packets below the network stack of the namespace.
+pub(crate) fn below_the_stack(
+    routing: &Routing,
+    links: &[Link],
+) -> Result<Vec<String>, RedirectError> {
+    let dump = |request, what: &str| routing.dump(request).map_err(failed(what));
+    let mut out = Vec::new();
+    for Link {
+        name,
+        kind,
+        has_xdp,
+        ..
+    } in links
+    {
         if let Some(kind @ ("macvtap" | "ipvtap")) = kind.as_deref() {
             out.push(format!(
                 "{name} is a {kind} interface: a virtual machine sends and receives there"
             ));
         }
-        let xdp = nested(IFLA_XDP, IFLA_XDP_ATTACHED);
-        if xdp.is_some_and(|attached| attached.first() != Some(&0)) {
+        if *has_xdp {
             out.push(format!("an XDP program handles incoming packets of {name}"));
         }
-        names.insert(index(header), name);
     }
     let qdiscs = dump(
         RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()),
@@ -72,14 +106,15 @@ pub(crate) fn below_the_stack(routing: &Routing) -> Result<Vec<String>, Redirect
         }
         for (direction, parent) in PARENTS {
             let mut request = TcMessage::default();
-            request.header.index = index(header);
+            request.header.index = index(header).cast_signed();
             request.header.parent = TcHandle::from(parent);
             let filters = dump(
                 RouteNetlinkMessage::GetTrafficFilter(request),
                 "cannot list filters of traffic control",
             )?;
             if filters.iter().any(|body| moves_packets(body)) {
-                let name = names.get(&index(header)).map_or("an interface", |n| n);
+                let link = links.iter().find(|link| link.index == index(header));
+                let name = link.map_or("an interface", |link| &link.name);
                 out.push(format!(
                     "traffic control moves {direction} packets of {name} to another interface or \
                      a program"
@@ -103,9 +138,9 @@ fn moves_packets(filter: &[u8]) -> bool {
 }
 
 /// The index of the interface, in the same place of both headers.
-fn index(header: &[u8]) -> i32 {
+fn index(header: &[u8]) -> u32 {
     let bytes = header.get(4..8).and_then(|b| b.try_into().ok());
-    bytes.map_or(0, i32::from_ne_bytes)
+    bytes.map_or(0, u32::from_ne_bytes)
 }
 
 /// A text with a terminating zero.

@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
@@ -11,7 +10,6 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use nft::{IpFamily, octets};
 
 use crate::error::{RedirectError, failed};
-use crate::netlink::request_bodies;
 use crate::policy_rule::address_family;
 use crate::raw::{Content, attributes};
 use crate::routing::Routing;
@@ -85,7 +83,7 @@ impl PodInterface {
         m.attributes.push(RouteAttribute::Destination(destination));
         let request = RouteNetlinkMessage::GetRoute(m);
         // Without a route the kernel answers with an error.
-        let Ok(routes) = request_bodies(&routing.0, request, NLM_F_REQUEST | NLM_F_ACK) else {
+        let Ok(routes) = routing.get(request) else {
             return Ok(false);
         };
         let Some(route) = routes.first().map(|body| Content::of(body)) else {
@@ -116,7 +114,7 @@ impl Link {
         let mut m = LinkMessage::default();
         m.header.index = index;
         let request = RouteNetlinkMessage::GetLink(m);
-        let Ok(bodies) = request_bodies(&routing.0, request, NLM_F_REQUEST | NLM_F_ACK) else {
+        let Ok(bodies) = routing.get(request) else {
             return Ok(Self::default());
         };
         let Some(body) = bodies.first() else {

@@ -2,7 +2,7 @@
 
 use crate::error::{RedirectError, iptables_failed, or_nothing};
 use crate::iptables_program::Variant;
-use crate::netfilter::{chain_names, remove_table};
+use crate::netfilter::NftSession;
 use crate::plan::TABLE;
 use crate::routing::Routing;
 use crate::xtables::PREFIX;
@@ -20,8 +20,15 @@ pub struct RemoveOutcome {
 /// [`RedirectError`] with everything that could not be removed; the rest is removed.
 pub fn remove() -> Result<RemoveOutcome, RedirectError> {
     let (mut errors, mut found) = (Vec::new(), false);
-    for part in [remove_table, remove_xtables, remove_rules, remove_routes] {
-        match part() {
+    let mut session = NftSession::default();
+    let parts = [
+        NftSession::remove_table,
+        remove_xtables,
+        |_: &mut NftSession| remove_rules(),
+        |_: &mut NftSession| remove_routes(),
+    ];
+    for part in parts {
+        match part(&mut session) {
             Ok(removed) => found |= removed,
             Err(e) => errors.push(e),
         }
@@ -35,11 +42,11 @@ pub fn remove() -> Result<RemoveOutcome, RedirectError> {
 
 // Each of these removes one part; it returns whether there was any.
 
-fn remove_xtables() -> Result<bool, RedirectError> {
-    let (chains, mut found) = (chain_names()?, false);
+fn remove_xtables(session: &mut NftSession) -> Result<bool, RedirectError> {
+    let (existing, mut found) = (session.existing_tables()?, false);
     let mut result = Ok(());
     for variant in Variant::ALL {
-        match variant.remove(PREFIX, &chains) {
+        match variant.remove(PREFIX, &existing) {
             Ok(removed) => found |= removed,
             Err(e) => result = Err(iptables_failed(e)),
         }

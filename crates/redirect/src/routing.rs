@@ -82,10 +82,14 @@ impl Routing {
             let flags = NLM_F_REQUEST | NLM_F_CREATE | exclusive;
             encode(RouteNetlinkMessage::NewRule(rule.message()), flags)
         };
-        // The kernel continues after an error: a capturing rule must not be added if an exception
-        // is missing.
-        for rules in new.chunk_by(|a, b| a.priority == b.priority) {
-            self.change_rules(rules, request, "add", libc::EEXIST)?;
+        // The kernel continues after an error: a capturing rule must not be added if one that
+        // precedes it is missing.
+        let capturing = new.iter().position(|r| r.leads_to_proxy());
+        let (before, capturing) = new.split_at(capturing.unwrap_or(new.len()));
+        for rules in [before, capturing] {
+            if !rules.is_empty() {
+                self.change_rules(rules, request, "add", libc::EEXIST)?;
+            }
         }
         Ok(())
     }
@@ -153,20 +157,20 @@ impl Routing {
         Ok(out)
     }
 
-    /// Lists the routes of a table, of both families: Underpass's, and all others.
+    /// Lists the routes of a table, of both families: Underpass's, and all others. The kernel
+    /// applies the filters of all later dumps on the socket.
     pub(crate) fn routes(
         &self,
         table: u32,
     ) -> Result<(Vec<LocalRoute>, Vec<OtherRoute>), RedirectError> {
         let (mut known, mut other) = (Vec::new(), Vec::new());
         // Before Linux 4.20 the kernel does not filter, and lists the routes of all tables.
-        let filtered = Self::open()?;
-        let _ = netns::sockopt::filter_dumps(&filtered.0);
+        let _ = netns::sockopt::filter_dumps(&self.0);
         for family in IpFamily::ALL {
             let mut m = RouteMessage::default();
             m.header.address_family = address_family(family);
             m.attributes = vec![RouteAttribute::Table(table)];
-            let answers = match filtered.dump(RouteNetlinkMessage::GetRoute(m)) {
+            let answers = match self.dump(RouteNetlinkMessage::GetRoute(m)) {
                 Err(e) if is_errno(&e, libc::ENOENT) => continue, // no such table
                 answers => answers.map_err(failed("cannot list routes"))?,
             };
@@ -248,6 +252,11 @@ impl Routing {
     /// Sends a dump request and collects the bodies of the answers.
     pub(crate) fn dump(&self, request: RouteNetlinkMessage) -> io::Result<Vec<Vec<u8>>> {
         request_bodies(&self.0, request, NLM_F_REQUEST | NLM_F_DUMP)
+    }
+
+    /// Sends a request about one object and returns the bodies of the answers.
+    pub(crate) fn get(&self, request: RouteNetlinkMessage) -> io::Result<Vec<Vec<u8>>> {
+        request_bodies(&self.0, request, NLM_F_REQUEST | NLM_F_ACK)
     }
 
     fn request(

@@ -10,11 +10,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use nft::netlink::{NetlinkSocket, Protocol};
 
 use crate::addresses::local_address;
 use crate::error::{RedirectError, failed};
+use crate::links::Link;
 use crate::netlink::request;
 use crate::plan::{InterfaceName, Network, Plan};
 use crate::routing::Routing;
@@ -35,16 +34,16 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Reads those of the calling thread's namespace, given the priorities for its ip rules.
-    pub(crate) fn read(priorities: RulePriorities) -> Result<Self, RedirectError> {
-        let socket = NetlinkSocket::open(Protocol::Route);
-        let socket = socket.map_err(failed("cannot access addresses over netlink"))?;
-        let dump = |message, what: &str| {
-            let answers = request(&socket, message, NLM_F_REQUEST | NLM_F_DUMP);
-            answers.map_err(failed(what))
-        };
+    /// Reads the addresses of the calling thread's namespace, given its interfaces and the
+    /// priorities for its ip rules.
+    pub(crate) fn read(
+        routing: &Routing,
+        links: &[Link],
+        priorities: RulePriorities,
+    ) -> Result<Self, RedirectError> {
         let get = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let answers = dump(get, "cannot list addresses")?;
+        let answers = request(&routing.0, get, NLM_F_REQUEST | NLM_F_DUMP);
+        let answers = answers.map_err(failed("cannot list addresses"))?;
         let listed = answers.iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewAddress(m) => {
                 let net = IpNet::new(usable_address(m)?, m.header.prefix_len).ok()?;
@@ -57,17 +56,13 @@ impl Surroundings {
         // Stable, so that all others keep their order.
         let preferred = preferred_sources();
         addresses.sort_by_key(|a| !preferred.contains(a));
-        let get = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let answers = dump(get, "cannot list interfaces")?;
-        let links = answers.iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(m) => Some((m, name(m)?)),
-            _ => None,
-        });
-        let links: Vec<(&LinkMessage, InterfaceName)> = links.collect();
-        let bridges = links.iter().filter(|(link, _)| is_bridge(link));
-        let bridges: BTreeMap<u32, &InterfaceName> = bridges
-            .map(|(link, name)| (link.header.index, name))
-            .collect();
+        let named = links
+            .iter()
+            .filter_map(|link| Some((link, link.name.parse().ok()?)));
+        let named: Vec<(&Link, InterfaceName)> = named.collect();
+        let bridges = named.iter().filter(|(link, _)| link.is_bridge());
+        let bridges: BTreeMap<u32, &InterfaceName> =
+            bridges.map(|(link, name)| (link.index, name)).collect();
         let networks = listed.iter().map(|(index, address, has_route)| {
             let bridge = bridges.get(index).map(|name| (*name).clone());
             let (address, has_route) = (*address, *has_route || bridge.is_some());
@@ -75,7 +70,7 @@ impl Surroundings {
         });
         Ok(Self {
             networks: networks.flatten().collect(),
-            interfaces: links.iter().map(|(_, name)| name.clone()).collect(),
+            interfaces: named.into_iter().map(|(_, name)| name).collect(),
             addresses,
             priorities,
         })
@@ -88,9 +83,7 @@ impl Plan {
     /// addresses do not have. Patterns of interfaces are replaced by the interfaces that match.
     pub(crate) fn within(&self, surroundings: &Surroundings) -> Self {
         let mut plan = self.clone();
-        let mut known: BTreeSet<IpAddr> = plan.addresses.iter().copied().collect();
-        let found = surroundings.addresses.iter().copied();
-        plan.addresses.extend(found.filter(|a| known.insert(*a)));
+        plan.addresses = self.addresses_within(surroundings);
         let (patterns, mut names): (BTreeSet<_>, BTreeSet<_>) = plan
             .reroute_interfaces
             .into_iter()
@@ -109,13 +102,13 @@ impl Plan {
         plan
     }
 
-    /// The plan as it is rendered in the calling thread's namespace.
-    ///
-    /// # Errors
-    /// [`RedirectError`] if the kernel does not answer.
-    pub fn in_this_namespace(&self) -> Result<Self, RedirectError> {
-        let rules = Routing::open()?.rules()?;
-        Ok(self.within(&Surroundings::read(rules.priorities)?))
+    /// The addresses of the plan, followed by all others of a namespace.
+    pub fn addresses_within(&self, surroundings: &Surroundings) -> Vec<IpAddr> {
+        let mut addresses = self.addresses.clone();
+        let mut known: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+        let found = surroundings.addresses.iter().copied();
+        addresses.extend(found.filter(|a| known.insert(*a)));
+        addresses
     }
 }
 
@@ -140,21 +133,6 @@ fn has_route(m: &AddressMessage) -> bool {
     let without = AddressFlags::Noprefixroute;
     !m.header.flags.contains(AddressHeaderFlags::Secondary)
         && !flags.is_some_and(|f| f.intersects(without))
-}
-
-fn is_bridge(m: &LinkMessage) -> bool {
-    let is_kind = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Bridge));
-    m.attributes.iter().any(|a| match a {
-        LinkAttribute::LinkInfo(infos) => infos.iter().any(is_kind),
-        _ => false,
-    })
-}
-
-fn name(m: &LinkMessage) -> Option<InterfaceName> {
-    m.attributes.iter().find_map(|a| match a {
-        LinkAttribute::IfName(name) => name.parse().ok(),
-        _ => None,
-    })
 }
 
 /// The source addresses of connections to destinations beyond the links, one per family with a

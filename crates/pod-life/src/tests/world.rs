@@ -306,12 +306,16 @@ impl World {
                         self.is_captured |= !fails;
                         Answer::PlanApplied(if fails { Err(refusal()) } else { Ok(()) })
                     }
-                    Work::Verify { .. } => {
+                    Work::Verify { plan, .. } => {
                         let repaired = (!self.is_captured && !fails)
                             .then(|| ("a rule".to_owned(), "nft".to_owned(), Duration::ZERO));
                         self.is_captured |= !fails;
                         let drift = crate::Finding::Drift("a rule".to_owned());
-                        let result = if fails { Err(drift) } else { Ok(()) };
+                        let result = if fails {
+                            Err(drift)
+                        } else {
+                            Ok(plan.addresses)
+                        };
                         Answer::RulesChecked(RulesCheck { repaired, result })
                     }
                     Work::ReleaseExceptions { .. } => {

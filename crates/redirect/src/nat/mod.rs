@@ -14,13 +14,13 @@ pub(crate) mod xtables;
 use crate::driver::{ApplyOutcome, Driver, Exceptions};
 use crate::error::{RedirectError, iptables_failed};
 use crate::iptables_program::Variant;
-use crate::netfilter::{NftSession, chain_names, read_xtables, write_netfilter};
+use crate::netfilter::{NftSession, read_xtables, write_netfilter};
 use crate::plan::{ExistingConnections, Plan};
 use crate::remove::remove;
 use crate::return_path;
-use crate::routing::Routing;
 use crate::sockets::{abort_open_connections, captured_connections};
 use crate::state::DesiredState;
+use crate::target::Target;
 
 /// The `nat` capture, by what writes its rules.
 pub(crate) enum Nat {
@@ -44,28 +44,31 @@ impl Driver for Nat {
         }
     }
 
-    fn apply(&self, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
+    fn apply(&self, target: &Target, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
         let mut session = NftSession::default();
-        let is_first = is_first(&mut session)?;
-        self.install(&mut session, plan, is_first)
+        let is_first = is_first(&mut session, target)?;
+        let applied = self.install(&mut session, target, plan, is_first)?;
+        session.close(); // the plugin exits soon
+        Ok(applied)
     }
 
     /// Like [`apply`](Driver::apply), with the guard written last.
-    fn join(&self, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
+    fn join(&self, target: &Target, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
         let mut session = NftSession::default();
-        let is_first = is_first(&mut session)?;
+        let is_first = is_first(&mut session, target)?;
         if matches!(self, Self::NfTables) && !plan.adopt {
             session.replace_table(&table::joining_table(plan))?;
         }
-        self.install(&mut session, plan, is_first)
+        self.install(&mut session, target, plan, is_first)
     }
 
-    fn repair(&self, plan: &Plan, _: &Exceptions) -> Result<(), RedirectError> {
-        self.write(&mut NftSession::default(), plan)
+    fn repair(&self, target: &Target, plan: &Plan, _: &Exceptions) -> Result<(), RedirectError> {
+        self.write(&mut NftSession::default(), target, plan)
     }
 
     fn leave(
         &self,
+        target: &Target,
         plan: &Plan,
         _: &Exceptions,
         keep_return_path: bool,
@@ -78,18 +81,18 @@ impl Driver for Nat {
             remove()?;
             return Ok(0);
         }
-        let routing = Routing::open()?;
-        routing.add_rules(&return_path::policy_rules(plan), &routing.rules()?.own)?;
+        let Target { routing, rules, .. } = target;
+        routing.add_rules(&return_path::policy_rules(plan), rules)?;
+        let mut session = NftSession::default();
         match self {
             Self::NfTables => {
                 let table = table::leaving_table(plan);
-                let mut session = NftSession::default();
                 if session.read_table()?.as_ref() != Some(&table) {
                     session.replace_table(&table)?;
                 }
             }
             Self::Iptables(variant) => {
-                let present = read_xtables(&chain_names()?)?;
+                let present = read_xtables(&session.existing_tables()?)?;
                 let mut tables = xtables::leaving_tables(plan);
                 // A missing table was removed by an earlier call.
                 tables.retain(|t| present.iter().any(|p| p.same_table(t) && p != t));
@@ -106,10 +109,11 @@ impl Nat {
     fn install(
         &self,
         session: &mut NftSession,
+        target: &Target,
         plan: &Plan,
         is_first: bool,
     ) -> Result<ApplyOutcome, RedirectError> {
-        self.write(session, plan)?;
+        self.write(session, target, plan)?;
         match plan.existing_connections {
             ExistingConnections::Reset if is_first => Ok(ApplyOutcome {
                 exempted: Exceptions::new(),
@@ -122,13 +126,17 @@ impl Nat {
         }
     }
 
-    fn write(&self, session: &mut NftSession, plan: &Plan) -> Result<(), RedirectError> {
-        let routing = Routing::open()?;
-        let observed = routing.rules()?.own;
+    fn write(
+        &self,
+        session: &mut NftSession,
+        target: &Target,
+        plan: &Plan,
+    ) -> Result<(), RedirectError> {
+        let Target { routing, rules, .. } = target;
         let desired = self.render(plan, &Exceptions::new());
         write_netfilter(session, &desired, self.variant(), plan.adopt)?;
-        routing.install(&desired, &observed)?;
-        routing.delete_others(&desired, &observed)
+        routing.install(&desired, rules)?;
+        routing.delete_others(&desired, rules)
     }
 
     fn variant(&self) -> Option<Variant> {
@@ -141,6 +149,6 @@ impl Nat {
 
 /// Whether the namespace has no rules of an earlier plan. Connections that are open then are older
 /// than the join.
-fn is_first(session: &mut NftSession) -> Result<bool, RedirectError> {
-    Ok(session.read_table()?.is_none() && Routing::open()?.rules()?.own.is_empty())
+fn is_first(session: &mut NftSession, target: &Target) -> Result<bool, RedirectError> {
+    Ok(target.rules.is_empty() && !session.has_table()?)
 }

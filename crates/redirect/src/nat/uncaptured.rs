@@ -13,6 +13,9 @@ use crate::sockets::{TcpSocket, abort, application_sockets};
 fn uncaptured_sockets(plan: &Plan) -> Result<Vec<TcpSocket>, RedirectError> {
     let mut sockets = application_sockets(plan)?;
     sockets.retain(|s| !is_excluded(plan, s));
+    if sockets.is_empty() {
+        return Ok(sockets);
+    }
     let (conntrack, mut out) = (Socket::open()?, Vec::new());
     for socket in sockets {
         match tracked_connection(&conntrack, socket.local, socket.peer) {

@@ -23,11 +23,11 @@ use crate::plan::{ExistingConnections, Plan};
 use crate::policy_rule::PolicyRule;
 use crate::remove::remove;
 use crate::return_path;
-use crate::routing::Routing;
 use crate::sockets::{
     abort_open_connections, captured_connections, limited, may_exceed_rules, uncaptured_connections,
 };
 use crate::state::{DesiredState, exceptions_in};
+use crate::target::Target;
 
 /// The `routed` capture.
 pub(crate) struct Routed;
@@ -54,34 +54,40 @@ impl Driver for Routed {
         }
     }
 
-    fn apply(&self, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
-        self.install(plan, PodPhase::New, None)
+    fn apply(&self, target: &Target, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
+        self.install(target, plan, PodPhase::New, None)
     }
 
-    fn join(&self, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
-        self.install(plan, PodPhase::Running, None)
+    fn join(&self, target: &Target, plan: &Plan) -> Result<ApplyOutcome, RedirectError> {
+        self.install(target, plan, PodPhase::Running, None)
     }
 
-    fn repair(&self, plan: &Plan, exceptions: &Exceptions) -> Result<(), RedirectError> {
-        self.install(plan, PodPhase::Enrolled, Some(exceptions))
+    fn repair(
+        &self,
+        target: &Target,
+        plan: &Plan,
+        exceptions: &Exceptions,
+    ) -> Result<(), RedirectError> {
+        self.install(target, plan, PodPhase::Enrolled, Some(exceptions))
             .map(drop)
     }
 
     fn leave(
         &self,
+        target: &Target,
         plan: &Plan,
         exceptions: &Exceptions,
         keep_return_path: bool,
     ) -> Result<usize, RedirectError> {
-        let routing = Routing::open()?;
-        let (observed, return_rules) = (routing.rules()?.own, return_path::policy_rules(plan));
+        let (routing, observed) = (&target.routing, &target.rules);
+        let return_rules = return_path::policy_rules(plan);
         // A packet that the table marks is routed by its mark only.
-        routing.add_rules(&return_rules, &observed)?;
+        routing.add_rules(&return_rules, observed)?;
         let mut session = NftSession::default();
-        let begins = is_capturing(&mut session, &observed)?;
+        let begins = is_capturing(&mut session, observed)?;
         if begins {
             session.replace_table(&stop_capturing_table(plan, exceptions))?;
-            routing.add_rules(&captured_rules(plan)?, &observed)?;
+            routing.add_rules(&captured_rules(plan)?, observed)?;
             routing.delete_rules(observed.iter().filter(|r| r.captures()))?;
         }
         // No new connections are captured, so this list is final.
@@ -106,16 +112,16 @@ impl Routed {
     /// `known` are the exceptions of an enrolled pod.
     fn install(
         &self,
+        target: &Target,
         plan: &Plan,
         phase: PodPhase,
         known: Option<&Exceptions>,
     ) -> Result<ApplyOutcome, RedirectError> {
-        let routing = Routing::open()?;
-        let observed = routing.rules()?.own;
+        let (routing, observed) = (&target.routing, &target.rules);
         // If a plan was applied before, open connections are captured or exempted already. A pod
         // that is still leaving counts as new: connections that it opened since are not captured.
         let mut session = NftSession::default();
-        let is_first = phase != PodPhase::Enrolled && !is_capturing(&mut session, &observed)?;
+        let is_first = phase != PodPhase::Enrolled && !is_capturing(&mut session, observed)?;
         let joins = is_first && phase == PodPhase::Running && !plan.adopt;
         let open = || -> Result<Exceptions, RedirectError> {
             let open = limited(uncaptured_connections(plan)?)?;
@@ -136,7 +142,7 @@ impl Routed {
             (None, ExistingConnections::Keep) if is_first => open()?,
             (None, _) if is_first => Exceptions::new(),
             (None, _) => open()?
-                .intersection(&exceptions_in(&observed))
+                .intersection(&exceptions_in(observed))
                 .copied()
                 .collect(),
         };
@@ -145,17 +151,20 @@ impl Routed {
         // The guard blocks unmarked packets, so netfilter rules come first and the capturing ip
         // rule last; the joining table blocks new connections until all are there.
         if joins {
-            routing.install(&desired, &observed)?;
+            routing.install(&desired, observed)?;
             write_netfilter(&mut session, &desired, None, plan.adopt)?;
         } else {
             write_netfilter(&mut session, &desired, None, plan.adopt)?;
-            routing.install(&desired, &observed)?;
+            routing.install(&desired, observed)?;
         }
-        routing.delete_others(&desired, &observed)?;
+        routing.delete_others(&desired, observed)?;
         let aborted = match plan.existing_connections {
             ExistingConnections::Reset if is_first => abort_open_connections(&plan.addresses)?,
             _ => 0,
         };
+        if phase == PodPhase::New {
+            session.close(); // the plugin exits soon
+        }
         Ok(ApplyOutcome { exempted, aborted })
     }
 }
