@@ -171,8 +171,11 @@ fn probes_need_their_own_source_address_in_both_families() {
     ] {
         assert_eq!(with(cidrs, ports.clone()), count, "{cidrs:?} {ports}");
     }
-    let mut without_link_local = policy(json!({ "ingress": [{ "from": [{ "ipBlock": {
-        "cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"] } }] }] }));
+    let all_but_link_local = json!([
+        { "ipBlock": { "cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"] } },
+        { "ipBlock": { "cidr": "::/0" } },
+    ]);
+    let mut without_link_local = policy(json!({ "ingress": [{ "from": all_but_link_local }] }));
     assert_eq!(probes(&[without_link_local.clone()]).len(), 1);
     // A pod without network probes.
     without_link_local["spec"]["podSelector"]["matchLabels"]["app"] = json!(CLIENT);
