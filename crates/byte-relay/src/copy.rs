@@ -2,16 +2,17 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::{Future, pending};
-use std::pin::Pin;
+use std::future::{Future, pending, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::StreamEnd;
+use crate::chunks::Chunks;
 use crate::splice::{Moved, move_bulk};
 
 /// How long a side may accept nothing of what precedes a reset. An orderly end waits for as long as
@@ -27,7 +28,13 @@ pub trait Source {
     /// Reads the next bytes, which are never empty; `None` at a half-close. A socket is read up to
     /// `size` bytes at a time. May be cancelled. Fails with the end of the side, after all bytes
     /// before it.
-    async fn read(&mut self, size: usize) -> Result<Option<Bytes>, StreamEnd>;
+    async fn read(&mut self, size: usize) -> Result<Option<Chunks>, StreamEnd>;
+
+    /// What was read last must wait until the sink accepts it. It may be parts of larger blocks.
+    fn keep(&mut self, _bytes: &mut Chunks) {}
+
+    /// Takes back what was read last, all of which is written, to use its memory again.
+    fn reclaim(&mut self, _written: Chunks) {}
 
     /// Receives in the meantime what cannot wait; never completes.
     async fn fill(&mut self) -> Infallible {
@@ -54,7 +61,7 @@ pub trait Sink {
 
     /// Writes and removes the first of the bytes, as many as the side accepts, at least one. May be
     /// cancelled. Fails with the end of the side.
-    async fn write(&mut self, bytes: &mut Bytes) -> Result<(), StreamEnd>;
+    async fn write(&mut self, bytes: &mut Chunks) -> Result<(), StreamEnd>;
 
     /// The socket to which bytes can be moved as well.
     fn socket(&self) -> Option<&TcpStream> {
@@ -231,6 +238,16 @@ impl Turn {
     }
 }
 
+/// What a future returns without waiting; `None` if it would wait.
+async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
 /// Copies one direction until it finishes, and then watches the sink until both have finished.
 async fn copy(
     source: &mut impl Source,
@@ -255,16 +272,23 @@ async fn copy(
         };
         let length = bytes.len();
         while !bytes.is_empty() {
-            let written = tokio::select! {
-                biased;
-                written = sink.write(&mut bytes) => written,
-                never = source.fill() => match never {},
+            let written = match at_once(sink.write(&mut bytes)).await {
+                Some(written) => written,
+                None => {
+                    source.keep(&mut bytes);
+                    tokio::select! {
+                        biased;
+                        written = sink.write(&mut bytes) => written,
+                        never = source.fill() => match never {},
+                    }
+                }
             };
             if let Err(end) = written {
                 return Stop::Sink(end);
             }
             this.count_write();
         }
+        source.reclaim(bytes);
         record(length);
         source.release(length);
         if turn.is_over(length) {
@@ -293,7 +317,7 @@ async fn copy(
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use bytes::{Buf, Bytes};
 
     use super::*;
 
@@ -302,10 +326,10 @@ mod tests {
     struct AlwaysReady(Cell<usize>, usize);
 
     impl Source for AlwaysReady {
-        async fn read(&mut self, _: usize) -> Result<Option<Bytes>, StreamEnd> {
+        async fn read(&mut self, _: usize) -> Result<Option<Chunks>, StreamEnd> {
             let left = self.0.get();
             self.0.set(left.saturating_sub(1));
-            Ok((left > 0).then(|| Bytes::from(vec![0; self.1])))
+            Ok((left > 0).then(|| Bytes::from(vec![0; self.1]).into()))
         }
     }
 
@@ -314,8 +338,8 @@ mod tests {
             self.1
         }
 
-        async fn write(&mut self, bytes: &mut Bytes) -> Result<(), StreamEnd> {
-            bytes.clear();
+        async fn write(&mut self, bytes: &mut Chunks) -> Result<(), StreamEnd> {
+            bytes.advance(bytes.len());
             Ok(())
         }
 

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chunks;
 mod copy;
 mod splice;
 mod tcp_side;
@@ -15,6 +16,7 @@ use std::io;
 
 use tokio::net::TcpStream;
 
+pub use chunks::Chunks;
 pub use copy::{STALLED, Side, Sink, Source, relay};
 pub use splice::close_spare_pipes;
 pub use tcp_side::until_reset;

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use netns::sockopt::{reset_on_close, unacknowledged};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
@@ -16,10 +16,13 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{sleep, timeout};
 
 use crate::StreamEnd;
+use crate::chunks::Chunks;
 use crate::copy::{STALLED, Side, Sink, Source};
 
 /// How many bytes are written to a socket at once.
 const WRITE_SIZE: usize = 64 * 1024;
+/// Smaller reads are copied.
+const SMALL_READ: usize = 32 * 1024;
 /// Bounds of the interval at which undelivered data is checked, which the kernel does not report.
 const CHECK_INTERVAL: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(200)];
 /// How long a reset waits for sent data to arrive. A reset that overtakes data is ignored by its
@@ -35,7 +38,11 @@ thread_local! {
 }
 
 /// The receiving half of a connection.
-pub(crate) struct TcpSource<'a>(ReadHalf<'a>);
+pub(crate) struct TcpSource<'a> {
+    half: ReadHalf<'a>,
+    /// Size of the buffer that the last read has filled or not.
+    size: usize,
+}
 
 /// The sending half of a connection.
 pub(crate) struct TcpSink<'a>(WriteHalf<'a>);
@@ -44,7 +51,10 @@ impl<'a> Side<TcpSource<'a>, TcpSink<'a>> {
     pub(crate) fn of(tcp: &'a mut TcpStream) -> Self {
         let (read, write) = tcp.split();
         Self {
-            source: TcpSource(read),
+            source: TcpSource {
+                half: read,
+                size: 0,
+            },
             sink: TcpSink(write),
         }
     }
@@ -64,14 +74,15 @@ impl Source for TcpSource<'_> {
     /// Small results are copied, so that they hold no large buffer while they wait. After a read
     /// that was not filled, tokio waits for the kernel to announce more: it does not read again
     /// only to learn that there is nothing.
-    async fn read(&mut self, size: usize) -> Result<Option<Bytes>, StreamEnd> {
+    async fn read(&mut self, size: usize) -> Result<Option<Chunks>, StreamEnd> {
+        self.size = size;
         let read = poll_fn(|cx| {
             BUFFER.with_borrow_mut(|buffer| {
                 buffer.reserve(size);
                 let mut room = (&mut *buffer).limit(size);
-                let read = ready!(pin!(self.0.read_buf(&mut room)).poll(cx));
+                let read = ready!(pin!(self.half.read_buf(&mut room)).poll(cx));
                 Poll::Ready(read.map(|read| {
-                    if read < size / 2 {
+                    if read < SMALL_READ.min(size / 2) {
                         let bytes = Bytes::copy_from_slice(buffer);
                         buffer.clear();
                         bytes
@@ -82,11 +93,30 @@ impl Source for TcpSource<'_> {
             })
         });
         let bytes = read.await.map_err(StreamEnd::Reset)?;
-        Ok(Some(bytes).filter(|b| !b.is_empty()))
+        Ok(Some(bytes).filter(|b| !b.is_empty()).map(Chunks::from))
+    }
+
+    /// Copies what occupies the smaller part of its buffer.
+    fn keep(&mut self, bytes: &mut Chunks) {
+        if bytes.len() < self.size / 2 {
+            bytes.detach();
+            self.size = 0;
+        }
+    }
+
+    fn reclaim(&mut self, written: Chunks) {
+        if let Some(mut memory) = written.into_memory() {
+            BUFFER.with_borrow_mut(|buffer| {
+                if buffer.capacity() < self.size {
+                    memory.reserve(self.size); // what was written is in front
+                    *buffer = memory;
+                }
+            });
+        }
     }
 
     fn socket(&self) -> Option<&TcpStream> {
-        Some(self.0.as_ref())
+        Some(self.half.as_ref())
     }
 }
 
@@ -95,13 +125,10 @@ impl Sink for TcpSink<'_> {
         WRITE_SIZE
     }
 
-    async fn write(&mut self, bytes: &mut Bytes) -> Result<(), StreamEnd> {
-        match self.0.write(bytes).await {
+    async fn write(&mut self, bytes: &mut Chunks) -> Result<(), StreamEnd> {
+        match self.0.write_buf(bytes).await {
             Ok(0) => Err(StreamEnd::Reset(io::ErrorKind::WriteZero.into())),
-            Ok(n) => {
-                bytes.advance(n);
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             Err(e) => Err(StreamEnd::Reset(e)),
         }
     }

@@ -16,6 +16,23 @@ fn small_windows() -> Config {
     }
 }
 
+const ROUND_TRIP_MS: u64 = 10;
+
+/// A pair of which the server has learned how long a round trip takes.
+fn distant_pair(round_trip_ms: u64) -> (End, End) {
+    let config = small_windows();
+    let (mut client, mut server) = (
+        End::new(Role::Client, config),
+        End::new(Role::Server, config),
+    );
+    client.feed(&server.connection.take_output());
+    server.now_ms = round_trip_ms;
+    exchange(&mut client, &mut server);
+    client.seen.clear();
+    server.seen.clear();
+    (client, server)
+}
+
 /// Sends as much as is allowed; returns how much.
 fn send_all(from: &mut End, to: &mut End, id: StreamId) -> usize {
     let mut sent = 0;
@@ -178,14 +195,14 @@ fn padding_counts_and_returns_at_once() {
     );
 }
 
-/// What a client can send within 20 round trips of 10 ms to a server that takes everything at once.
-fn bulk(budget: u64) -> usize {
-    let (mut client, mut server) = pair(small_windows());
+/// What a client can send within 20 round trips to a server that takes everything at once.
+fn bulk(budget: u64, round_trip_ms: u64) -> usize {
+    let (mut client, mut server) = distant_pair(round_trip_ms);
     server.connection.set_growth_budget(budget);
     let id = client.open();
     exchange(&mut client, &mut server);
     let mut total = 0;
-    for round in 1..=20 {
+    for _ in 1..=20 {
         loop {
             let capacity = client.connection.capacity(id) as usize;
             if capacity == 0 {
@@ -197,7 +214,7 @@ fn bulk(budget: u64) -> usize {
             total += capacity;
         }
         server.events();
-        server.now_ms = round * 10;
+        server.now_ms += round_trip_ms;
         exchange(&mut client, &mut server);
         client.events();
     }
@@ -206,29 +223,30 @@ fn bulk(budget: u64) -> usize {
 
 #[test]
 fn a_window_that_limits_grows_within_the_budget_while_the_application_keeps_up() {
-    let fixed = bulk(0);
-    let grown = bulk(1_000_000);
-    let little = bulk(50_000);
+    let fixed = bulk(0, ROUND_TRIP_MS);
+    let grown = bulk(1_000_000, ROUND_TRIP_MS);
+    let little = bulk(50_000, ROUND_TRIP_MS);
     assert!(grown > 4 * fixed, "{grown} against {fixed}");
     assert!(
         little > fixed && little < 2 * fixed,
         "{little} against {fixed}"
     );
+    assert_eq!(bulk(1_000_000, 1), fixed, "nearer than times can tell");
 }
 
 #[test]
 fn the_window_of_a_slow_application_does_not_grow() {
-    let (mut client, mut server) = pair(small_windows());
+    let (mut client, mut server) = distant_pair(ROUND_TRIP_MS);
     server.connection.set_growth_budget(1_000_000);
     let id = client.open();
     exchange(&mut client, &mut server);
     let mut unread = 0;
-    for round in 1..20 {
+    for _ in 1..20 {
         unread += send_all(&mut client, &mut server, id);
         assert!(unread <= 100_000);
         server.connection.taken(id, unread / 2, server.now_ms);
         unread -= unread / 2;
-        server.now_ms = round * 10;
+        server.now_ms += ROUND_TRIP_MS;
         exchange(&mut client, &mut server);
     }
     assert!(unread > 40_000);
@@ -236,7 +254,7 @@ fn the_window_of_a_slow_application_does_not_grow() {
 
 #[test]
 fn growth_ends_with_its_stream() {
-    let (mut client, mut server) = pair(small_windows());
+    let (mut client, mut server) = distant_pair(ROUND_TRIP_MS);
     server.connection.set_growth_budget(100_000);
     for _ in 0..5 {
         let id = client.open();

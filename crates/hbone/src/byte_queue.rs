@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
+use byte_relay::Chunks;
 use bytes::{Bytes, BytesMut};
 
 /// Smaller chunks are copied: each may be a slice of a block of 8 KiB and more, which it would keep
 /// in memory.
-const SMALL: usize = 4 * 1024;
+pub(crate) const SMALL: usize = 4 * 1024;
 /// Size at which copied chunks are complete, in bytes.
 const FULL: usize = 16 * 1024;
 /// The same for bytes that are copied in any case, because they are passed on in such writes.
@@ -60,6 +61,21 @@ impl ByteQueue {
         self.chunks.pop_front()
     }
 
+    /// Removes the first bytes: the first chunk, and others up to `most` bytes.
+    pub(crate) fn pop_many(&mut self, most: usize) -> Option<Chunks> {
+        let mut popped = Chunks::from(self.pop()?);
+        let mut length = popped.len();
+        self.complete_tail();
+        while let Some(next) = self.chunks.front()
+            && length + next.len() <= most
+        {
+            length += next.len();
+            popped.push(next.clone());
+            self.chunks.pop_front();
+        }
+        Some(popped)
+    }
+
     fn complete_tail(&mut self) {
         if !self.tail.is_empty() {
             self.chunks
@@ -70,6 +86,8 @@ impl ByteQueue {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Buf;
+
     use super::*;
 
     #[test]
@@ -96,6 +114,20 @@ mod tests {
         }
         let popped: Vec<u8> = std::iter::from_fn(|| queue.pop()).flatten().collect();
         assert_eq!(popped, pushed);
+    }
+
+    #[test]
+    fn many_chunks_are_popped_at_once() {
+        let mut queue = ByteQueue::default();
+        for byte in 1..=3 {
+            queue.push(vec![byte; SMALL].into());
+        }
+        queue.copy(b"tail");
+        let popped = queue.pop_many(2 * SMALL).unwrap();
+        assert_eq!((popped.len(), popped.chunk()), (2 * SMALL, &[1; SMALL][..]));
+        assert_eq!(queue.pop_many(1).unwrap().chunk(), [3; SMALL]);
+        assert_eq!(queue.pop_many(100).unwrap().chunk(), b"tail");
+        assert!(queue.pop_many(100).is_none());
     }
 
     #[test]

@@ -20,4 +20,7 @@ pub struct Http2 {
     pub connection_window: u32,
     /// Largest frame accepted, in bytes.
     pub frame: u32,
+    /// By how many bytes the windows of all streams of a tunnel may grow while they limit distant
+    /// peers. Only the second engine's do.
+    pub growth: u64,
 }

@@ -10,7 +10,7 @@ use crate::error::{ThawError, TunnelError};
 use crate::tunnel::{End, Tunnel};
 
 /// The version of the format. It changes with every field.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// The whole state of a tunnel: a plain value that can be serialised, to be continued by another
 /// process. Its debug output contains neither secrets nor data, and the secrets are erased when it
@@ -31,6 +31,7 @@ pub struct TunnelState {
     records: RecordState,
     http2: H2State,
     max_unsent: usize,
+    beyond: usize,
     opened: Vec<u8>,
     gathered: Vec<u8>,
     end: End,
@@ -48,6 +49,7 @@ impl Tunnel {
             records: self.records.freeze(),
             http2: self.http2.freeze(),
             max_unsent: self.max_unsent,
+            beyond: self.beyond,
             opened: self.opened,
             gathered: self.gathered,
             end: self.end,
@@ -74,6 +76,7 @@ impl TunnelState {
             records: self.records.thaw()?,
             http2: Connection::thaw(self.http2)?,
             max_unsent: self.max_unsent,
+            beyond: self.beyond,
             opened: self.opened,
             gathered: self.gathered,
             end: self.end,

@@ -59,10 +59,32 @@ impl Tunnel {
         data: &[u8],
         end_stream: bool,
     ) -> Result<usize, SendError> {
+        self.send_within(Self::capacity, id, data, end_stream)
+    }
+
+    /// Sends data as [`send`](Self::send), also if the tunnel [is full](Self::is_full): the peer
+    /// reads nothing, and the caller limits how much more waits for it.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_beyond(&mut self, id: StreamId, data: &[u8]) -> Result<usize, SendError> {
+        let capacity = |tunnel: &mut Self, id| tunnel.http2.capacity(id) as usize;
+        let sent = self.send_within(capacity, id, data, false)?;
+        self.beyond += sent;
+        Ok(sent)
+    }
+
+    fn send_within(
+        &mut self,
+        capacity: impl Fn(&mut Self, StreamId) -> usize,
+        id: StreamId,
+        data: &[u8],
+        end_stream: bool,
+    ) -> Result<usize, SendError> {
         let mut accepted = 0;
         loop {
             let rest = &data[accepted..];
-            let length = rest.len().min(self.capacity(id));
+            let length = rest.len().min(capacity(self, id));
             let is_last = end_stream && length == rest.len();
             if length == 0 && !is_last {
                 let is_open = !self.has_ended() && self.http2.can_send(id);

@@ -70,6 +70,8 @@ pub struct Tunnel {
     pub(crate) records: RecordLayer,
     pub(crate) http2: Connection,
     pub(crate) max_unsent: usize,
+    /// How many bytes of data were accepted beyond that, and may not be sent yet.
+    pub(crate) beyond: usize,
     /// Plain text that was received and not handled when the input was held.
     pub(crate) opened: Vec<u8>,
     /// Frames that are not sealed yet, less than fill a record.
@@ -85,6 +87,7 @@ impl Tunnel {
             records,
             http2: Connection::new(role, config.http2, now_ms),
             max_unsent: config.max_unsent,
+            beyond: 0,
             opened: Vec::new(),
             gathered: Vec::new(),
             end: End::Open,
@@ -126,7 +129,7 @@ impl Tunnel {
         loop {
             let (plain, at) = (&input.bytes[..input.opened.end], &mut input.opened.start);
             let event = self.http2.receive(plain, at, now_ms)?;
-            if self.unsent() > self.max_unsent + MAX_ANSWERS {
+            if self.unsent() > self.max_unsent + self.beyond + MAX_ANSWERS {
                 return Err(TunnelError::Unread);
             }
             if let Some(event) = event {
@@ -199,6 +202,9 @@ impl Tunnel {
     /// Panics if there are fewer.
     pub fn sent(&mut self, length: usize) {
         self.records.outgoing().sent(length);
+        if self.beyond > 0 && !self.is_full() {
+            self.beyond = 0;
+        }
     }
 
     /// The number of bytes that wait to be sent. What is not sealed yet counts without the overhead

@@ -203,6 +203,25 @@ fn data_that_waits_to_be_sent_is_limited_but_control_frames_are_not() {
 }
 
 #[test]
+fn data_beyond_the_limit_is_no_reason_to_end_the_tunnel() {
+    let config = Config {
+        max_unsent: 10_000,
+        ..Config::default()
+    };
+    let (mut client, mut server, ids) = connected(config, 20);
+    let data = vec![9; 400_000];
+    for id in &ids {
+        assert_eq!(client.tunnel().send_beyond(*id, &data), Ok(data.len()));
+        assert_eq!(client.tunnel().send(*id, &[1], false), Ok(0));
+    }
+    server.tunnel().ping(0);
+    client.receive(&server.flush()).unwrap();
+    exchange(&mut client, &mut server);
+    assert_eq!(server.data.len(), ids.len() * data.len());
+    assert!(client.tunnel().capacity(ids[0]) > 0);
+}
+
+#[test]
 fn a_peer_that_pings_but_never_reads_ends_the_tunnel() {
     let mut server = Receiver::new(tunnel(Role::Server, Config::default()), false);
     let (mut client, mut wire) = (

@@ -10,6 +10,9 @@ use process::parse_duration as duration;
 
 use super::budget::{Budget, Limits};
 
+/// The part of a pod's budget of unread bytes by which the windows of one tunnel may grow.
+const GROWTH_SHARE: u64 = 16;
+
 /// Command-line and environment settings of the data path.
 #[derive(Debug, Clone, clap::Args)]
 #[group(id = "data")]
@@ -60,8 +63,8 @@ pub(crate) struct Options {
     )]
     pod_max_new_connections: u32,
     /// What tunnels are made of. `own` is experimental: connections share TLS records and system
-    /// calls, but windows do not grow, received bytes are copied once more than necessary, and
-    /// tunnels are not handed over to the next proxy. With TLS12_ENABLED, tunnels use `h2`.
+    /// calls, and windows grow with the distance of the peer, but tunnels are not handed over to
+    /// the next proxy. With TLS12_ENABLED, tunnels use `h2`.
     #[arg(long, env = "UNDERPASS_TUNNEL_ENGINE", value_enum, default_value_t = Engine::H2)]
     tunnel_engine: Engine,
     /// How connections within the node are relayed once they are allowed. `join`: by joining the
@@ -161,6 +164,7 @@ impl Options {
             stream_window: self.http2_stream_window,
             connection_window: self.http2_connection_window,
             frame: self.http2_frame,
+            growth: u64::from(self.pod_max_unread_bytes) / GROWTH_SHARE,
         }
     }
 

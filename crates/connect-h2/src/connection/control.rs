@@ -27,11 +27,12 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn receive_settings_ack(&mut self) -> Result<(), Violation> {
+    pub(super) fn receive_settings_ack(&mut self, now_ms: u64) -> Result<(), Violation> {
         if self.is_acknowledged {
             return Err(Violation::UnexpectedAcknowledgement);
         }
         self.is_acknowledged = true;
+        self.liveness.receive_settings_ack(now_ms);
         self.decoder.set_max_table(self.config.header_table);
         let window = i64::from(self.config.stream_window);
         let change = window - window.max(DEFAULT_WINDOW.into());

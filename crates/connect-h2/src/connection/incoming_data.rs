@@ -15,6 +15,8 @@ use crate::window::Exceeded;
 /// A stream is granted new bytes when they are at least this fraction of its window. Smaller
 /// grants for an application that reads slowly would cost a frame each.
 const STREAM_SHARE: i64 = 4;
+/// Nearer peers are not limited by windows, and times in milliseconds do not tell whether they are.
+const MIN_ROUND_TRIP_MS: u64 = 2;
 
 /// The DATA frame that is being received.
 #[derive(Debug, Serialize, Deserialize)]
@@ -128,8 +130,10 @@ impl Core {
         let since = stream.granted_ms.replace(now_ms);
         let keeps_up = window.unread() <= window.size() / 4;
         let limits = match (since, self.liveness.round_trip_ms()) {
-            // Half a window or more was used within a round trip.
-            (Some(since), Some(round_trip)) => now_ms.saturating_sub(since) <= round_trip,
+            // A quarter of a window or more was used within a round trip.
+            (Some(since), Some(round_trip)) if round_trip >= MIN_ROUND_TRIP_MS => {
+                now_ms.saturating_sub(since) <= round_trip
+            }
             _ => false,
         };
         if keeps_up && limits {
@@ -144,7 +148,6 @@ impl Core {
             self.receive_window.resize(more as i64);
         }
         write::window_update(&mut self.out, id, window.grant());
-        self.measure_round_trip(now_ms);
     }
 
     /// Opens the window of the connection if it is time.

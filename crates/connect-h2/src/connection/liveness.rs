@@ -15,7 +15,7 @@ pub(crate) struct Liveness {
     /// The number of the ping that is not answered, and when it was sent.
     ping: Option<(u64, u64)>,
     pings: u64,
-    /// The shortest time between a ping and its answer.
+    /// The shortest time between a ping or the first settings and the answer.
     round_trip_ms: Option<u64>,
 }
 
@@ -48,10 +48,19 @@ impl Liveness {
             && payload == number.to_be_bytes()
         {
             self.ping = None;
-            let round_trip = now_ms.saturating_sub(sent_ms).max(1);
-            let before = self.round_trip_ms.unwrap_or(u64::MAX);
-            self.round_trip_ms = Some(before.min(round_trip));
+            self.measure(sent_ms, now_ms);
         }
+    }
+
+    /// The peer has acknowledged the settings, which were sent at the start.
+    pub(super) fn receive_settings_ack(&mut self, now_ms: u64) {
+        self.measure(self.started_ms, now_ms);
+    }
+
+    fn measure(&mut self, sent_ms: u64, now_ms: u64) {
+        let round_trip = now_ms.saturating_sub(sent_ms).max(1);
+        let before = self.round_trip_ms.unwrap_or(u64::MAX);
+        self.round_trip_ms = Some(before.min(round_trip));
     }
 }
 
@@ -63,14 +72,6 @@ impl Core {
             let number = self.liveness.pings;
             self.liveness.ping = Some((number, now_ms));
             write::ping(&mut self.out, number.to_be_bytes(), false);
-        }
-    }
-
-    /// Measures the round trip if it is not known: a receive window that limits the peer is
-    /// recognised by it.
-    pub(super) fn measure_round_trip(&mut self, now_ms: u64) {
-        if self.growth_budget > 0 && self.liveness.round_trip_ms.is_none() {
-            self.send_ping(now_ms);
         }
     }
 

@@ -99,7 +99,7 @@ impl Core {
                 Ok(Some(Event::Settings))
             }
             Frame::SettingsAck => {
-                self.receive_settings_ack()?;
+                self.receive_settings_ack(now_ms)?;
                 Ok(None)
             }
             Frame::Ping(payload) => {

@@ -6,7 +6,7 @@ use std::future::{pending, poll_fn};
 use std::io;
 use std::rc::Rc;
 
-use byte_relay::{STALLED, Side, Sink, Source, StreamEnd};
+use byte_relay::{Chunks, STALLED, Side, Sink, Source, StreamEnd};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::sync::oneshot;
@@ -126,11 +126,11 @@ impl StreamSource {
 }
 
 impl Source for StreamSource {
-    async fn read(&mut self, _size: usize) -> Result<Option<Bytes>, StreamEnd> {
+    async fn read(&mut self, _size: usize) -> Result<Option<Chunks>, StreamEnd> {
         loop {
             if let Some(bytes) = self.queue.pop() {
                 self.held.remove(bytes.len());
-                return Ok(Some(bytes));
+                return Ok(Some(bytes.into()));
             }
             match self.ended.take() {
                 Some(Ok(())) => return Ok(None),
@@ -138,7 +138,7 @@ impl Source for StreamSource {
                 None => {}
             }
             if let Some(bytes) = self.receive().await {
-                return Ok(Some(bytes));
+                return Ok(Some(bytes.into()));
             }
         }
     }
@@ -189,7 +189,7 @@ impl Sink for StreamSink {
         self.write_size
     }
 
-    async fn write(&mut self, bytes: &mut Bytes) -> Result<(), StreamEnd> {
+    async fn write(&mut self, bytes: &mut Chunks) -> Result<(), StreamEnd> {
         loop {
             self.send.reserve_capacity(bytes.len());
             let granted = match self.send.capacity() {
@@ -200,7 +200,7 @@ impl Sink for StreamSink {
                 granted => granted,
             };
             if granted > 0 {
-                let chunk = bytes.split_to(granted.min(bytes.len()));
+                let chunk = bytes.split_first(granted);
                 return match self.send.send_data(self.unsent.track(chunk), false) {
                     Ok(()) => Ok(()),
                     Err(_) => Err(self.ended().await),

@@ -44,7 +44,7 @@ impl Client {
         cancel: impl Future<Output = ()> + 'static,
     ) -> io::Result<Self> {
         let config = super::config(&http2, http2.streams, settings::MAX_RESPONSE_HEADERS);
-        let (driver, connection) = established.start(config)?;
+        let (driver, connection) = established.start(config, http2.growth)?;
         tokio::task::spawn_local(async move {
             tokio::select! {
                 result = driver.run(peer, |_| {}) => if let Err(e) = result {

@@ -7,11 +7,17 @@ use std::task::{Context, Poll, Waker};
 
 use http::HeaderMap;
 use tokio::time::Instant;
-use tunnel::{Change, Event, OpenError, RequestHead, ResponseHead, StreamId, Tunnel, Violation};
+use tunnel::{
+    Change, Event, OpenError, RequestHead, ResponseHead, SendError, StreamId, Tunnel, Violation,
+};
 
 use super::Ended;
 use super::wakers::Wakers;
 use crate::byte_queue::ByteQueue;
+
+/// How many bytes a stream may send while the peer reads nothing. The application has then done its
+/// part, and the rest does not depend on its connection.
+const STALLED_BYTES: usize = 256 * 1024;
 
 /// A tunnel, shared by its driver and its streams. Whatever changes it wakes the others.
 pub(super) struct Connection {
@@ -26,6 +32,8 @@ pub(super) struct State {
     driver: Option<Waker>,
     /// Streams that wait until bytes were sent.
     blocked: Wakers,
+    /// Whether the connection has not accepted any output for a while.
+    is_stalled: bool,
     /// Requests that wait until the peer accepts another stream.
     room: Wakers,
     /// How the tunnel has ended.
@@ -36,11 +44,15 @@ pub(super) struct State {
 #[derive(Default)]
 pub(super) struct StreamState {
     pub(super) received: ByteQueue,
+    /// Whether a reader waits, which takes everything as soon as it is woken.
+    pub(super) is_awaited: bool,
     pub(super) response: Option<ResponseHead>,
     /// Whether the peer has half-closed, behind what is in the queue.
     pub(super) has_finished: bool,
     /// Whether this side has half-closed.
     is_finished_here: bool,
+    /// The number of bytes that were sent while the tunnel is stalled.
+    sent_stalled: usize,
     /// How the stream has ended as a whole.
     pub(super) end: Option<End>,
     wakers: Wakers,
@@ -76,6 +88,7 @@ impl Connection {
             streams: HashMap::new(),
             driver: None,
             blocked: Wakers::default(),
+            is_stalled: false,
             room: Wakers::default(),
             ended: None,
         };
@@ -114,13 +127,8 @@ impl Connection {
         self.state.borrow_mut().driver = Some(cx.waker().clone());
     }
 
-    /// Handles an event. `data` is that of [`Event::Data`].
-    pub(super) fn handle(
-        self: &Rc<Self>,
-        state: &mut State,
-        event: Event,
-        data: &[u8],
-    ) -> Option<Request> {
+    /// Handles an event, except [`Event::Data`].
+    pub(super) fn handle(self: &Rc<Self>, state: &mut State, event: Event) -> Option<Request> {
         match event {
             Event::Settings => state.room.wake(),
             Event::GoAway { .. } => state.room.wake(),
@@ -133,9 +141,7 @@ impl Connection {
             Event::Response { id, head } => {
                 state.change_stream(id, |stream| stream.response = Some(head));
             }
-            Event::Data { id, .. } => {
-                state.change_stream(id, |stream| stream.received.copy(data));
-            }
+            Event::Data { .. } => {}
             Event::Stream { id, change } => {
                 state.change_stream(id, |stream| stream.note(change));
                 state.room.wake();
@@ -192,7 +198,42 @@ impl State {
     /// Notes that the first bytes of the output were sent.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.tunnel.sent(bytes);
-        self.blocked.wake();
+        if std::mem::take(&mut self.is_stalled) {
+            self.streams.values_mut().for_each(|s| s.sent_stalled = 0);
+        }
+        if !self.tunnel.is_full() {
+            self.blocked.wake();
+        }
+    }
+
+    /// Notes that the connection has not accepted any output for a while. Each stream may send a
+    /// limited number of bytes meanwhile.
+    pub(super) fn stall(&mut self) {
+        if !std::mem::replace(&mut self.is_stalled, true) {
+            self.blocked.wake();
+        }
+    }
+
+    /// Sends the first of some bytes; 0 if none are accepted now.
+    fn send(&mut self, id: StreamId, data: &[u8]) -> Result<usize, SendError> {
+        if !(self.is_stalled && self.tunnel.is_full()) {
+            return self.tunnel.send(id, data, false);
+        }
+        let stream = self.streams.get_mut(&id).ok_or(SendError::Closed)?;
+        let room = STALLED_BYTES.saturating_sub(stream.sent_stalled);
+        let sent = self.tunnel.send_beyond(id, &data[..data.len().min(room)])?;
+        stream.sent_stalled += sent;
+        Ok(sent)
+    }
+
+    /// Whether the reader of a stream waits for data.
+    pub(super) fn is_awaited(&self, id: StreamId) -> bool {
+        self.streams.get(&id).is_some_and(|s| s.is_awaited)
+    }
+
+    /// Appends received data to a stream.
+    pub(super) fn deliver(&mut self, id: StreamId, append: impl FnOnce(&mut ByteQueue)) {
+        self.change_stream(id, |stream| append(&mut stream.received));
     }
 
     fn wake_driver(&mut self) {
@@ -264,7 +305,7 @@ impl StreamHandle {
             return Poll::Ready(Err(end));
         }
         self.connection
-            .update(|state| match state.tunnel.send(self.id, data, false) {
+            .update(|state| match state.send(self.id, data) {
                 Ok(sent) if sent > 0 => Poll::Ready(Ok(sent)),
                 // Blocked by a window; or the stream has ended, which is about to be noted.
                 _ => {

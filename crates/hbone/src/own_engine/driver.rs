@@ -1,9 +1,9 @@
 //! Moves bytes between a tunnel and its connection.
 
-use std::cell::RefCell;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -12,26 +12,22 @@ use std::time::Duration;
 use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until, timeout};
-use tunnel::{Event, Input, Received, RecordError, TunnelError, Violation};
+use tunnel::{Event, Input, Received, RecordError, StreamId, TunnelError, Violation};
 
-use super::Ended;
 use super::connection::{Connection, Request, State, is_unresponsive};
+use super::{Ended, blocks};
+use crate::byte_queue::SMALL;
 use crate::peer_alert::rejected_by_peer;
 use crate::silence::log_unresponsive;
 use crate::stream::ByteStream;
 
-/// The most that is read at once, in bytes.
-const READ_BUFFER: usize = 256 * 1024;
-/// How many reads follow each other before other tasks have their turn: well below a millisecond of
-/// work.
-const READS_PER_TURN: usize = 2;
+/// How many bytes are read before other tasks have their turn, the readers among them: well below a
+/// millisecond of work.
+const READ_PER_TURN: usize = blocks::BLOCK / 4;
+/// How long the connection may accept nothing before the tunnel counts as stalled, in milliseconds.
+const STALLED_MS: u64 = 250;
 /// How long the end of a tunnel waits for the peer's.
 const LINGER: Duration = Duration::from_secs(5);
-
-thread_local! {
-    /// Where all tunnels of a thread read.
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BUFFER]);
-}
 
 /// Drives a tunnel. Its streams end when it is dropped.
 pub(super) struct Driver {
@@ -39,10 +35,14 @@ pub(super) struct Driver {
     connection: Rc<Connection>,
     /// When the tunnel's time has an effect.
     timer: Pin<Box<Sleep>>,
+    /// Data that was received: where it is in the block, for readers that wait.
+    pieces: Vec<(StreamId, Range<usize>)>,
     /// Whether the input was handled once.
     has_begun: bool,
     /// Whether the peer has sent any frame.
     has_heard: bool,
+    /// When the connection has stopped to accept output.
+    blocked_ms: Option<u64>,
     /// Why nothing can be written any more.
     write_error: Option<io::Error>,
     /// Whether this side of the connection was shut down.
@@ -51,16 +51,19 @@ pub(super) struct Driver {
 
 /// How much a tunnel has received.
 enum Progress {
-    /// There may be more.
-    Some,
+    /// This many bytes, and there may be more.
+    Some(usize),
     /// The peer has closed the tunnel in order.
     Closed,
 }
 
+/// The peer has closed the tunnel in order.
+struct Closed;
+
 /// What was read.
-#[derive(PartialEq, Eq)]
 enum Read {
-    Some,
+    /// This many bytes.
+    Some(usize),
     /// The connection has ended.
     End,
 }
@@ -72,8 +75,10 @@ impl Driver {
             io,
             connection,
             timer,
+            pieces: Vec::new(),
             has_begun: false,
             has_heard: false,
+            blocked_ms: None,
             write_error: None,
             is_shut_down: false,
         }
@@ -116,10 +121,10 @@ impl Driver {
         handle: &mut impl FnMut(Request),
     ) -> Poll<io::Result<()>> {
         self.connection.set_driver(cx);
-        let mut is_ready = true;
-        for _ in 0..READS_PER_TURN {
+        let (mut is_ready, mut read) = (true, 0);
+        while read < READ_PER_TURN {
             match self.poll_receive(cx, handle) {
-                Poll::Ready(Ok(Progress::Some)) => {}
+                Poll::Ready(Ok(Progress::Some(bytes))) => read += bytes.max(1),
                 Poll::Ready(Ok(Progress::Closed)) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
@@ -129,7 +134,12 @@ impl Driver {
             }
         }
         self.poll_tick(cx)?;
-        match self.poll_flush(cx) {
+        let was_blocked = self.blocked_ms.is_some();
+        let flushed = self.poll_flush(cx);
+        if self.blocked_ms.is_some() && !was_blocked {
+            self.poll_tick(cx)?; // waits for the time when the tunnel is stalled
+        }
+        match flushed {
             // What the peer has sent before it closed the connection may say why.
             Poll::Ready(Err(error)) if !self.has_heard => self.write_error = Some(error),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -158,35 +168,41 @@ impl Driver {
         handle: &mut impl FnMut(Request),
     ) -> Poll<io::Result<Progress>> {
         let mut requests = Vec::new();
-        let received =
-            BUFFER.with_borrow_mut(|buffer| self.poll_receive_into(cx, buffer, &mut requests));
+        let received = self.poll_receive_requests(cx, &mut requests);
         requests.into_iter().for_each(handle);
         received
     }
 
-    fn poll_receive_into(
+    fn poll_receive_requests(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
         requests: &mut Vec<Request>,
     ) -> Poll<io::Result<Progress>> {
         let connection = self.connection.clone();
         connection.drive(|state| {
-            let mut input = state.tunnel.input(buffer);
+            let mut block = blocks::take();
+            let mut input = state.tunnel.input(&mut block);
             let read = self.poll_read(cx, &mut input);
             // The first frames may have arrived with the handshake.
             let received = if read.is_ready() || !self.has_begun {
                 self.has_begun = true;
                 self.handle_input(state, &mut input, requests)
             } else {
-                Ok(Progress::Some)
+                Ok(None)
             };
             state.tunnel.hold(input);
+            let block = block.freeze();
+            for (id, range) in self.pieces.drain(..) {
+                state.deliver(id, |queue| queue.push(block.slice(range)));
+            }
+            blocks::put(block);
             let received = match received {
-                Ok(Progress::Some) if ready!(read)? == Read::End => {
-                    state.tunnel.end_of_input().map(|()| Progress::Closed)
-                }
-                received => received,
+                Ok(None) => match ready!(read)? {
+                    Read::Some(bytes) => Ok(Progress::Some(bytes)),
+                    Read::End => state.tunnel.end_of_input().map(|()| Progress::Closed),
+                },
+                Ok(Some(Closed)) => Ok(Progress::Closed),
+                Err(error) => Err(error),
             };
             Poll::Ready(received.map_err(|error| self.describe(error)))
         })
@@ -199,40 +215,58 @@ impl Driver {
         let length = space.filled().len();
         input.fill(length);
         Poll::Ready(Ok(if length > 0 || is_full {
-            Read::Some
+            Read::Some(length)
         } else {
             Read::End
         }))
     }
 
-    /// Handles all of the input that is complete.
+    /// Handles all of the input that is complete, except pieces for readers.
     fn handle_input(
         &mut self,
         state: &mut State,
         input: &mut Input<'_>,
         requests: &mut Vec<Request>,
-    ) -> Result<Progress, TunnelError> {
+    ) -> Result<Option<Closed>, TunnelError> {
         let now_ms = self.connection.now_ms();
         loop {
             match state.tunnel.receive(input, now_ms)? {
                 Received::Event(event) => {
                     self.has_heard = true;
-                    let data = match &event {
-                        Event::Data { range, .. } => input.data(range.clone()),
-                        _ => &[],
-                    };
-                    requests.extend(self.connection.handle(state, event, data));
+                    match event {
+                        Event::Data { id, range } => self.handle_data(state, input, id, range),
+                        event => requests.extend(self.connection.handle(state, event)),
+                    }
                 }
-                Received::NeedMore => return Ok(Progress::Some),
-                Received::Closed => return Ok(Progress::Closed),
+                Received::NeedMore => return Ok(None),
+                Received::Closed => return Ok(Some(Closed)),
             }
+        }
+    }
+
+    /// Passes data on as a part of the block if a reader is about to take it. Otherwise copies it,
+    /// so that data that waits keeps no more memory than its length.
+    fn handle_data(
+        &mut self,
+        state: &mut State,
+        input: &Input<'_>,
+        id: StreamId,
+        range: Range<usize>,
+    ) {
+        let is_first = !self.pieces.iter().any(|(other, _)| *other == id);
+        if is_first && (range.len() < SMALL || !state.is_awaited(id)) {
+            state.deliver(id, |queue| queue.copy(input.data(range)));
+        } else {
+            self.pieces.push((id, range));
         }
     }
 
     /// Lets the tunnel do what is due, and waits for what is due next.
     fn poll_tick(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let connection = self.connection.clone();
-        while let Some(deadline_ms) = connection.drive(|state| state.tunnel.deadline_ms()) {
+        while let Some(due_ms) = connection.drive(|state| state.tunnel.deadline_ms()) {
+            let stalled_ms = self.blocked_ms.map(|since| since + STALLED_MS);
+            let deadline_ms = stalled_ms.map_or(due_ms, |stalled| stalled.min(due_ms));
             let deadline = connection.instant(deadline_ms);
             if deadline < self.timer.deadline() {
                 self.timer.as_mut().reset(deadline);
@@ -245,11 +279,17 @@ impl Driver {
                 self.timer.as_mut().reset(deadline);
                 continue;
             }
-            let ticked = connection.drive(|state| {
-                state.tunnel.release_memory();
-                state.tunnel.tick(now_ms)
-            });
-            ticked.map_err(|error| self.describe(error))?;
+            if stalled_ms.is_some_and(|stalled| now_ms >= stalled) {
+                connection.drive(State::stall);
+                self.blocked_ms = Some(now_ms); // until then nothing more is due
+            }
+            if now_ms >= due_ms {
+                let ticked = connection.drive(|state| {
+                    state.tunnel.release_memory();
+                    state.tunnel.tick(now_ms)
+                });
+                ticked.map_err(|error| self.describe(error))?;
+            }
         }
         Ok(())
     }
@@ -264,11 +304,19 @@ impl Driver {
             loop {
                 let output = state.tunnel.output();
                 if output.is_empty() {
+                    self.blocked_ms = None;
                     return Poll::Ready(Ok(()));
                 }
-                match ready!(Pin::new(&mut self.io).poll_write(cx, output))? {
+                let Poll::Ready(sent) = Pin::new(&mut self.io).poll_write(cx, output) else {
+                    self.blocked_ms.get_or_insert_with(|| connection.now_ms());
+                    return Poll::Pending;
+                };
+                match sent? {
                     0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    sent => state.sent(sent),
+                    sent => {
+                        self.blocked_ms = None;
+                        state.sent(sent);
+                    }
                 }
             }
         })

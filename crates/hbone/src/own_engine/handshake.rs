@@ -70,9 +70,13 @@ impl Established {
     }
 
     /// Begins HTTP/2.
-    pub(super) fn start(self, config: Config) -> io::Result<(Driver, Rc<Connection>)> {
+    pub(super) fn start(self, config: Config, growth: u64) -> io::Result<(Driver, Rc<Connection>)> {
         let Self { io, handshake } = self;
-        let connection = Connection::new(|now_ms| handshake.into_tunnel(config, now_ms));
+        let connection = Connection::new(|now_ms| {
+            let mut tunnel = handshake.into_tunnel(config, now_ms)?;
+            tunnel.set_growth_budget(growth);
+            Ok(tunnel)
+        });
         let connection = connection.map_err(describe)?;
         Ok((Driver::new(io, connection.clone()), connection))
     }

@@ -4,8 +4,8 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use byte_relay::StreamEnd;
-use bytes::{Buf, Bytes};
+use byte_relay::{Chunks, StreamEnd};
+use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::stream::Stream;
@@ -14,7 +14,7 @@ use crate::tunnel::StreamGuard;
 /// A tunnel stream that implements `AsyncRead` and `AsyncWrite`.
 pub(crate) struct StreamIo {
     stream: Stream,
-    unread: Bytes,
+    unread: Chunks,
     _guard: Option<StreamGuard>,
 }
 
@@ -22,7 +22,7 @@ impl StreamIo {
     pub(super) fn new(stream: Stream, guard: Option<StreamGuard>) -> Self {
         Self {
             stream,
-            unread: Bytes::new(),
+            unread: Chunks::default(),
             _guard: guard,
         }
     }
@@ -43,10 +43,16 @@ impl AsyncRead for StreamIo {
                 Err(StreamEnd::Reset(error)) => return Poll::Ready(Err(error)),
             }
         }
-        let read = this.unread.len().min(to.remaining());
-        to.put_slice(&this.unread[..read]);
-        this.unread.advance(read);
-        this.stream.handle.taken(read);
+        let mut taken = 0;
+        while !this.unread.is_empty() && to.remaining() > 0 {
+            let chunk = this.unread.chunk();
+            let read = chunk.len().min(to.remaining());
+            to.put_slice(&chunk[..read]);
+            this.unread.advance(read);
+            taken += read;
+        }
+        this.unread.detach(); // the rest may be part of a block that tunnels read into
+        this.stream.handle.taken(taken);
         Poll::Ready(Ok(()))
     }
 }

@@ -2,6 +2,7 @@
 //! rustls. All streams of a tunnel share it with one driver, which sends once per turn what all of
 //! them have sent.
 
+mod blocks;
 mod client;
 mod connection;
 mod driver;

@@ -76,7 +76,8 @@ pub(crate) async fn serve(
         settings::MAX_STREAMS_ACCEPTED,
         settings::MAX_REQUEST_HEADERS,
     );
-    let (driver, connection) = established.start(super::config(&http2, streams, headers))?;
+    let config = super::config(&http2, streams, headers);
+    let (driver, connection) = established.start(config, http2.growth)?;
     let handle = |Request {
                       handle: stream,
                       head,

@@ -6,8 +6,8 @@ use std::io::{self, ErrorKind};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use byte_relay::{Side, Sink, Source, StreamEnd};
-use bytes::{Buf, Bytes};
+use byte_relay::{Chunks, Side, Sink, Source, StreamEnd};
+use bytes::Buf;
 use h2::Reason;
 use tunnel::{Change, ErrorCode};
 
@@ -16,6 +16,9 @@ use super::io::StreamIo;
 use crate::held::HeldBytes;
 use crate::stream_end::Resets;
 use crate::tunnel::StreamGuard;
+
+/// The most that is passed on at once, in bytes.
+const MOST: usize = 256 * 1024;
 
 /// A bidirectional tunnel stream.
 pub(crate) struct Stream {
@@ -71,11 +74,15 @@ impl Stream {
     }
 
     /// Receives the next bytes, `None` at a half-close, and then the end.
-    pub(super) fn poll_read(&self, cx: &Context<'_>) -> Poll<Result<Option<Bytes>, StreamEnd>> {
-        let read = self.handle.poll(cx, |stream| match stream.received.pop() {
-            Some(bytes) => Some(Ok(Some(bytes))),
-            None if stream.has_finished => Some(Ok(None)),
-            None => stream.end.clone().map(Err),
+    pub(super) fn poll_read(&self, cx: &Context<'_>) -> Poll<Result<Option<Chunks>, StreamEnd>> {
+        let read = self.handle.poll(cx, |stream| {
+            let read = match stream.received.pop_many(MOST) {
+                Some(bytes) => Some(Ok(Some(bytes))),
+                None if stream.has_finished => Some(Ok(None)),
+                None => stream.end.clone().map(Err),
+            };
+            stream.is_awaited = read.is_none();
+            read
         });
         read.map_err(|end| self.end(end))
     }
@@ -111,7 +118,7 @@ pub(super) fn reason(code: ErrorCode) -> Reason {
 }
 
 impl Source for StreamSource {
-    async fn read(&mut self, _size: usize) -> Result<Option<Bytes>, StreamEnd> {
+    async fn read(&mut self, _size: usize) -> Result<Option<Chunks>, StreamEnd> {
         let read = poll_fn(|cx| self.stream.poll_read(cx)).await;
         if let Ok(Some(bytes)) = &read {
             let noted = bytes.len().min(self.noted);
@@ -119,6 +126,11 @@ impl Source for StreamSource {
             self.held.remove(noted);
         }
         read
+    }
+
+    /// Copies what may be parts of the blocks that tunnels read into.
+    fn keep(&mut self, bytes: &mut Chunks) {
+        bytes.detach();
     }
 
     /// Takes account of what arrives while the application does not read.
@@ -163,8 +175,8 @@ impl Sink for StreamSink {
         self.stream.write_size
     }
 
-    async fn write(&mut self, bytes: &mut Bytes) -> Result<(), StreamEnd> {
-        let sent = poll_fn(|cx| self.stream.handle.poll_send(cx, bytes)).await;
+    async fn write(&mut self, bytes: &mut Chunks) -> Result<(), StreamEnd> {
+        let sent = poll_fn(|cx| self.stream.handle.poll_send(cx, bytes.chunk())).await;
         bytes.advance(sent.map_err(|end| self.stream.end(end))?);
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use http::HeaderMap;
 use identity::Credentials;
@@ -18,6 +19,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
 use tokio::task::{LocalSet, spawn_local, yield_now};
+use tokio::time::{sleep, timeout};
 use tunnel::Handshake;
 
 use super::{Client, Established, Stream, serve};
@@ -29,6 +31,7 @@ const HTTP2: Http2 = Http2 {
     stream_window: 1 << 20,
     connection_window: 200 << 20,
     frame: 64 << 10,
+    growth: 16 << 20,
 };
 
 /// A transport whose writes are counted, and can be blocked.
@@ -167,6 +170,144 @@ fn what_all_streams_send_in_a_turn_is_written_at_once() {
             stream.into_io(None).read_exact(&mut data).await.unwrap();
             assert_eq!(data, [7; 100]);
         }
+    });
+}
+
+/// Writes until nothing is accepted for a while; returns how much was.
+async fn fill(stream: &mut (impl AsyncWrite + Unpin)) -> usize {
+    let (mut accepted, chunk) = (0, [7; 10_000]);
+    while let Ok(written) = timeout(Duration::from_millis(50), stream.write(&chunk)).await {
+        accepted += written.unwrap();
+    }
+    accepted
+}
+
+#[test]
+fn every_stream_gets_rid_of_some_bytes_while_the_peer_reads_nothing() {
+    run(async |credentials| {
+        const MAX_UNSENT: usize = 256 << 10;
+        let (here, there) = duplex(1 << 20);
+        let served = serve_on(there, credentials.clone());
+        let gate = Rc::new(Gate::default());
+        let client = connect_on(Gated(here, gate.clone()), &credentials).await;
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            streams.push(open(&client).await.into_io(None));
+        }
+        settle().await;
+        gate.is_closed.set(true);
+        let mut sent = vec![fill(&mut streams[0]).await];
+        assert!((MAX_UNSENT..MAX_UNSENT + 10_000).contains(&sent[0]));
+        for stream in &mut streams[1..] {
+            // The others wait until the tunnel is stalled.
+            stream.write_all(&[7; 200_000]).await.unwrap();
+            sent.push(200_000 + fill(stream).await);
+        }
+        assert!(sent[1..].iter().all(|sent| *sent == MAX_UNSENT));
+        sent[0] += fill(&mut streams[0]).await;
+        assert!((2 * MAX_UNSENT..2 * MAX_UNSENT + 10_000).contains(&sent[0]));
+        gate.open();
+        let theirs = served.take().into_iter().map(|stream| stream.into_io(None));
+        let mut theirs: Vec<_> = theirs.collect();
+        for (stream, sent) in theirs.iter_mut().zip(&sent) {
+            let mut data = vec![0; *sent];
+            stream.read_exact(&mut data).await.unwrap();
+            assert!(data.iter().all(|byte| *byte == 7));
+        }
+        // Afterwards the limit is the usual one.
+        gate.is_closed.set(true);
+        let sent = fill(&mut streams[1]).await;
+        assert!((MAX_UNSENT..MAX_UNSENT + 10_000).contains(&sent));
+    });
+}
+
+/// Lets other tasks do something. Other than [`yield_now`], it does not wait until none is ready.
+async fn pass() {
+    let mut has_passed = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_passed, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[test]
+fn keys_change_under_load_from_both_ends() {
+    run(async |credentials| {
+        const LENGTH: usize = 8 << 20;
+        let (here, there) = duplex(1 << 20);
+        let served = serve_on(there, credentials.clone());
+        let client = connect_on(Gated(here, Rc::default()), &credentials).await;
+        let (ours, refreshing) = (open(&client).await, open(&client).await);
+        settle().await;
+        let mut served = served.take();
+        let (theirs, refreshing_too) = (served.remove(0), served.remove(0));
+        let updates = Rc::new(Cell::new(0));
+        let counted = updates.clone();
+        spawn_local(async move {
+            loop {
+                for end in [&refreshing, &refreshing_too] {
+                    let updated = end.handle.update(|tunnel| tunnel.refresh_traffic_keys());
+                    updated.unwrap();
+                    counted.set(counted.get() + 1);
+                }
+                for _ in 0..4 {
+                    pass().await;
+                }
+            }
+        });
+        let bulk = |stream: Stream, byte: u8| {
+            spawn_local(async move {
+                let (mut read, mut write) = tokio::io::split(stream.into_io(None));
+                let sending = async { write.write_all(&vec![byte; LENGTH]).await.unwrap() };
+                let mut data = vec![0; LENGTH];
+                let receiving = async { read.read_exact(&mut data).await.unwrap() };
+                tokio::join!(sending, receiving);
+                data
+            })
+        };
+        let (ours, theirs) = (bulk(ours, 1), bulk(theirs, 2));
+        assert!(ours.await.unwrap().iter().all(|byte| *byte == 2));
+        assert!(theirs.await.unwrap().iter().all(|byte| *byte == 1));
+        assert!(updates.get() > 10, "{} key updates", updates.get());
+    });
+}
+
+/// Passes bytes on with a delay.
+async fn delay(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let mut buffer = vec![0; 1 << 20];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        sleep(Duration::from_millis(5)).await;
+        to.write_all(&buffer[..length]).await.unwrap();
+    }
+}
+
+#[test]
+fn the_window_of_a_distant_peer_grows() {
+    run(async |credentials| {
+        let (here, near) = duplex(16 << 20);
+        let (far, there) = duplex(16 << 20);
+        let ((near_read, near_write), (far_read, far_write)) =
+            (tokio::io::split(near), tokio::io::split(far));
+        spawn_local(delay(near_read, far_write));
+        spawn_local(delay(far_read, near_write));
+        let served = serve_on(there, credentials.clone());
+        let client = connect_on(Gated(here, Rc::default()), &credentials).await;
+        let mut ours = open(&client).await.into_io(None);
+        settle().await;
+        let mut theirs = served.take().remove(0).into_io(None);
+        let reading = spawn_local(async move {
+            theirs.read_exact(&mut vec![0; 16 << 20]).await.unwrap();
+            theirs
+        });
+        ours.write_all(&vec![7; 16 << 20]).await.unwrap();
+        let _theirs = reading.await.unwrap();
+        sleep(Duration::from_millis(50)).await; // what it was granted last arrives
+        let window = fill(&mut ours).await;
+        assert!(window > 2 * HTTP2.stream_window as usize, "{window}");
     });
 }
 
