@@ -1,7 +1,13 @@
 //! The suites about tunnels again, with the second tunnel engine (`UNDERPASS_TUNNEL_ENGINE=own`):
 //! `underpass_tests::sandbox` recognises this test target. Peers notice no difference.
 
+mod dead_nodes;
 mod hbone;
 mod hbone_wire;
+mod hostile_peers;
+mod openssl_peers;
+mod peer_tls;
+mod restart;
 mod same_node;
 mod stream_ends;
+mod traffic;

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use underpass_tests::binaries::binary;
 use underpass_tests::machine::has_exited;
 use underpass_tests::sandbox::{
-    MESH, Sandbox, VIPS, connect, listen, read_line, serve_echo, until,
+    MESH, Sandbox, VIPS, connect, is_own_engine, listen, read_line, serve_echo, until,
 };
 use underpass_tests::traffic::Traffic;
 
@@ -27,8 +27,14 @@ struct NextProxy {
 }
 
 impl NextProxy {
-    /// Starts a proxy and waits until it is ready.
+    /// Starts a proxy with the same tunnel engine as the sandbox's.
     fn start(sandbox: &Sandbox, node: &str) -> Self {
+        let engine = if is_own_engine() { "own" } else { "h2" };
+        Self::start_with(sandbox, node, engine)
+    }
+
+    /// Starts a proxy with a tunnel engine and waits until it is ready.
+    fn start_with(sandbox: &Sandbox, node: &str, engine: &str) -> Self {
         let (folder, netns) = (sandbox.folder(), NetNs::create().unwrap());
         underpass_tests::wire::configure(&netns, async |handle| {
             let up = rtnetlink::LinkUnspec::new_with_index(1).up().build();
@@ -45,6 +51,7 @@ impl NextProxy {
             .arg("--ca-dir")
             .arg(folder.join("box/ca"))
             .env(DEADLINE.0, DEADLINE.1)
+            .env("UNDERPASS_TUNNEL_ENGINE", engine)
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         netns::process::in_netns(&mut command, &netns).unwrap();
@@ -109,7 +116,8 @@ fn vips() -> impl Iterator<Item = SocketAddr> + Clone {
     VIPS.map(|vip| vip.parse().unwrap()).into_iter()
 }
 
-/// Replaces both proxies in turn, several times, while connections are opened without a pause.
+/// Replaces both proxies in turn, several times, while connections are opened without a pause. The
+/// next proxies have either tunnel engine, so that both ends have each combination.
 fn replace_proxies_under_load(name: &str, capture: &str) {
     const CLIENTS: usize = 8;
     let environment = [("UNDERPASS_CAPTURE", capture), DEADLINE];
@@ -121,9 +129,9 @@ fn replace_proxies_under_load(name: &str, capture: &str) {
         traffic.connect(&client, to);
     }
     let mut last: Vec<Option<NextProxy>> = vec![None, None];
-    for _ in 0..4 {
+    for engine in ["h2", "own", "h2", "own"] {
         for (last, node) in last.iter_mut().zip(["node-2", "node-1"]) {
-            let next = NextProxy::start(&sandbox, node);
+            let next = NextProxy::start_with(&sandbox, node, engine);
             assert_eq!(traffic.failures(), [""; 0], "both proxies of {node} run");
             match last {
                 Some(last) => stop(last.process.id()),
