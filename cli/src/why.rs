@@ -224,6 +224,11 @@ fn render_route(route: &ExplainedRoute) -> String {
     for change in &route.change {
         line("change", change.clone());
     }
+    for onward in &route.onward {
+        let then = "\nthen      from the waypoint, unless its rules lead elsewhere:";
+        let indented = render_route(onward).replace('\n', "\n  ");
+        lines.push(format!("{then}\n  {indented}"));
+    }
     lines.join("\n")
 }
 
@@ -325,6 +330,7 @@ mod tests {
             policy: None,
             decided_elsewhere: None,
             change: Vec::new(),
+            onward: Vec::new(),
             allowed: true,
         }
     }
@@ -384,6 +390,17 @@ mod tests {
         };
         let line = "policy    not evaluated by this proxy; the waypoint decides";
         assert!(render_route(&elsewhere).ends_with(line));
+        let through = ExplainedRoute {
+            onward: vec![ExplainedRoute {
+                workload: Some(party("ns/server", "node-2", true)),
+                ..route(RouteKind::Hbone)
+            }],
+            ..elsewhere
+        };
+        let onward = "\n\nthen      from the waypoint, unless its rules lead elsewhere:\n  \
+                      path      HBONE: because\n  \
+                      endpoint  ns/server on node-2 (spiffe://td/ns/server)";
+        assert!(render_route(&through).ends_with(&format!("{line}{onward}")));
     }
 
     #[test]

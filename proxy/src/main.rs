@@ -13,7 +13,7 @@ mod source;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use admin_http::HostNames;
 use anyhow::Context;
@@ -263,8 +263,11 @@ fn certificates(
 /// Interval between checks whether connections and tunnels have ended.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How long before the end of the drain idle connections are closed, at most half of it.
+const CLOSING_IDLE: Duration = Duration::from_secs(5);
+
 /// Stops accepting connections and waits for open ones to finish, and for their data to be sent;
-/// then closes those that remain after `limit`.
+/// closes idle ones shortly before `limit`, and then those that remain.
 async fn drain(
     proxy: &ProxyState,
     pods: &Pods,
@@ -277,6 +280,11 @@ async fn drain(
         "shutting down: waiting for open connections to finish"
     );
     let _ = lifecycle.send(Lifecycle::Draining); // the workers hold receivers
+    let closing = (limit / 2).min(CLOSING_IDLE);
+    let close_idle = async {
+        tokio::time::sleep(limit - closing).await;
+        let _ = lifecycle.send(Lifecycle::ClosingIdle(Instant::now() + closing)); // as above
+    };
     let idle = async {
         while proxy.listeners.load(Ordering::Acquire) > 0
             || proxy.connections.load(Ordering::Relaxed) > 0
@@ -289,7 +297,15 @@ async fn drain(
             tokio::time::sleep(DRAIN_CHECK_INTERVAL).await;
         }
     };
-    if tokio::time::timeout(limit, idle).await.is_err() {
+    let drained = async {
+        tokio::pin!(idle);
+        tokio::select! {
+            () = &mut idle => return,
+            () = close_idle => {}
+        }
+        idle.await;
+    };
+    if tokio::time::timeout(limit, drained).await.is_err() {
         tracing::warn!(
             connections = proxy.connections.load(Ordering::Relaxed),
             tunnels = proxy.tunnels.load(Ordering::Relaxed),

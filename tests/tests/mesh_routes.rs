@@ -374,6 +374,53 @@ services:"#;
 }
 
 #[test]
+fn an_endpoint_behind_an_unreachable_gateway_is_replaced_by_a_local_one() {
+    // The far endpoint attracts nearly all connections, and nothing listens at its gateway.
+    let far = "  - { name: far, namespace: default, serviceAccount: server, capacity: 1000, \
+               network: far, networkGateway: { destination: /10.77.1.4 }, services: { \
+               default/server.default.svc.cluster.local: { 80: 8080 } } }\n";
+    let mesh = MESH.replace("services:\n  - ", &format!("{far}services:\n  - "));
+    assert_ne!(mesh, MESH);
+    let sandbox = Sandbox::up_with("gateway-down", &mesh);
+    serve_echo(&sandbox.pod("server"), 8080);
+    for vip in VIPS.into_iter().cycle().take(20) {
+        exchange(&mut connect(&sandbox.pod("client"), address(vip)).unwrap());
+    }
+    let log = sandbox.log("node-1", "proxy");
+    assert!(!log.contains("error="), "a connection failed: {log}");
+}
+
+#[test]
+fn the_receiver_names_the_service_that_the_client_addressed() {
+    let another = "another.default.svc.cluster.local";
+    let mesh = MESH.replace(
+        "services: { default/server.default",
+        &format!("services: {{ default/{another}: {{}}, default/server.default"),
+    );
+    let mesh = and_service(
+        &mesh,
+        "{ name: another, namespace: default, vips: [/10.96.0.11, \"/fd96::11\"], ports: { 81: \
+         8080 } }",
+    );
+    let sandbox = Sandbox::up_with("named-service", &mesh);
+    serve_echo(&sandbox.pod("server"), 8080);
+    for (vip, service) in [
+        (VIPS[0], "server.default.svc.cluster.local"),
+        (VIPS[1], "server.default.svc.cluster.local"),
+        ("10.96.0.11:81", another),
+        ("[fd96::11]:81", another),
+    ] {
+        let mut stream = connect(&sandbox.pod("client"), address(vip)).unwrap();
+        exchange(&mut stream);
+        let client = stream.local_addr().unwrap().ip().to_string();
+        drop(stream);
+        let service = format!("dst.service=\"{service}\"");
+        let line = ["connection complete", "direction=\"inbound\"", &client];
+        sandbox.access_line("node-2", &[&line[..], &[&service]].concat());
+    }
+}
+
+#[test]
 fn when_every_endpoint_is_unreachable_the_last_failure_is_logged() {
     let sandbox = Sandbox::up("no-endpoint");
     for vip in VIPS {

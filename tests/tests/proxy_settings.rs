@@ -188,6 +188,22 @@ fn established(sandbox: &Sandbox, pod: &str, port: u16) -> Vec<String> {
 }
 
 #[test]
+fn as_many_connections_wait_to_be_accepted_as_the_pod_allows() {
+    let sandbox = Sandbox::up("backlog");
+    let server = sandbox.pod("server");
+    let limit = server.run(|| std::fs::read_to_string("/proc/sys/net/core/somaxconn"));
+    let limit = limit.unwrap().unwrap();
+    for port in [15001, 15006, 15008] {
+        let mut ss = Command::new("ss");
+        ss.args(["-Hltn", &format!("( sport = :{port} )")]);
+        netns::process::in_netns(&mut ss, &server).unwrap();
+        let listening = String::from_utf8(ss.output().unwrap().stdout).unwrap();
+        let queue = listening.split_whitespace().nth(2);
+        assert_eq!(queue, Some(limit.trim()), "{port}: {listening}");
+    }
+}
+
+#[test]
 fn tunnels_are_shared_and_kept_alive_as_configured() {
     let environment = [
         ("POOL_MAX_STREAMS_PER_CONNECTION", "1"),

@@ -259,3 +259,78 @@ fn data_that_is_not_sent_yet_survives_the_end_of_its_proxy() {
     }
     until("the proxy has exited", || has_exited(sending).then_some(()));
 }
+
+/// A client that keeps its connection for one request after another, like a pool of HTTP. Returns
+/// how many were answered until the connection ended between two of them.
+fn request_until_closed(mut stream: TcpStream) -> usize {
+    let mut answered = 0;
+    loop {
+        stream.write_all(b"?").unwrap();
+        stream.set_read_timeout(None).unwrap();
+        let read = stream.read(&mut [0]);
+        assert_eq!(read.unwrap_or(0), 1, "request {answered} was cut");
+        answered += 1;
+        stream.set_read_timeout(Some(PAUSE)).unwrap();
+        match stream.read(&mut [0]) {
+            Ok(0) => return answered,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            other => panic!("the connection did not end in order: {other:?}"),
+        }
+    }
+}
+
+/// How long the server takes for a request: longer than a connection must be idle to be closed.
+const WORK: std::time::Duration = std::time::Duration::from_millis(400);
+/// How long a client waits before its next request: longer than that as well.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(900);
+
+#[test]
+fn the_end_of_a_drain_cuts_no_request_on_connections_that_are_kept() {
+    for node in ["node-2", "node-1"] {
+        let deadline = (DEADLINE.0, "6s");
+        let sandbox = Sandbox::up_in(&format!("kept-{node}"), MESH, &[deadline]);
+        let listener = listen(&sandbox.pod("server"), 8080);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    while stream.read(&mut [0]).is_ok_and(|n| n == 1) {
+                        std::thread::sleep(WORK);
+                        let _ = stream.write_all(b"!");
+                    }
+                });
+            }
+        });
+        let client = sandbox.pod("client");
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = vips()
+                .cycle()
+                .take(12)
+                .map(|to| connect(&client, to).unwrap())
+                .collect();
+            // All have passed the proxy before it stops accepting.
+            for mut stream in &clients {
+                stream.write_all(b"?").unwrap();
+            }
+            for mut stream in &clients {
+                stream.read_exact(&mut [0]).unwrap();
+            }
+            let clients: Vec<_> = clients
+                .into_iter()
+                .map(|stream| scope.spawn(|| request_until_closed(stream)))
+                .collect();
+            signal(first_proxy(&sandbox, node), Signal::SIGTERM);
+            for client in clients {
+                let answered = client.join().unwrap();
+                assert!(
+                    answered >= 2,
+                    "{answered}: closed before the end of the drain"
+                );
+            }
+        });
+        until("the proxy has exited", || {
+            has_exited(first_proxy(&sandbox, node)).then_some(())
+        });
+        let log = sandbox.log(node, "proxy");
+        assert!(!log.contains("UP-PROXY-014"), "a connection was cut: {log}");
+    }
+}

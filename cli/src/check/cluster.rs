@@ -90,6 +90,40 @@ fn deployed_istiods(report: &mut CheckReport, all: &[Istiod], namespace: &str) {
     report.fail_on(checks::ISTIOD_TRUSTS, findings, account.as_str());
 }
 
+/// Checks that sidecars, if there are any, do not wait for Istio's CNI plugin.
+pub(super) fn sidecars(report: &mut CheckReport, snapshot: &ClusterSnapshot) {
+    let awaits = match &snapshot.sidecars_await_plugin {
+        Ok(awaits) => *awaits,
+        Err(reason) => {
+            let outcome = CheckOutcome::Unknown(reason.clone());
+            return report.add(checks::SIDECARS_START, outcome);
+        }
+    };
+    let is_ambient = |labels: &BTreeMap<String, String>| {
+        let mode = labels.get("istio.io/dataplane-mode");
+        mode.is_some_and(|mode| mode == "ambient")
+    };
+    let injects = |labels: &BTreeMap<String, String>| {
+        let enabled = labels
+            .get("istio-injection")
+            .is_some_and(|v| v == "enabled");
+        enabled || labels.contains_key("istio.io/rev") && !is_ambient(labels)
+    };
+    let namespaces = snapshot.namespaces.iter();
+    let namespaces = namespaces.filter(|(_, labels)| injects(labels));
+    let namespaces = namespaces.map(|(name, _)| format!("namespace {name} requests sidecars"));
+    let injected = |pod: &&Pod| {
+        let annotations = pod.metadata.annotations.as_ref();
+        annotations.is_some_and(|a| a.contains_key("sidecar.istio.io/status"))
+    };
+    let waiting = snapshot.pods.iter().filter(injected);
+    let waiting = waiting.filter(|pod| pod.status.phase == "Pending");
+    let waiting =
+        waiting.map(|p| format!("{}/{} is Pending with a sidecar", p.namespace(), p.name()));
+    let findings = namespaces.chain(waiting).filter(|_| awaits);
+    report.warn_on(checks::SIDECARS_START, findings, "");
+}
+
 /// Checks the remaining validity of the root certificates.
 pub(super) fn roots(report: &mut CheckReport, snapshot: &ClusterSnapshot) {
     let outcome = match &snapshot.roots {
@@ -345,6 +379,42 @@ mod tests {
             of(&snapshot, checks::ISTIOD_RUNNING),
             ("unknown", "forbidden".to_owned())
         );
+    }
+
+    #[test]
+    fn sidecars_that_wait_for_istios_plugin_are_reported() {
+        let of =
+            |snapshot: &ClusterSnapshot| outcome(|r| sidecars(r, snapshot), checks::SIDECARS_START);
+        let pod = json!({
+            "metadata": {
+                "namespace": "shop",
+                "name": "side",
+                "uid": "1",
+                "annotations": { "sidecar.istio.io/status": "{}" },
+            },
+            "spec": {},
+            "status": { "phase": "Pending" },
+        });
+        let labels = |name: &str, value: &str| BTreeMap::from([(name.into(), value.into())]);
+        let mut snapshot = ClusterSnapshot {
+            sidecars_await_plugin: Ok(true),
+            ..ClusterSnapshot::default()
+        };
+        let ambient = labels("istio.io/dataplane-mode", "ambient");
+        snapshot.namespaces.insert("mesh".to_owned(), ambient);
+        assert_eq!(of(&snapshot).0, "good", "no sidecars");
+        snapshot.pods = vec![serde_json::from_value(pod).unwrap()];
+        let pending = "shop/side is Pending with a sidecar".to_owned();
+        assert_eq!(of(&snapshot), ("warning", pending));
+        snapshot.pods.clear();
+        let injected = labels("istio-injection", "enabled");
+        snapshot.namespaces.insert("shop".to_owned(), injected);
+        let requested = "namespace shop requests sidecars".to_owned();
+        assert_eq!(of(&snapshot), ("warning", requested));
+        snapshot.sidecars_await_plugin = Ok(false);
+        assert_eq!(of(&snapshot).0, "good", "istio-init redirects");
+        snapshot.sidecars_await_plugin = Err("forbidden".to_owned());
+        assert_eq!(of(&snapshot), ("unknown", "forbidden".to_owned()));
     }
 
     #[test]

@@ -100,6 +100,7 @@ async fn check_cluster(args: &Args) -> anyhow::Result<CheckReport> {
     cluster::other_redirection(&mut report, &snapshot);
     let namespace = snapshot.namespace().unwrap_or(&args.namespace);
     cluster::istiod(&mut report, &snapshot, namespace);
+    cluster::sidecars(&mut report, &snapshot);
     cluster::roots(&mut report, &snapshot);
     if args.pre {
         return Ok(report);

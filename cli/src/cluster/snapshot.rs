@@ -1,6 +1,6 @@
 //! A snapshot of the state of a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent_status::{DEFAULT_ADMIN, NodeStatus};
@@ -22,6 +22,8 @@ pub(crate) struct ClusterSnapshot {
     pub(crate) version: String,
     pub(crate) daemon_sets: Vec<DaemonSet>,
     pub(crate) istiods: Result<Vec<Istiod>, String>,
+    /// Whether the sidecars that istiod injects wait for Istio's CNI plugin.
+    pub(crate) sidecars_await_plugin: Result<bool, String>,
     /// The root certificates that istiod published, as PEM; `None` if there are none.
     pub(crate) roots: Result<Option<String>, String>,
     pub(crate) nodes: Vec<NodeSnapshot>,
@@ -59,6 +61,7 @@ impl Default for ClusterSnapshot {
             version: String::new(),
             daemon_sets: Vec::new(),
             istiods: Ok(Vec::new()),
+            sidecars_await_plugin: Ok(false),
             roots: Ok(None),
             nodes: Vec::new(),
             pods: Vec::new(),
@@ -120,6 +123,7 @@ pub(crate) async fn take_snapshot(api: &Api) -> anyhow::Result<ClusterSnapshot> 
         .and_then(|agents| agents.env.get("AMBIENT_ENABLEMENT_SELECTOR")?.parse().ok());
     snapshot.selectors = selectors;
     snapshot.roots = roots(api, &snapshot).await;
+    snapshot.sidecars_await_plugin = sidecars_await_plugin(api, &snapshot).await;
 
     let running_pods = |label: &str| {
         let (key, value) = label.split_once('=').unwrap_or_default();
@@ -182,6 +186,26 @@ async fn roots(api: &Api, snapshot: &ClusterSnapshot) -> Result<Option<String>, 
     let list = api.get(&path).await.map_err(reason)?;
     let pem = items(&list).next().map(|map| &map["data"]["root-cert.pem"]);
     Ok(pem.and_then(Value::as_str).map(str::to_owned))
+}
+
+/// Whether a configuration of istiod's injector, of which each revision has one, leaves the
+/// redirection of sidecars to Istio's CNI plugin.
+async fn sidecars_await_plugin(api: &Api, snapshot: &ClusterSnapshot) -> Result<bool, String> {
+    let istiods = snapshot.istiods.iter().flatten();
+    let namespaces: BTreeSet<&str> = istiods.map(|i| i.replicas.namespace.as_str()).collect();
+    for namespace in namespaces {
+        let path = format!("/api/v1/namespaces/{namespace}/configmaps");
+        let list = api.get(&path).await.map_err(reason)?;
+        let injectors = items(&list).filter(|map| name(map).starts_with("istio-sidecar-injector"));
+        for injector in injectors {
+            let values = injector["data"]["values"].as_str().unwrap_or_default();
+            let values: Value = serde_json::from_str(values).unwrap_or_default();
+            if values["pilot"]["cni"]["enabled"] == true {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// The reason why data is unavailable.

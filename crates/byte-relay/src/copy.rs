@@ -118,27 +118,37 @@ pub(crate) enum Stop {
 }
 
 /// Copies in both directions until both sides have finished, `Ok(None)`, or one has ended and the
-/// other was closed accordingly, `Ok(Some(end))`; or until `closed` completes, when both are reset.
+/// other was closed accordingly, `Ok(Some(end))`; or until `closed` completes, when both are
+/// finished, or with an error reset.
 /// `record_up` is called with the number of bytes from `a` that `b` has accepted, `record_down` in
 /// the other direction.
 ///
 /// # Errors
-/// What `closed` returns.
+/// That of `closed`.
 pub async fn relay<E>(
     a: &mut Side<impl Source, impl Sink>,
     b: &mut Side<impl Source, impl Sink>,
     record_up: impl Fn(usize),
     record_down: impl Fn(usize),
-    closed: impl Future<Output = E>,
+    closed: impl Future<Output = Result<(), E>>,
 ) -> Result<Option<StreamEnd>, E> {
     let closed = tokio::select! {
         end = until_ended(a, b, record_up, record_down) => return Ok(end),
-        reason = closed => reason,
+        closed = closed => closed,
     };
     a.source.discard();
     b.source.discard();
-    tokio::join!(a.sink.reset(), b.sink.reset());
-    Err(closed)
+    match closed {
+        Ok(()) => {
+            let end = StreamEnd::Finished;
+            tokio::join!(a.sink.close(&end), b.sink.close(&end));
+            Ok(Some(end))
+        }
+        Err(reason) => {
+            tokio::join!(a.sink.reset(), b.sink.reset());
+            Err(reason)
+        }
+    }
 }
 
 async fn until_ended(
@@ -321,6 +331,11 @@ mod tests {
 
     use super::*;
 
+    /// Closes no connection.
+    fn never() -> impl Future<Output = Result<(), ()>> {
+        pending()
+    }
+
     /// A side that sends a number of chunks of a size and accepts everything, always at once, as
     /// fast sockets do.
     struct AlwaysReady(Cell<usize>, usize);
@@ -368,7 +383,7 @@ mod tests {
         for (up, down) in [(CHUNKS, 0), (0, CHUNKS), (CHUNKS, CHUNKS)] {
             for (size, turns) in [(1, CHUNKS / Turn::CHUNKS), (Turn::BYTES / 8, CHUNKS / 8)] {
                 let (mut a, mut b) = (side(up, size), side(down, size));
-                let relaying = relay(&mut a, &mut b, |_| {}, |_| {}, pending::<()>());
+                let relaying = relay(&mut a, &mut b, |_| {}, |_| {}, never());
                 tokio::pin!(relaying);
                 let mut polls = 0;
                 let counted = poll_fn(|cx| {
@@ -387,7 +402,7 @@ mod tests {
         let (up, down) = (Cell::new(0), Cell::new(0));
         let add = |to: &Cell<usize>, n: usize| to.set(to.get() + n);
         let (record_up, record_down) = (|n| add(&up, n), |n| add(&down, n));
-        let relayed = relay(&mut a, &mut b, record_up, record_down, pending::<()>()).await;
+        let relayed = relay(&mut a, &mut b, record_up, record_down, never()).await;
         assert!(matches!(relayed, Ok(None)));
         assert_eq!((up.get(), down.get()), (15, 25));
     }

@@ -33,13 +33,13 @@ pub enum StreamEnd {
 /// Relays between a side and a socket of an application, as [`relay`].
 ///
 /// # Errors
-/// What `closed` returns.
+/// That of `closed`.
 pub async fn relay_to_tcp<E>(
     side: &mut Side<impl Source, impl Sink>,
     mut tcp: TcpStream,
     record_from_side: impl Fn(usize),
     record_from_tcp: impl Fn(usize),
-    closed: impl Future<Output = E>,
+    closed: impl Future<Output = Result<(), E>>,
 ) -> Result<Option<StreamEnd>, E> {
     relay(
         side,
@@ -54,13 +54,13 @@ pub async fn relay_to_tcp<E>(
 /// Relays between two sockets of applications, as [`relay`].
 ///
 /// # Errors
-/// What `closed` returns.
+/// That of `closed`.
 pub async fn relay_tcp<E>(
     mut downstream: TcpStream,
     upstream: TcpStream,
     record_received: impl Fn(usize),
     record_sent: impl Fn(usize),
-    closed: impl Future<Output = E>,
+    closed: impl Future<Output = Result<(), E>>,
 ) -> Result<Option<StreamEnd>, E> {
     let mut downstream = Side::of(&mut downstream);
     relay_to_tcp(

@@ -249,7 +249,7 @@ mod tests {
             up,
             |n| add(&received, n),
             |n| add(&sent, n),
-            pending::<()>(),
+            pending::<Result<(), ()>>(),
         );
         tokio::pin!(relaying);
         let mut most = 0;
@@ -289,7 +289,7 @@ mod tests {
                 server.read_exact(&mut vec![0; BYTES]).unwrap();
                 reset_on_close(&server).unwrap();
             });
-            let relayed = relay_tcp(down, up, |_| {}, |_| {}, pending::<()>()).await;
+            let relayed = relay_tcp(down, up, |_| {}, |_| {}, pending::<Result<(), ()>>()).await;
             assert!(
                 matches!(relayed, Ok(Some(StreamEnd::Reset(_)))),
                 "{relayed:?}"
@@ -327,7 +327,7 @@ mod tests {
             }
             assert_eq!(server.read(&mut [0]).unwrap(), 0);
         });
-        let relayed = relay_tcp(down, up, |_| {}, |_| {}, pending::<()>()).await;
+        let relayed = relay_tcp(down, up, |_| {}, |_| {}, pending::<Result<(), ()>>()).await;
         assert!(matches!(relayed, Ok(None)), "{relayed:?}");
         sender.join().unwrap();
         reader.join().unwrap();

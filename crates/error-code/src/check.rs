@@ -101,6 +101,12 @@ checks! {
         /// of Underpass.
         ISTIOD_TRUSTS = "istiod-trusts-proxies";
 
+        /// sidecars can start beside Underpass
+        /// Next step: Set pilot.cni.enabled=false for istiod, or in `values` of its ConfigMap
+        /// istio-sidecar-injector: with Istio's ambient profile, sidecars wait for rules that only
+        /// Istio's CNI plugin installs; without it, their own init container installs them.
+        SIDECARS_START = "sidecars-start";
+
         /// proxies are connected to istiod and up to date
         /// Next step: See the reason and the proxy log; check XDS_ADDRESS, network policies and the
         /// root certificate.

@@ -8,6 +8,7 @@
 
 mod byte_queue;
 mod engine;
+mod forwarded;
 mod h2_engine;
 mod handshake;
 mod held;
@@ -26,6 +27,7 @@ pub use h2::Reason;
 
 pub use crate::tunnel::{EstablishedStream, OpenError, Tunnel};
 pub use engine::TunnelEngine;
+pub use forwarded::{forwarded, forwarded_host};
 pub use handshake::{Accepted, Connected, HandshakeError, Transport, accept, connect};
 pub use held::HeldBytes;
 pub use pool::{InnerKey, Pool, TunnelKey};

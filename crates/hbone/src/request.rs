@@ -6,6 +6,7 @@ use std::io;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use mesh::{HostPort, Text};
 
+use crate::forwarded::FORWARDED;
 use crate::stream::{self, HboneStream};
 use crate::stream_end::Resets;
 use crate::{h2_engine, own_engine};
@@ -70,7 +71,7 @@ impl ConnectRequest {
         );
         let values = [
             ("baggage", Some(self.baggage.as_str())),
-            ("forwarded", Some(&self.forwarded)),
+            (FORWARDED, Some(&self.forwarded)),
             ("traceparent", Some(&traceparent)),
             (FORWARDED_NETWORK, self.network.as_deref()),
             (JOIN, self.join.as_ref().and_then(JoinToken::for_request)),

@@ -36,19 +36,19 @@ impl HboneStream {
 
     /// Relays between the stream and a socket of an application until both have finished,
     /// `Ok(None)`, or one has ended and the other was closed accordingly, `Ok(Some(end))`; or until
-    /// `closed` completes, when both are reset. `record_from_stream` and `record_from_app` are
-    /// called with the number of bytes that the other side has accepted; `held` takes account of
-    /// those that the application does not read.
+    /// `closed` completes, when both are finished, or with an error reset. `record_from_stream` and
+    /// `record_from_app` are called with the number of bytes that the other side has accepted;
+    /// `held` takes account of those that the application does not read.
     ///
     /// # Errors
-    /// What `closed` returns.
+    /// That of `closed`.
     pub async fn relay<E>(
         self,
         app: TcpStream,
         held: Rc<dyn HeldBytes>,
         record_from_stream: impl Fn(usize),
         record_from_app: impl Fn(usize),
-        closed: impl Future<Output = E>,
+        closed: impl Future<Output = Result<(), E>>,
     ) -> Result<Option<StreamEnd>, E> {
         let Self { engine, guard } = self;
         let (up, down) = (record_from_stream, record_from_app);

@@ -12,7 +12,7 @@ use crate::text::Text;
 use crate::weighted::WeightedSet;
 use crate::workload::{HealthStatus, Protocol, Workload};
 
-/// Maximum number of random draws for an untried endpoint.
+/// Maximum number of random draws for an eligible endpoint.
 const MAX_DRAWS: u64 = 8;
 
 /// One workload of a service.
@@ -171,16 +171,15 @@ impl Group {
     }
 
     /// Chooses a workload that serves `port` for `source`, weighted by capacity, and returns it
-    /// with its target port. `random` determines the choice; workloads in `tried` are excluded.
+    /// with its target port. `random` determines the choice among those that are `eligible`.
     pub(crate) fn choose(
         &self,
         port: u16,
         source: &Workload,
         random: u64,
-        tried: &[Text],
+        eligible: impl Fn(&Workload) -> bool,
     ) -> Option<(&Arc<Workload>, u16)> {
         let service = self.service.as_deref()?;
-        let untried = |w: &Workload| !tried.contains(&w.uid);
         for level in &self.levels {
             let Some(classes) = level.classes.get(&ValuesOf(&level.scopes, source)) else {
                 continue;
@@ -202,7 +201,7 @@ impl Group {
                     random.wrapping_add(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % total;
                 for (class, port) in fitting() {
                     match class.workloads.at(point) {
-                        Some(workload) if untried(workload) => return Some((workload, port)),
+                        Some(workload) if eligible(workload) => return Some((workload, port)),
                         Some(_) => break,
                         None => point -= class.workloads.weight(),
                     }
@@ -210,7 +209,7 @@ impl Group {
             }
             let all =
                 fitting().flat_map(|(class, port)| class.workloads.iter().map(move |w| (w, port)));
-            if let Some(left) = all.into_iter().find(|(w, _)| w.capacity > 0 && untried(w)) {
+            if let Some(left) = all.into_iter().find(|(w, _)| w.capacity > 0 && eligible(w)) {
                 return Some(left);
             }
         }
@@ -259,6 +258,14 @@ pub(crate) fn target_port(service: &Service, own: &Ports, port: u16) -> Option<u
     own.get(port)
         .or_else(|| service.ports.get(port))
         .filter(|p| *p != 0)
+}
+
+/// Whether a port of the service leads to this port of a workload.
+pub(crate) fn has_target(service: &Service, own: &Ports, target: u16) -> bool {
+    let ports = service.ports.as_slice().iter().chain(own.as_slice());
+    ports
+        .map(|(port, _)| *port)
+        .any(|port| target_port(service, own, port) == Some(target))
 }
 
 fn value(scope: Scope, workload: &Workload) -> &Text {

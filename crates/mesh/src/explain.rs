@@ -5,13 +5,15 @@ mod explanation;
 mod lookup;
 mod routes;
 
+use std::sync::Arc;
+
 use self::lookup::{destination, source};
 use self::routes::{explain_route, party, route_uncaptured, uncaptured};
 use crate::address::OrigDst;
-use crate::route::{Route, route};
+use crate::route::{Route, Via, route};
 use crate::snapshot::Mesh;
 use crate::text::Text;
-use crate::workload::Protocol;
+use crate::workload::{Protocol, Workload};
 
 pub use self::explanation::{
     ExplainError, ExplainedRoute, Explanation, ExplanationResponse, Party, PolicyDecision,
@@ -41,28 +43,13 @@ pub fn explain(mesh: &Mesh, question: &Question<'_>) -> Result<Explanation, Expl
             more: false,
         });
     }
-    let (mut routes, mut tried, mut more) = (Vec::new(), Vec::<Text>::new(), false);
-    loop {
-        let decision = match source.protocol {
-            Protocol::Hbone => route(mesh, &source, orig_dst, 0, &tried),
-            Protocol::Tcp | Protocol::Unsupported => route_uncaptured(mesh, &source, orig_dst),
-        };
-        let peer = decision.outcome.replaceable().cloned();
-        // Stop when an endpoint repeats or none is left.
-        let seen = peer.as_ref().is_some_and(|p| tried.contains(p));
-        if seen || !routes.is_empty() && matches!(decision.outcome, Route::Refuse { .. }) {
-            break;
+    let (routes, more) = match source.protocol {
+        Protocol::Hbone => routes_from(mesh, &source, orig_dst, Onward::Explained),
+        Protocol::Tcp | Protocol::Unsupported => {
+            let decision = route_uncaptured(mesh, &source, orig_dst);
+            (vec![explain_route(mesh, &source, decision)], false)
         }
-        if routes.len() == MAX_ROUTES {
-            more = true;
-            break;
-        }
-        routes.push(explain_route(mesh, &source, decision));
-        match peer {
-            Some(peer) => tried.push(peer),
-            None => break,
-        }
-    }
+    };
     Ok(Explanation {
         source: party(&source),
         destination,
@@ -70,4 +57,56 @@ pub fn explain(mesh: &Mesh, question: &Question<'_>) -> Result<Explanation, Expl
         routes,
         more,
     })
+}
+
+/// Whether the routes from a waypoint to the destination are explained as well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Onward {
+    Explained,
+    Omitted,
+}
+
+/// Explains the routes that a client with a proxy, or a waypoint, may choose. Also returns whether
+/// there are more.
+fn routes_from(
+    mesh: &Mesh,
+    source: &Workload,
+    orig_dst: OrigDst,
+    onward: Onward,
+) -> (Vec<ExplainedRoute>, bool) {
+    let (mut routes, mut tried) = (Vec::<ExplainedRoute>::new(), Vec::<Text>::new());
+    loop {
+        let decision = route(mesh, source, orig_dst, 0, &tried);
+        let peer = decision.outcome.replaceable().cloned();
+        // Stop when an endpoint repeats or none is left.
+        let seen = peer.as_ref().is_some_and(|p| tried.contains(p));
+        if seen || !routes.is_empty() && matches!(decision.outcome, Route::Refuse { .. }) {
+            return (routes, false);
+        }
+        if routes.len() == MAX_ROUTES {
+            return (routes, true);
+        }
+        let waypoint = waypoint_on(&decision.outcome).filter(|_| onward == Onward::Explained);
+        let mut explained = explain_route(mesh, source, decision);
+        if let Some(waypoint) = waypoint {
+            explained.onward = routes_from(mesh, &waypoint, orig_dst, Onward::Omitted).0;
+        }
+        routes.push(explained);
+        match peer {
+            Some(peer) => tried.push(peer),
+            None => return (routes, false),
+        }
+    }
+}
+
+/// The waypoint at the end of a route.
+fn waypoint_on(route: &Route) -> Option<Arc<Workload>> {
+    match route {
+        Route::Tunnel {
+            via: Via::ServiceWaypoint | Via::WorkloadWaypoint,
+            workload,
+            ..
+        } => Some(workload.clone()),
+        _ => None,
+    }
 }

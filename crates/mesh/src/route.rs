@@ -204,7 +204,7 @@ impl<'a> RouteQuery<'a> {
             }
             .after(considered);
         }
-        match group.choose(orig_dst.port(), self.source, self.random, self.tried) {
+        match self.endpoint(group) {
             Some((workload, port)) => {
                 let to = HostPort {
                     host: Host::of(workload, orig_dst.ip()),
@@ -230,6 +230,26 @@ impl<'a> RouteQuery<'a> {
                 refuse(Some(service), reason).after(considered)
             }
         }
+    }
+
+    /// Chooses an endpoint of the addressed service. One of another network counts only if its
+    /// gateway can be used: when that was tried, an endpoint elsewhere takes its place.
+    fn endpoint<'g>(&self, group: &'g Group) -> Option<(&'g Arc<Workload>, u16)> {
+        let is_reachable = |w: &Workload| {
+            let gateway = || w.network_gateway.as_ref();
+            w.network == self.source.network
+                || gateway().is_some_and(|gateway| find_gateway(self, gateway).is_ok())
+        };
+        let (port, source, random) = (self.orig_dst.port(), self.source, self.random);
+        let reachable = |w: &Workload| self.is_untried(w) && is_reachable(w);
+        let chosen = group.choose(port, source, random, reachable);
+        // If there is none, the decision explains why that one is not reachable.
+        chosen.or_else(|| group.choose(port, source, random, |w| self.is_untried(w)))
+    }
+
+    /// Whether a workload is not one of those that were tried.
+    pub(crate) fn is_untried(&self, workload: &Workload) -> bool {
+        !self.tried.contains(&workload.uid)
     }
 
     fn to_workload<R: Reason>(

@@ -39,7 +39,7 @@ impl Mesh {
             orig_dst,
             instead_of: None,
         };
-        if service.ports.get(port).is_some() || group.choose(port, source, 0, &[]).is_some() {
+        if service.ports.get(port).is_some() || group.choose(port, source, 0, |_| true).is_some() {
             return Some(addressed);
         }
         let namespace = source.namespace.as_str();

@@ -8,13 +8,14 @@ use hashbrown::Equivalent;
 use ipnet::IpNet;
 
 use crate::compiled::CompiledPolicy;
-use crate::endpoints::{Endpoint, Group, target_port};
+use crate::endpoints::{Endpoint, Group, has_target, target_port};
 use crate::one_or_many::OneOrMany;
 use crate::policy::Policy;
 use crate::service::Service;
 use crate::table::Table;
 use crate::text::Text;
 use crate::trust_domains::TrustDomains;
+use crate::waypoint::is_waypoint_of;
 use crate::workload::{Protocol, Workload};
 
 /// An immutable snapshot of the mesh. Clones and later snapshots share its unchanged parts.
@@ -206,9 +207,33 @@ impl Mesh {
         })
     }
 
-    /// The first service that a workload belongs to, for telemetry of inbound connections.
-    pub fn service_of(&self, workload: &Workload) -> Option<&Arc<Service>> {
-        workload.services.keys().find_map(|key| self.service(key))
+    /// The service through which a connection reaches a workload's `port`, for telemetry of inbound
+    /// connections: the one with the host name that the client states, if the workload belongs to
+    /// it or is its waypoint; else the first that leads to this port; else the first.
+    pub fn service_of(
+        &self,
+        workload: &Workload,
+        named: Option<&str>,
+        port: u16,
+    ) -> Option<&Arc<Service>> {
+        let own = || {
+            let services = workload.services.iter();
+            services.filter_map(|(key, ports)| Some((self.service(key)?, ports)))
+        };
+        if let Some(named) = named.map(str::to_ascii_lowercase) {
+            let groups = self.groups_by_hostname(&named, &workload.namespace);
+            let is_here = |service: &Service| {
+                workload.services.get(&service.key()).is_some()
+                    || is_waypoint_of(self, workload, service)
+            };
+            let services = || groups.iter().filter_map(|group| group.service.as_ref());
+            if let Some(service) = services().find(|service| is_here(service)) {
+                return Some(service);
+            }
+        }
+        let by_port = own().find(|(service, ports)| has_target(service, ports, port));
+        let found = by_port.or_else(|| own().next());
+        found.map(|(service, _)| service)
     }
 
     /// The target port of a workload for a port of the service with this host name.

@@ -57,7 +57,8 @@ pub(crate) fn waypoint_of(service: &Service, random: u64) -> Option<&GatewayAddr
     chosen.map(|w| &w.waypoint)
 }
 
-/// Finds a workload for this gateway, preferably with an address of the same family as `like`.
+/// Finds a workload for this gateway that was not tried before, preferably with an address of the
+/// family of the original destination.
 pub(crate) fn find_gateway<'m, 'g>(
     query: &RouteQuery<'m>,
     gateway: &'g GatewayAddress,
@@ -92,7 +93,7 @@ pub(crate) fn find_gateway<'m, 'g>(
     };
     let group = group.ok_or(GatewayError::Unknown(destination))?;
     let (workload, port) = group
-        .choose(port, source, query.random, tried)
+        .choose(port, source, query.random, |w| query.is_untried(w))
         .ok_or(GatewayError::NoEndpoint { destination, port })?;
     let to = HostPort {
         host: Host::of(workload, query.orig_dst.ip()),

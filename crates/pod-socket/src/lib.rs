@@ -22,7 +22,8 @@ use tokio::time::timeout;
 
 /// Connect timeout, like ztunnel's.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-const BACKLOG: i32 = 1024;
+/// How many connections may wait to be accepted: as many as the pod's `net.core.somaxconn` allows.
+const BACKLOG: i32 = i32::MAX;
 /// Ports of connections in a client's name. They are below 32,768, where the ports begin that
 /// kernels choose for clients: a client whose new connection has the port of such a connection to
 /// the same server is not served until that one ends. Few servers listen on them.

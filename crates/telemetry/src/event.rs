@@ -1,5 +1,6 @@
 //! Connection events: metrics and the access log are derived from the same facts.
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct ConnectionEvent {
     open: Arc<OpenConnection>,
     recorder: Rc<Recorder>,
     counters: Arc<Counters>,
+    /// Whether the last bytes were sent to the side that opened the connection.
+    is_answered: Cell<bool>,
     error: Option<(&'static str, String)>,
 }
 
@@ -55,12 +58,14 @@ impl ConnectionEvent {
             open,
             recorder: recorder.clone(),
             counters,
+            is_answered: Cell::new(true),
             error: None,
         }
     }
 
     /// Counts bytes received from the side that opened the connection.
     pub fn received(&self, bytes: usize) {
+        self.is_answered.set(false);
         self.counters.receive(bytes as u64);
         self.open
             .received
@@ -69,6 +74,7 @@ impl ConnectionEvent {
 
     /// Counts bytes sent to the side that opened the connection.
     pub fn sent(&self, bytes: usize) {
+        self.is_answered.set(true);
         self.counters.send(bytes as u64);
         self.open.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -77,6 +83,17 @@ impl ConnectionEvent {
     pub fn joined(&self) {
         self.open.is_joined.store(true, Ordering::Relaxed);
         self.recorder.metrics.joined.inc();
+    }
+
+    /// The number of bytes that have been relayed.
+    pub fn relayed(&self) -> u64 {
+        let count = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        count(&self.open.received) + count(&self.open.sent)
+    }
+
+    /// Whether the side that opened the connection has sent nothing since the other one has.
+    pub fn is_answered(&self) -> bool {
+        self.is_answered.get()
     }
 
     /// Records that the connection was closed.

@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use istio::port;
 use mesh::baggage::Baggage;
 use mesh::{Identity, Mesh, Workload};
-use telemetry::Side;
-use tokio::time::timeout;
+use telemetry::{ConnectionEvent, Side};
+use tokio::time::{sleep, timeout};
 
 use super::error::ConnectionError;
 use super::worker::{Lifecycle, ProxyState, Worker};
@@ -28,6 +28,37 @@ pub(crate) async fn until_terminated(worker: &Worker, pod: &Pod) -> ConnectionEr
         // An error means that the sender was dropped, which is equivalent.
         _ = has_left.wait_for(|left| *left) => ConnectionError::PodLeft,
         _ = lifecycle.wait_for(|l| *l == Lifecycle::Terminating) => ConnectionError::Drained,
+    }
+}
+
+/// Bounds of how long a connection must be silent to count as idle while idle ones are closed. The
+/// sooner all must be closed, the less.
+const SILENCE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
+
+/// Completes while the proxy closes idle connections, when this one is idle: the side that opened
+/// it has its answer, and neither has sent anything since. A client that keeps it for its next
+/// request opens another one, whereas at the end of the drain it might be cut during a request.
+pub(super) async fn until_closed_as_idle(worker: &Worker, event: &ConnectionEvent) {
+    let mut lifecycle = worker.proxy.lifecycle.clone();
+    let begun = lifecycle.wait_for(|l| matches!(l, Lifecycle::ClosingIdle(_)));
+    let until = match begun.await.map(|l| *l) {
+        Ok(Lifecycle::ClosingIdle(until)) => until,
+        _ => return std::future::pending().await, // the proxy exits
+    };
+    let (mut relayed, mut since) = (event.relayed(), Instant::now());
+    let [shortest, longest] = SILENCE;
+    loop {
+        sleep(shortest).await;
+        let (now, before) = (Instant::now(), relayed);
+        relayed = event.relayed();
+        if relayed != before {
+            since = now;
+        }
+        let left = until.saturating_duration_since(now);
+        let silence = (left / 10).clamp(shortest, longest);
+        if event.is_answered() && now.duration_since(since) >= silence {
+            return;
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tunnels opened by other proxies to a pod of this node.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -142,6 +143,8 @@ async fn serve_stream(peer: Rc<Peer>, incoming: IncomingRequest) {
     let workload = pod.workload(&mesh);
     let target = pod_included.and_then(|()| target(&peer, &incoming, &mesh, &workload));
     let requested = target.as_ref().ok().map(|t| t.destination.0);
+    let port = requested.map_or(0, |to| to.port());
+    let service = mesh.service_of(&workload, service_name(&incoming).as_deref(), port);
     let facts = ConnectionFacts {
         direction: Direction::Inbound,
         client: peer.client,
@@ -150,7 +153,7 @@ async fn serve_stream(peer: Rc<Peer>, incoming: IncomingRequest) {
         destination_addr: peer.local.into(),
         authority: requested.map(Into::into),
         destination: Side::workload(&workload, Some(workload.identity())),
-        service: mesh.service_of(&workload).cloned(),
+        service: service.cloned(),
         delayed: None, // if the tunnel was, this connection may be far younger
     };
     let event = ConnectionEvent::opened(&worker.recorder, facts, started);
@@ -206,6 +209,16 @@ async fn until_revoked(peer: &Peer) -> ConnectionError {
         Ok(_) => ConnectionError::Revoked(RevokedPeer::Verified(peer.identity.clone())),
         Err(_) => std::future::pending().await, // the tunnel closed for another reason
     }
+}
+
+/// The host name of the service that the client connects to: that of the request, which another
+/// network needs, or else what the client's proxy reports.
+fn service_name(incoming: &IncomingRequest) -> Option<String> {
+    let (host, _) = incoming.authority()?;
+    if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
+        return hbone::forwarded_host(incoming.headers());
+    }
+    Some(host.trim_end_matches('.').to_owned())
 }
 
 /// Describes the client. A client in another network describes itself, if it is behind a gateway

@@ -8,7 +8,7 @@
 //! process made is relayed through its stream.
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -167,9 +167,16 @@ impl Leash {
         self,
         stream: HboneStream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = ConnectionError>,
+        closed: impl Future<Output = Result<(), ConnectionError>>,
     ) -> Result<(), ConnectionError> {
         event.joined();
+        let closed = async {
+            match closed.await {
+                Err(reason) => reason,
+                // Only the client's end knows whether the connection is idle, and closes it then.
+                Ok(()) => pending().await,
+            }
+        };
         let mut stream = stream.into_io();
         let Self {
             moved,
@@ -212,7 +219,7 @@ impl HandedOver {
         client: TcpStream,
         stream: HboneStream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = ConnectionError>,
+        closed: impl Future<Output = Result<(), ConnectionError>>,
     ) -> Result<Option<StreamEnd>, ConnectionError> {
         event.joined();
         let mut stream = stream.into_io();
@@ -224,10 +231,12 @@ impl HandedOver {
         } = self;
         let closed = async {
             tokio::select! {
-                reason = closed => reason,
-                _ = other_ended => ended("the other end has closed the joined connection").into(),
+                closed = closed => closed,
+                _ = other_ended => {
+                    Err(ended("the other end has closed the joined connection").into())
+                }
                 // Nothing is sent on it.
-                _ = stream.read_u8() => ended("the stream has ended").into(),
+                _ = stream.read_u8() => Err(ended("the stream has ended").into()),
             }
         };
         let received = |n: usize| {

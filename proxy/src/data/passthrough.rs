@@ -43,7 +43,7 @@ pub(super) async fn serve(worker: Rc<Worker>, incoming: Incoming<TcpStream>) {
         destination_addr: orig_dst.into(),
         authority: None,
         destination: Side::workload(&workload, None),
-        service: mesh.service_of(&workload).cloned(),
+        service: mesh.service_of(&workload, None, orig_dst.port()).cloned(),
         delayed,
     };
     let event = ConnectionEvent::opened(&worker.recorder, facts, started);

@@ -16,6 +16,7 @@ use telemetry::ConnectionEvent;
 use tokio::net::TcpStream;
 
 use super::budget::Account;
+use super::connection::until_closed_as_idle;
 use super::error::ConnectionError;
 use super::join::Acceptance;
 use super::policy_enforcer::Permit;
@@ -39,7 +40,7 @@ pub(super) trait Downstream {
         self,
         upstream: Self::Upstream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = ConnectionError>,
+        closed: impl Future<Output = Result<(), ConnectionError>>,
     ) -> Result<(), ConnectionError>;
 }
 
@@ -85,6 +86,12 @@ pub(super) async fn connect_and_relay<P, D, E>(
     let event = event.into();
     let outcome = match connected {
         Ok(upstream) => {
+            let closed = async {
+                tokio::select! {
+                    reason = closed => Err(reason),
+                    () = until_closed_as_idle(worker, &event) => Ok(()),
+                }
+            };
             let relayed = pin!(downstream.relay(upstream, &event, closed));
             pod.budget.turns.take(worker.index, relayed).await
         }
@@ -112,7 +119,7 @@ impl Downstream for TcpStream {
         self,
         upstream: Upstream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = ConnectionError>,
+        closed: impl Future<Output = Result<(), ConnectionError>>,
     ) -> Result<(), ConnectionError> {
         let (received, sent) = (|n| event.received(n), |n| event.sent(n));
         outcome(match upstream {
@@ -153,7 +160,7 @@ impl Downstream for TunnelRequest {
         self,
         upstream: TcpStream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = ConnectionError>,
+        closed: impl Future<Output = Result<(), ConnectionError>>,
     ) -> Result<(), ConnectionError> {
         // Before the response, so that the client's end has the socket when that arrives.
         let joined = match self.join {
@@ -176,11 +183,11 @@ impl Downstream for TunnelRequest {
 /// Completes with `closed`, or when the stream must end because too many bytes wait.
 async fn within_budget(
     account: &Account,
-    closed: impl Future<Output = ConnectionError>,
-) -> ConnectionError {
+    closed: impl Future<Output = Result<(), ConnectionError>>,
+) -> Result<(), ConnectionError> {
     tokio::select! {
-        reason = closed => reason,
-        reason = account.until_over_budget() => reason,
+        closed = closed => closed,
+        reason = account.until_over_budget() => Err(reason),
     }
 }
 

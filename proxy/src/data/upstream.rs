@@ -7,13 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hbone::{ConnectRequest, HboneStream, InnerKey, TunnelKey};
+use hbone::{ConnectRequest, HboneStream, InnerKey, TunnelKey, forwarded};
 use http::HeaderMap;
 use mesh::baggage::Baggage;
 use mesh::route::{Route, route, route_unexplained};
 use mesh::{
-    ClientAddr, Decision, Host, HostPort, Mesh, OrigDst, ServerAddr, Service, Text, TunnelAddr,
-    Workload,
+    ClientAddr, Decision, Host, HostPort, Mesh, OrigDst, ServerAddr, Text, TunnelAddr, Workload,
 };
 use telemetry::{ConnectionFacts, Side};
 use tokio::net::TcpStream;
@@ -259,7 +258,7 @@ impl Attempt<'_> {
                     join: offer.as_ref().map(Offer::token),
                     authority,
                     baggage: Baggage::from(self.source).encode(),
-                    forwarded: forwarded(self.client, service.as_deref()),
+                    forwarded: forwarded(self.client, service.as_deref().map(|s| &s.hostname)),
                     network: inner.is_some().then(|| self.source.network.clone()),
                 };
                 let key = TunnelKey {
@@ -374,13 +373,5 @@ fn destination_from_baggage(headers: &HeaderMap, expected: &Side) -> Side {
         workload: None,
         attributes,
         identity: expected.identity.clone(),
-    }
-}
-
-/// The `forwarded` header (RFC 7239).
-fn forwarded(client: ClientAddr, service: Option<&Service>) -> String {
-    match service {
-        Some(service) => format!("for=\"{client}\";host={}", service.hostname),
-        None => format!("for=\"{client}\""),
     }
 }

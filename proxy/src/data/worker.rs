@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use error_code::proxy::PANICKED;
@@ -43,6 +43,8 @@ pub(crate) enum Lifecycle {
     Serving,
     /// Accepts no new connections; open ones may finish.
     Draining,
+    /// Closes the connections that are idle between a request and the next one, until then.
+    ClosingIdle(Instant),
     /// Closes the connections that are still open.
     Terminating,
 }

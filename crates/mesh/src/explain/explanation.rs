@@ -163,6 +163,9 @@ pub struct ExplainedRoute {
     /// What would have to change to allow the connection.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub change: Vec<String>,
+    /// Where a waypoint forwards the connection, unless its own rules lead elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub onward: Vec<Self>,
 }
 
 /// The kinds of routes.

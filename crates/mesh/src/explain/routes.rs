@@ -136,7 +136,11 @@ pub(super) fn explain_route(
                 to: Some(tunnel.to_string()),
                 authority: Some(authority.to_string()),
                 expected_identities: expected.iter().map(ToString::to_string).collect(),
-                workload: Some(party(&workload)),
+                // Also a waypoint, which no agent enrols, has an identity and speaks HBONE.
+                workload: Some(Party {
+                    in_mesh: true,
+                    ..party(&workload)
+                }),
                 ..refused
             };
             with_policy(explained, policy, elsewhere.map(str::to_owned))
