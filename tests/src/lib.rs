@@ -24,6 +24,7 @@ pub mod containerd;
 pub mod contest;
 pub mod control_plane;
 pub mod crowd;
+pub mod envoy;
 pub mod fake_waypoint;
 pub mod fakes;
 pub mod folder;

@@ -2,7 +2,7 @@
 //! stopped.
 //!
 //! ```text
-//! underpass-kube up [FAMILY]             starts a cluster; returns when its nodes and istiod are
+//! underpass-kube up [FAMILY] [ENVOY…]    starts a cluster; returns when its nodes and istiod are
 //!                                        ready
 //! underpass-kube demo [FAMILY] [--json]  runs the demo on its own cluster
 //! underpass-kube down                    stops the cluster; nothing is left
@@ -12,7 +12,8 @@
 //! underpass-kube node NAME PROGRAM …     runs a program on a node
 //! ```
 //!
-//! FAMILY is `--ipv4` or `--ipv6`; the default is dual-stack.
+//! FAMILY is `--ipv4` or `--ipv6`; the default is dual-stack. ENVOY is `--waypoint` or `--ingress`,
+//! a Gateway of that name in namespace `default`, or `--sidecar`: istiod may inject sidecars.
 
 #![allow(clippy::unwrap_used)] // a tool that cannot continue panics
 #![allow(clippy::disallowed_types)] // a cluster is programs
@@ -30,6 +31,7 @@ use serde_json::{Value, json};
 use underpass_tests::binaries::control_plane;
 use underpass_tests::cluster::Families;
 use underpass_tests::folder;
+use underpass_tests::kube::gateways::{self, WaypointFor};
 use underpass_tests::kube::{Kube, demo, images, missing};
 
 /// The line that is printed when the cluster is ready.
@@ -39,10 +41,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["up"] => up(None),
-        ["up", family @ ("--ipv4" | "--ipv6")] => up(Some(family)),
-        ["keep"] => keep(Families::Dual),
-        ["keep", family] => keep(of_flag(family)),
+        ["up", ref flags @ ..] if ClusterOptions::parse(flags).is_some() => up(flags),
+        ["keep", ref flags @ ..] => ClusterOptions::parse(flags).map_or(ExitCode::FAILURE, keep),
         ["demo"] => run_demo(Families::Dual, false),
         ["demo", "--json"] => run_demo(Families::Dual, true),
         ["demo", family @ ("--ipv4" | "--ipv6")] => run_demo(of_flag(family), false),
@@ -59,9 +59,55 @@ fn main() -> ExitCode {
         ["import", archive] => import(archive),
         ["node", name, ref program @ ..] => node(name, program),
         _ => fail(
-            "usage: underpass-kube up [--ipv4 | --ipv6] | demo [--ipv4 | --ipv6] [--json] | down \
-             | exec PROGRAM … | import IMAGE.tar | node NAME PROGRAM …",
+            "usage: underpass-kube up [--ipv4 | --ipv6] [--waypoint] [--ingress] [--sidecar] | \
+             demo [--ipv4 | --ipv6] [--json] | down | exec PROGRAM … | import IMAGE.tar | \
+             node NAME PROGRAM …",
         ),
+    }
+}
+
+/// What a cluster consists of.
+#[derive(Debug, Clone, Copy)]
+struct ClusterOptions {
+    families: Families,
+    waypoint: bool,
+    ingress: bool,
+    sidecar: bool,
+}
+
+impl ClusterOptions {
+    /// From the flags of `up`; `None` if one is unknown.
+    fn parse(flags: &[&str]) -> Option<Self> {
+        let mut options = Self {
+            families: Families::Dual,
+            waypoint: false,
+            ingress: false,
+            sidecar: false,
+        };
+        for flag in flags {
+            match *flag {
+                "--ipv4" | "--ipv6" => options.families = of_flag(flag),
+                "--waypoint" => options.waypoint = true,
+                "--ingress" => options.ingress = true,
+                "--sidecar" => options.sidecar = true,
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+
+    /// Whether an Envoy is a part of it.
+    fn has_envoy(self) -> bool {
+        self.waypoint || self.ingress || self.sidecar
+    }
+
+    /// What this machine lacks for it.
+    fn missing(self) -> Option<String> {
+        if self.has_envoy() {
+            gateways::missing()
+        } else {
+            missing()
+        }
     }
 }
 
@@ -87,22 +133,23 @@ fn running() -> Option<(Pid, Value)> {
 }
 
 #[allow(clippy::zombie_processes)] // it outlives this process
-fn up(family: Option<&str>) -> ExitCode {
+fn up(flags: &[&str]) -> ExitCode {
     if let Some((pid, _)) = running() {
         return fail(&format!(
             "a cluster is already running (process {pid}). Next step: scripts/kube down"
         ));
     }
-    if let Some(why) = missing() {
+    let options = ClusterOptions::parse(flags);
+    if let Some(why) = options.and_then(ClusterOptions::missing) {
         return fail(&format!(
-            "cannot start a cluster: {why}. Next step: scripts/lib/control-plane cluster"
+            "cannot start a cluster: {why}. Next step: scripts/lib/control-plane gateways"
         ));
     }
     let log = std::env::temp_dir().join("underpass-kube.log");
     let mut keeper = Command::new(std::env::current_exe().unwrap());
     keeper
         .arg("keep")
-        .args(family)
+        .args(flags)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(fs::File::create(&log).unwrap());
@@ -123,11 +170,18 @@ fn up(family: Option<&str>) -> ExitCode {
 }
 
 /// Runs the cluster in this process; it ends with the process.
-fn keep(families: Families) -> ExitCode {
+fn keep(options: ClusterOptions) -> ExitCode {
     let ends: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     ends.thread_block().unwrap();
     let folder = folder::until_exit("kube");
-    let kube = Kube::start(&folder, families, &mut |line| say(line));
+    let started = Instant::now();
+    let kube = Kube::start(&folder, options.families, &mut |line| say(line));
+    add_envoys(&kube, options, &mut |part| {
+        say(&format!(
+            "{:5.1} s  {part}",
+            started.elapsed().as_secs_f64()
+        ));
+    });
     let nodes: serde_json::Map<_, _> = kube
         .nodes
         .iter()
@@ -145,6 +199,30 @@ fn keep(families: Families) -> ExitCode {
     ends.wait().unwrap();
     let _ = fs::remove_file(state());
     ExitCode::SUCCESS
+}
+
+/// Adds what the options ask for, once the cluster runs.
+fn add_envoys(kube: &Kube, options: ClusterOptions, report: &mut dyn FnMut(&str)) {
+    const NAMESPACE: &str = "default";
+    if options.has_envoy() {
+        kube.import_envoy();
+        kube.log_envoys_access();
+        report("image of Envoy");
+    }
+    if options.waypoint {
+        kube.create_waypoint(NAMESPACE, "waypoint", WaypointFor::Service);
+        kube.await_gateway(NAMESPACE, "waypoint");
+        report("waypoint default/waypoint ready: label services istio.io/use-waypoint=waypoint");
+    }
+    if options.ingress {
+        kube.create_ingress(NAMESPACE, "ingress");
+        kube.await_gateway(NAMESPACE, "ingress");
+        report("gateway default/ingress ready, at service default/ingress-istio");
+    }
+    if options.sidecar {
+        kube.enable_sidecars();
+        report("sidecars in namespaces with the label istio-injection=enabled");
+    }
 }
 
 /// Prints each step when it is done: as a line of JSON, or for people.

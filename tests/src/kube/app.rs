@@ -216,8 +216,13 @@ impl Kube {
             })
             .to_string(),
         );
+        self.service_addresses(namespace, app)
+    }
+
+    /// The addresses of a service, with port 80.
+    pub fn service_addresses(&self, namespace: &str, name: &str) -> Vec<String> {
         let service = self
-            .get(&format!("/api/v1/namespaces/{namespace}/services/{app}"))
+            .get(&format!("/api/v1/namespaces/{namespace}/services/{name}"))
             .unwrap();
         let ips = service["spec"]["clusterIPs"].as_array().unwrap();
         let ips = ips

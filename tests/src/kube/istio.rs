@@ -21,6 +21,15 @@ const LEFT_OUT: [&str; 4] = [
 /// Istio's node components, which Underpass replaces.
 const NODE_PARTS: [&str; 2] = ["istio-cni", "ztunnel"];
 
+/// The objects of Istio's control plane.
+pub(super) fn objects() -> Vec<Value> {
+    let ambient = fs::read_to_string(binary("manifests").join("ambient.yaml")).unwrap();
+    let objects = ambient.split("\n---\n").filter(|d| d.contains("kind:"));
+    objects
+        .map(|document| serde_saphyr::from_str::<Value>(document).unwrap())
+        .collect()
+}
+
 /// Installs Istio's control plane and waits until istiod is ready.
 pub fn install(kube: &Kube) {
     kube.apply(
@@ -28,17 +37,14 @@ pub fn install(kube: &Kube) {
             .to_string(),
     );
     publish_roots(kube);
-    let text = |file: &str| fs::read_to_string(binary("manifests").join(file)).unwrap();
-    kube.apply(&text("gateway-api.yaml"));
-    let ambient = text("ambient.yaml");
-    let objects = ambient.split("\n---\n").filter(|d| d.contains("kind:"));
-    let objects = objects.map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
+    let definitions = binary("manifests").join("gateway-api.yaml");
+    kube.apply(&fs::read_to_string(definitions).unwrap());
     let wanted = |o: &Value| {
         let part = &o["metadata"]["labels"]["app.kubernetes.io/name"];
         LEFT_OUT.iter().all(|kind| o["kind"] != *kind)
             && NODE_PARTS.iter().all(|name| *part != *name)
     };
-    let objects = objects.filter(wanted).map(with_local_image);
+    let objects = objects().into_iter().filter(wanted).map(with_local_image);
     // Definitions come first in the manifests, which contain no objects of these kinds.
     kube.apply(&objects.map(|o| format!("---\n{o}\n")).collect::<String>());
     await_istiod(kube);

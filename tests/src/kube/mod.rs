@@ -8,6 +8,8 @@ pub mod app_connection;
 mod configuration;
 pub mod demo;
 mod dns;
+pub mod gateways;
+pub mod http;
 pub mod images;
 mod istio;
 mod leftovers;

@@ -2,6 +2,7 @@
 //! test runs it as well.
 
 mod steps;
+mod waypoint;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::DemoState;
+use super::{DemoState, waypoint};
 use crate::cluster::istiod::NAMESPACE;
 use crate::kube::app::App;
 use crate::kube::underpass::{AGENTS, PROXIES};
@@ -12,14 +12,14 @@ use crate::kube::until;
 use crate::sniffer::Counter;
 
 /// The namespace of the demo.
-const SHOP: &str = "shop";
+pub(super) const SHOP: &str = "shop";
 /// A header that every request of the application has.
 const READABLE: &str = "Host: app";
 
 type Step = fn(&mut DemoState<'_>) -> String;
 
 /// All steps in order.
-pub const ALL: [(&str, Step); 13] = [
+pub const ALL: [(&str, Step); 15] = [
     ("pods on two nodes communicate without Underpass", plain),
     ("helm installs agent and proxy on both nodes", install),
     (
@@ -39,6 +39,14 @@ pub const ALL: [(&str, Step); 13] = [
     (
         "an AuthorizationPolicy denies: the open connection is closed, and `why` gives the reason",
         denied,
+    ),
+    (
+        "a waypoint denies a path and routes by header, and `why` shows the whole path",
+        waypoint::behind_a_waypoint,
+    ),
+    (
+        "an ingress gateway reaches the pod by HBONE, with its own identity",
+        waypoint::behind_a_gateway,
     ),
     (
         "the proxy is killed: nothing leaves in plain text, and the next one serves the same pods",
