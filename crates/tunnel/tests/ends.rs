@@ -170,7 +170,7 @@ fn impossible_states_are_not_thawed() {
         assert_eq!(error, Some(ThawError::PlainText((1 << 14) + 1)));
     }
     let text = ThawError::Version(7).to_string();
-    assert_eq!(text, "the state of a tunnel has version 7; expected 1");
+    assert_eq!(text, "the state of a tunnel has version 7; expected 2");
 }
 
 #[test]
