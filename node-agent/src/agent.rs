@@ -1,8 +1,7 @@
 //! The agent's loop: takes a message from the inbox, lets `pod_life::step` decide, and hands the
 //! effects to performers. It never waits for a single pod.
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,7 +64,6 @@ pub(crate) struct Agent {
     saving: Vec<(LifeId, Generation)>,
     /// Whether records have changed.
     is_unsaved: bool,
-    probed: BTreeSet<IpAddr>,
 }
 
 impl Agent {
@@ -89,7 +87,6 @@ impl Agent {
             deletions: Vec::new(),
             saving: Vec::new(),
             is_unsaved: false,
-            probed: BTreeSet::new(),
         };
         agent.take_over();
         agent
@@ -521,14 +518,10 @@ impl Agent {
             let waiting = std::mem::take(&mut self.saving);
             self.performers.disk.write(members, outside, waiting);
         }
-        let probed = pods.probed_addresses();
         let reporter = &self.performers.reporter;
-        if probed != self.probed || !self.performers.host_probes.is_set() {
-            self.performers
-                .host_probes
-                .set_pods(&probed, &reporter.metrics);
-            self.probed = probed;
-        }
+        self.performers
+            .host_probes
+            .set_pods(&pods.probed_addresses());
         if reporter.update_gauges(&pods)
             && let Some(cluster) = self.decider.source.cluster()
         {

@@ -12,14 +12,14 @@ use std::time::Duration;
 use agent_status::HostProbesStatus;
 use anyhow::Context;
 use error_code::agent as codes;
-use netns::watch::{Author, Watch};
+use netns::watch::Watch;
 use netns::{NetNs, NetNsError};
 use nft::{NftError, Socket};
 use redirect::host::{self, TableChange};
-use tokio::time::sleep;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
 use crate::metrics::Metrics;
-use crate::pods_view::PodsView;
 use crate::reporter::{HostProbesFailed, HostProbesRepaired};
 
 /// Interval of checks without any change.
@@ -38,20 +38,22 @@ enum HostTableError {
     Nft(#[from] NftError),
 }
 
-/// The rule in the node's namespace.
+/// The rule in the node's namespace. [`run`] changes it on another thread: the kernel changes the
+/// tables of a namespace one transaction at a time, and one of kube-proxy may take seconds.
 #[derive(Debug)]
 pub(crate) struct HostProbes {
     netns: Arc<NetNs>,
     enabled: bool,
+    wanted: RefCell<Option<BTreeSet<IpAddr>>>,
+    requested: Notify,
     state: RefCell<RuleState>,
 }
 
+/// What is known of the rule.
 #[derive(Debug, Default)]
 struct RuleState {
-    /// Kept open: closing a socket after a deletion waits for the kernel.
-    socket: Option<Socket>,
-    /// The addresses in the rule's set; `None` if unknown.
-    pods: Option<BTreeSet<IpAddr>>,
+    /// How many addresses the rule's set has; 0 if unknown.
+    addresses: usize,
     error: Option<String>,
 }
 
@@ -62,6 +64,8 @@ impl HostProbes {
         let probes = Self {
             netns: Arc::new(node_netns(netns)?),
             enabled,
+            wanted: RefCell::default(),
+            requested: Notify::new(),
             state: RefCell::default(),
         };
         if !enabled {
@@ -76,70 +80,35 @@ impl HostProbes {
         self.netns.clone()
     }
 
-    /// Sets the addresses of the enrolled pods.
-    pub(crate) fn set_pods(&self, pods: &BTreeSet<IpAddr>, metrics: &Metrics) {
-        if !self.enabled {
-            return;
-        }
-        let known = self.state.borrow_mut().pods.take();
-        let updated = match &known {
-            Some(known) => self.with_socket(|socket| host::update(socket, known, pods)),
-            None => return self.reconcile(pods, &[], None, metrics),
-        };
-        match updated {
-            Ok(()) => self.state.borrow_mut().pods = Some(pods.clone()),
-            Err(_) => self.reconcile(pods, &[], known, metrics), // another process changed it
+    /// Requests that the rule has the addresses of these enrolled pods; does not wait for it.
+    pub(crate) fn set_pods(&self, pods: &BTreeSet<IpAddr>) {
+        let mut wanted = self.wanted.borrow_mut();
+        if wanted.as_ref() != Some(pods) {
+            *wanted = Some(pods.clone());
+            self.requested.notify_one();
         }
     }
 
-    /// Whether there is nothing to install, or the rule was installed.
-    pub(crate) fn is_set(&self) -> bool {
-        let state = self.state.borrow();
-        !self.enabled || state.pods.is_some() || state.error.is_some()
-    }
-
-    /// Checks the rule and repairs it; reports a repair only if the rule's state was known before.
-    fn reconcile(
-        &self,
-        pods: &BTreeSet<IpAddr>,
-        by: &[Author],
-        known: Option<BTreeSet<IpAddr>>,
-        metrics: &Metrics,
-    ) {
-        let reconciled = self.with_socket(|socket| host::reconcile(socket, pods));
+    fn record(&self, change: Result<usize, &HostTableError>) {
         let mut state = self.state.borrow_mut();
-        match reconciled {
-            Ok(step) => {
-                if step != TableChange::Unchanged && known.is_some() {
-                    HostProbesRepaired { what: &step, by }.emit(metrics);
+        match change {
+            Ok(addresses) => {
+                *state = RuleState {
+                    addresses,
+                    error: None,
                 }
-                state.pods = Some(pods.clone());
-                state.error = None;
             }
             Err(e) => {
                 let why = e.to_string();
                 if state.error.as_ref() != Some(&why) {
                     HostProbesFailed { why: &why }.emit();
                 }
-                state.pods = None;
-                state.error = Some(why);
+                *state = RuleState {
+                    addresses: 0,
+                    error: Some(why),
+                }
             }
         }
-    }
-
-    fn with_socket<T>(
-        &self,
-        work: impl FnOnce(&Socket) -> Result<T, NftError>,
-    ) -> Result<T, HostTableError> {
-        let mut state = self.state.borrow_mut();
-        let socket = match state.socket.take() {
-            Some(socket) => socket,
-            None => self.netns.run(Socket::open)??,
-        };
-        // Not reused after an error: unread answers may be queued.
-        let result = work(&socket)?;
-        state.socket = Some(socket);
-        Ok(result)
     }
 
     pub(crate) fn status(&self) -> HostProbesStatus {
@@ -149,17 +118,70 @@ impl HostProbes {
             None if self.enabled => "in place",
             None => "off",
         };
-        let addresses = rule.pods.as_ref().map_or(0, BTreeSet::len);
         HostProbesStatus {
             state: state.to_owned(),
-            addresses,
+            addresses: rule.addresses,
             reason: rule.error.clone(),
         }
     }
 }
 
-/// Repairs the rule after changes and at intervals, forever.
-pub(crate) async fn run(probes: Rc<HostProbes>, pods: PodsView, metrics: Rc<Metrics>) {
+/// The table in the node's namespace, as one thread at a time uses it.
+#[derive(Debug)]
+struct NodeTable {
+    netns: Arc<NetNs>,
+    /// Kept open: closing a socket after a deletion waits for the kernel.
+    socket: Option<Socket>,
+    /// The addresses in the rule's set; `None` if unknown.
+    pods: Option<BTreeSet<IpAddr>>,
+}
+
+/// A finished change of the table.
+#[derive(Debug)]
+struct Change {
+    result: Result<TableChange, HostTableError>,
+    /// Whether the table differed from what was known.
+    is_repair: bool,
+}
+
+impl NodeTable {
+    /// Sets the addresses. Reads the table first if its content is unknown, if `check`, or if
+    /// another process has changed it.
+    fn set(&mut self, wanted: &BTreeSet<IpAddr>, check: bool) -> Change {
+        let known = self.pods.take();
+        let updated = match &known {
+            Some(known) if !check => self
+                .with_socket(|socket| host::update(socket, known, wanted))
+                .map(|()| TableChange::Unchanged)
+                .ok(),
+            _ => None,
+        };
+        let result = match updated {
+            Some(change) => Ok(change),
+            None => self.with_socket(|socket| host::reconcile(socket, wanted)),
+        };
+        self.pods = result.is_ok().then(|| wanted.clone());
+        let is_repair = known.is_some() && !matches!(result, Ok(TableChange::Unchanged) | Err(_));
+        Change { result, is_repair }
+    }
+
+    fn with_socket<T>(
+        &mut self,
+        work: impl FnOnce(&Socket) -> Result<T, NftError>,
+    ) -> Result<T, HostTableError> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => self.netns.run(Socket::open)??,
+        };
+        // Not reused after an error: unread answers may be queued.
+        let result = work(&socket)?;
+        self.socket = Some(socket);
+        Ok(result)
+    }
+}
+
+/// Changes the rule when that is requested, and repairs it after changes and at intervals, forever.
+pub(crate) async fn run(probes: Rc<HostProbes>, metrics: Rc<Metrics>) {
     if !probes.enabled {
         return;
     }
@@ -168,6 +190,13 @@ pub(crate) async fn run(probes: Rc<HostProbes>, pods: PodsView, metrics: Rc<Metr
             tracing::warn!("cannot watch the node's nf_tables; falling back to polling: {e}");
         })
         .ok();
+    let mut table = NodeTable {
+        netns: probes.netns(),
+        socket: None,
+        pods: None,
+    };
+    let mut next_check = Instant::now() + INTERVAL;
+    let mut has_changed = false;
     loop {
         let changed = async {
             match &watch {
@@ -175,14 +204,39 @@ pub(crate) async fn run(probes: Rc<HostProbes>, pods: PodsView, metrics: Rc<Metr
                 _ => std::future::pending().await,
             }
         };
-        tokio::select! {
-            () = sleep(INTERVAL) => {}
-            () = changed => sleep(SETTLE).await,
+        let check = tokio::select! {
+            () = probes.requested.notified() => false,
+            () = sleep_until(next_check) => true,
+            () = changed, if !has_changed => {
+                has_changed = true;
+                next_check = Instant::now() + SETTLE;
+                continue;
+            }
+        };
+        let by = match &watch {
+            Some(watch) if check => watch.drain(),
+            _ => Vec::new(),
+        };
+        if check {
+            has_changed = false;
+            next_check = Instant::now() + INTERVAL;
         }
-        let by = watch.as_ref().map(Watch::drain).unwrap_or_default();
-        let known = probes.state.borrow_mut().pods.take();
-        let addresses = pods.read().probed_addresses();
-        probes.reconcile(&addresses, &by, known, &metrics);
+        let Some(wanted) = probes.wanted.borrow().clone() else {
+            continue;
+        };
+        let addresses = wanted.len();
+        let work = move || {
+            let change = table.set(&wanted, check);
+            (table, change)
+        };
+        let Ok((used, change)) = tokio::task::spawn_blocking(work).await else {
+            return; // the agent is stopping
+        };
+        table = used;
+        if let (Ok(what), true) = (&change.result, change.is_repair) {
+            HostProbesRepaired { what, by: &by }.emit(&metrics);
+        }
+        probes.record(change.result.as_ref().map(|_| addresses));
     }
 }
 

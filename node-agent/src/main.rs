@@ -233,7 +233,7 @@ async fn run(args: &RunArgs) -> anyhow::Result<Option<Rc<Cluster>>> {
     tokio::task::spawn_local(proxies::serve(proxies, proxy_socket));
     tokio::task::spawn_local(plugins::serve(plugins, plugin_socket));
     tokio::task::spawn_local(agent.run(messages));
-    tokio::task::spawn_local(host_probes::run(host_probes, pods.clone(), metrics));
+    tokio::task::spawn_local(host_probes::run(host_probes, metrics));
     if let Some(address) = args.metrics_addr {
         tokio::task::spawn_local(metrics_server::serve(admin.clone(), address));
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,9 +13,10 @@ use netns::NetNs;
 use redirect::host as host_rules;
 use underpass_tests::binaries::binary;
 use underpass_tests::cni::{Call, config, path_of};
+use underpass_tests::folder;
 use underpass_tests::listener;
 use underpass_tests::node::TestNode;
-use underpass_tests::sandbox::{PATIENCE, read_line, serve_echo, until};
+use underpass_tests::sandbox::{PATIENCE, await_within, read_line, serve_echo, until};
 use underpass_tests::wire::{POD4, POD6, Wire, join};
 
 const MESH: &str = r#"
@@ -107,6 +108,15 @@ impl ForwardingNode {
         ));
     }
 
+    fn del_other(&self) {
+        assert_success(&self.call(
+            "DEL",
+            &self.remote,
+            "other",
+            &["10.79.0.2/24", "fd79::2/64"],
+        ));
+    }
+
     fn enrolled(name: &str) -> Self {
         let mut host = Self::new(name);
         host.node.start_agent();
@@ -117,6 +127,23 @@ impl ForwardingNode {
 
     fn installed(&self) -> Option<BTreeSet<IpAddr>> {
         addresses(&self.node.netns)
+    }
+
+    /// Waits until the rule has these addresses.
+    #[track_caller]
+    fn await_installed(&self, expected: &[&str]) {
+        let expected = set_of(expected);
+        let what = format!("the rule has the addresses {expected:?}");
+        until(&what, || (self.installed() == expected).then_some(()));
+    }
+}
+
+/// Sets a flag when it is dropped, also by a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -188,6 +215,7 @@ fn node_probe_reaches_the_application_from_the_probe_source() {
         );
     }
     host.add_client();
+    host.await_installed(&["10.78.0.1", "fd78::1"]);
     for (pod, source) in [POD4, POD6].into_iter().zip(PROBE_SOURCES) {
         assert_eq!(source_seen_from(&host.node.netns, pod).unwrap(), source);
     }
@@ -233,8 +261,9 @@ fn forwarded_traffic_keeps_its_source_and_is_captured() {
 #[test]
 fn probe_addresses_persist_while_the_agent_restarts() {
     let mut host = ForwardingNode::enrolled("host-restart");
-    let enrolled = set_of(&["10.78.0.1", "fd78::1"]);
-    assert_eq!(host.installed(), enrolled);
+    const ENROLLED: [&str; 2] = ["10.78.0.1", "fd78::1"];
+    host.await_installed(&ENROLLED);
+    let enrolled = set_of(&ENROLLED);
     let (over, netns) = (AtomicBool::new(false), host.node.netns.try_clone().unwrap());
     let checks = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
@@ -249,6 +278,7 @@ fn probe_addresses_persist_while_the_agent_restarts() {
             }
             checks
         });
+        let end = SetOnDrop(&over);
         for stale in ["10.9.9.1", "10.9.9.2", "10.9.9.3"] {
             host.node.kill_all();
             // A pod that has left while no agent was running.
@@ -257,9 +287,9 @@ fn probe_addresses_persist_while_the_agent_restarts() {
                 &format!("add element inet underpass-host pods4 {{ {stale} }}"),
             );
             host.node.start_agent();
-            assert_eq!(host.installed(), enrolled, "stale addresses are removed");
+            host.await_installed(&ENROLLED); // stale addresses are removed
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         watcher.join().unwrap()
     });
     assert!(checks > 100, "{checks}");
@@ -269,40 +299,68 @@ fn probe_addresses_persist_while_the_agent_restarts() {
 fn probe_addresses_follow_pod_changes() {
     let host = ForwardingNode::enrolled("host-follow");
     host.add_other();
-    assert_eq!(
-        host.installed(),
-        set_of(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"])
-    );
+    host.await_installed(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"]);
     let expected = HostProbesStatus {
         state: "in place".to_owned(),
         addresses: 4,
         reason: None,
     };
-    assert_eq!(host.node.status().host_probes, expected);
+    let is_expected = || (host.node.status().host_probes == expected).then_some(());
+    until("the status has the addresses", is_expected);
     assert_success(&host.call(
         "DEL",
         &host.wire.pod,
         "client",
         &["10.78.0.1/24", "fd78::1/64"],
     ));
-    assert_eq!(
-        host.installed(),
-        set_of(&["10.79.0.2", "fd79::2"]),
-        "the other pod's addresses stay"
+    host.await_installed(&["10.79.0.2", "fd79::2"]); // the other pod's addresses stay
+    host.del_other();
+    host.await_installed(&[]);
+}
+
+#[test]
+fn the_agent_answers_while_another_program_changes_the_nodes_nf_tables() {
+    let host = ForwardingNode::enrolled("host-busy");
+    // One transaction, as long as one of kube-proxy in a large cluster: the kernel makes all other
+    // changes of the namespace's tables wait for it.
+    let addresses: Vec<String> = (0..200_000)
+        .map(|i| Ipv4Addr::from(0x0b00_0000_u32 + i).to_string())
+        .collect();
+    let set = format!(
+        "set s {{ type ipv4_addr; elements = {{ {} }} }}",
+        addresses.join(", ")
     );
-    assert_success(&host.call(
-        "DEL",
-        &host.remote,
-        "other",
-        &["10.79.0.2/24", "fd79::2/64"],
-    ));
-    assert_eq!(host.installed(), set_of(&[]));
+    let file = folder::until_exit("host-busy-nft").join("table.nft");
+    std::fs::write(
+        &file,
+        format!("table ip t\ndelete table ip t\ntable ip t {{ {set}; }}\n"),
+    )
+    .unwrap();
+    await_within(
+        120,
+        "the agent answers before it could change the table",
+        || {
+            std::thread::scope(|scope| {
+                let other =
+                    scope.spawn(|| run(&host.node.netns, "nft", &["-f", file.to_str().unwrap()]));
+                let mut has_answered = false;
+                while !other.is_finished() && !has_answered {
+                    host.add_other();
+                    let status = host.node.status();
+                    let is_waiting = host.installed() == set_of(&["10.78.0.1", "fd78::1"]);
+                    has_answered = is_waiting && status.pods.len() == 2;
+                    host.del_other();
+                }
+                has_answered.then_some(())
+            })
+        },
+    );
+    host.await_installed(&["10.78.0.1", "fd78::1"]);
 }
 
 #[test]
 fn changed_host_probe_rule_is_repaired() {
     let host = ForwardingNode::enrolled("host-repair");
-    let enrolled = set_of(&["10.78.0.1", "fd78::1"]);
     let changes = [
         (
             "table_rewritten=false missing=1 unexpected=0",
@@ -335,15 +393,12 @@ fn changed_host_probe_rule_is_repaired() {
             line.contains(expected) && line.contains("nft (pid "),
             "{line}"
         );
-        assert_eq!(host.installed(), enrolled);
+        host.await_installed(&["10.78.0.1", "fd78::1"]);
     }
     // A pod that joins or leaves triggers the repair at once.
     nft(&host.node.netns, "delete table inet underpass-host");
     host.add_other();
-    assert_eq!(
-        host.installed(),
-        set_of(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"])
-    );
+    host.await_installed(&["10.78.0.1", "fd78::1", "10.79.0.2", "fd79::2"]);
     nft(&host.node.netns, "add table inet unrelated");
     nft(&host.node.netns, "list table inet unrelated");
 }
@@ -368,7 +423,7 @@ fn host_probe_rule_is_removed_when_disabled_or_uninstalled() {
     );
     host.node.kill_all();
     host.node.start_agent();
-    assert_eq!(host.installed(), set_of(&["10.78.0.1", "fd78::1"]));
+    host.await_installed(&["10.78.0.1", "fd78::1"]);
     host.node.kill_all();
     let mut command = Command::new(binary("underpass-agent"));
     // Runs outside the node's namespace, which is passed by path.
