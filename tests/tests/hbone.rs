@@ -326,6 +326,25 @@ async fn draining_tunnel_is_not_used_for_new_connections() {
     connections.await.unwrap();
 }
 
+/// Connections that wait for the same new tunnel and do not fit into it open others.
+#[test]
+fn connections_at_once_open_as_many_tunnels_as_they_need() {
+    let one_stream = [("POOL_MAX_STREAMS_PER_CONNECTION", "1")];
+    let sandbox = Sandbox::up_in("tunnels-at-once", MESH, &one_stream);
+    serve_echo(&sandbox.pod("server"), 8080);
+    let to = SocketAddr::new(sandbox.ips("server")[0], 8080);
+    let client = sandbox.pod("client");
+    std::thread::scope(|scope| {
+        let open = || {
+            let mut stream = connect(&client, to).unwrap();
+            read_line(&mut stream).unwrap();
+            stream
+        };
+        let opening: Vec<_> = (0..40).map(|_| scope.spawn(open)).collect();
+        let _open: Vec<_> = opening.into_iter().map(|o| o.join().unwrap()).collect();
+    });
+}
+
 /// All tunnels of a pool are drained, not only one.
 #[test]
 fn every_draining_tunnel_of_a_pool_is_skipped() {

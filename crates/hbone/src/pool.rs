@@ -51,26 +51,24 @@ impl<E: Clone + 'static> Pool<E> {
 
     /// Returns a tunnel with room for another stream, opening one with `open` if there is none.
     /// Concurrent callers share an attempt and its failure; the next call after a failure starts a
-    /// new attempt.
-    pub async fn get<F>(&self, key: &TunnelKey, open: impl FnOnce() -> F) -> Result<Tunnel, E>
+    /// new attempt. Callers that do not fit into the tunnel of an attempt open others.
+    pub async fn get<F>(&self, key: &TunnelKey, open: impl Fn() -> F) -> Result<Tunnel, E>
     where
         F: Future<Output = Result<Tunnel, E>> + 'static,
     {
         loop {
             let decision = self.state.borrow_mut().decide(key, Instant::now());
-            match decision {
+            let attempt = match decision {
                 Decision::Use(tunnel) => return Ok(tunnel),
-                Decision::Wait(attempt) => {
-                    let tunnel = result(attempt).await?;
-                    if tunnel.has_room() {
-                        return Ok(tunnel);
-                    }
-                }
-                Decision::Open => break,
+                Decision::Wait(attempt) => attempt,
+                Decision::Open => self.spawn_attempt(key.clone(), open()),
+            };
+            let tunnel = result(attempt).await?;
+            // A new tunnel that never has room, as of a peer that drains it, is not replaced.
+            if tunnel.has_room() || tunnel.streams() == 0 {
+                return Ok(tunnel);
             }
         }
-        // If others have already filled the initiator's tunnel, its stream waits for room.
-        result(self.spawn_attempt(key.clone(), open())).await
     }
 
     /// Opens a tunnel in a separate task, so that the attempt outlives its initiator.
