@@ -34,6 +34,8 @@ pub(crate) struct StreamSource {
     held: Rc<dyn HeldBytes>,
     /// How many bytes of the queue `held` knows.
     noted: usize,
+    /// How many bytes `held` knows of those that were read and not passed on yet.
+    kept: usize,
 }
 
 /// The sending half of a tunnel stream.
@@ -66,6 +68,7 @@ impl Stream {
             stream: stream.clone(),
             held,
             noted: 0,
+            kept: 0,
         };
         Side {
             source,
@@ -128,9 +131,14 @@ impl Source for StreamSource {
         read
     }
 
-    /// Copies what may be parts of the blocks that tunnels read into.
+    /// Copies what may be parts of the blocks that tunnels read into, and takes account of it.
     fn keep(&mut self, bytes: &mut Chunks) {
         bytes.detach();
+        let more = bytes.len().saturating_sub(self.kept);
+        if more > 0 {
+            self.kept += more;
+            self.held.add(more);
+        }
     }
 
     /// Takes account of what arrives while the application does not read.
@@ -152,12 +160,16 @@ impl Source for StreamSource {
     fn discard(&mut self) {
         let discarded = self.stream.handle.discard_received();
         debug_assert!(discarded >= self.noted);
-        self.noted = 0;
+        (self.noted, self.kept) = (0, 0);
     }
 
     /// Opens the receive window by the given number of bytes. Only now that they have been passed
     /// on, so that the peer sends no faster than the application reads.
     fn release(&mut self, bytes: usize) {
+        let kept = std::mem::take(&mut self.kept);
+        if kept > 0 {
+            self.held.remove(kept);
+        }
         self.stream.handle.taken(bytes);
     }
 }
