@@ -177,7 +177,8 @@ fn a_client_learns_that_its_certificate_was_rejected() {
     setup.log_with(&["UP-PROXY-005", "the peer's trust domain is other.example"]);
 }
 
-/// Waits for an error that names the certificate of this service account as revoked.
+/// Connects until an error names the certificate of this service account as revoked. A refused
+/// connection alone proves nothing: the list before may have refused it.
 fn await_revoked(setup: &ControlPlaneSetup, account: &str) {
     let identity = format!("spiffe://cluster.local/ns/default/sa/{account} ");
     let names_it = |line: &str| {
@@ -185,6 +186,7 @@ fn await_revoked(setup: &ControlPlaneSetup, account: &str) {
             .is_some_and(|(_, error)| error.contains(&identity))
     };
     until(&format!("the certificate of {account} is rejected"), || {
+        let _ = setup.try_exchange(ControlPlaneSetup::destinations()[0]);
         setup.node.log("proxy").lines().any(names_it).then_some(())
     });
 }
