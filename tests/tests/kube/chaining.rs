@@ -57,5 +57,6 @@ fn containerd_calls_the_plugin_in_the_agents_own_copy() {
         }
         start_in_mesh(&kube, name);
     }
-    kube.kubectl(&["delete", "namespace", SPACE, "--wait=false"]);
+    // The next test counts the pods of the mesh.
+    kube.kubectl(&["delete", "namespace", SPACE, "--timeout=60s"]);
 }
