@@ -98,7 +98,7 @@ async fn each_connect_request_gets_the_documented_status() {
         }
     }
     sandbox.set_policies(
-        "  - { name: nobody, namespace: default, scope: Namespace, action: Deny, rules: [[[{ \
+        "  - { name: deny-all, namespace: default, scope: Namespace, action: Deny, rules: [[[{ \
          principals: [Presence] }]]] }",
     );
     for ip in sandbox.ips("server") {

@@ -329,8 +329,8 @@ async fn response_baggage_can_be_disabled_and_policy_logging_enabled() {
 }
 
 /// Settings 3 is MAX_CONCURRENT_STREAMS, 4 INITIAL_WINDOW_SIZE, 5 MAX_FRAME_SIZE, 6
-/// MAX_HEADER_LIST_SIZE. Setting 1, HEADER_TABLE_SIZE, is no matter of configuration: the second
-/// tunnel engine keeps no table.
+/// MAX_HEADER_LIST_SIZE. Setting 1, HEADER_TABLE_SIZE, is not configurable: the second engine keeps
+/// no table.
 #[tokio::test]
 async fn windows_and_frames_have_the_configured_sizes() {
     let environment = [

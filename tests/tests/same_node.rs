@@ -204,7 +204,7 @@ fn a_joined_connection_ends_as_either_application_ends_it() {
 fn a_joined_connection_is_cut_when_policies_no_longer_allow_it() {
     let (sandbox, mut client, mut server, listener) = with_connection("join-policy");
     sandbox.set_policies(
-        "  - { name: nobody, namespace: default, scope: Namespace, action: Deny, rules: [[[{ \
+        "  - { name: deny-all, namespace: default, scope: Namespace, action: Deny, rules: [[[{ \
          principals: [{ Suffix: /sa/client }] }]]] }",
     );
     assert_reset(&mut client);

@@ -217,7 +217,7 @@ fn get_table<T>(
     let request = message(kind, NLM_F_REQUEST, 1, [family, 0, 0, 0], &attributes);
     socket.0.send(&request)?;
     socket.0.receive(|found| match found.first() {
-        None => Err(std::io::Error::other("the answer is no message").into()),
+        None => Err(std::io::Error::other("the answer contains no message").into()),
         Some(m) => match m.outcome() {
             None => Ok(Some(read(m.body.get(4..).unwrap_or_default()))),
             Some(Err(e)) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),

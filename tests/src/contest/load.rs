@@ -124,7 +124,7 @@ async fn serve_task(mut stream: tokio::net::TcpStream, received: Arc<AtomicU64>)
     }
 }
 
-/// Sends until told to stop.
+/// Sends until `stopped` is set.
 async fn send(mut stream: tokio::net::TcpStream, stopped: &AtomicBool) -> io::Result<()> {
     let chunk = vec![0; CHUNK];
     while !stopped.load(Ordering::Relaxed) {

@@ -51,53 +51,34 @@ impl Kube {
             WaypointFor::Service => "service",
             WaypointFor::Workload => "workload",
         };
-        self.apply(
-            &json!({
-                "apiVersion": "gateway.networking.k8s.io/v1",
-                "kind": "Gateway",
-                "metadata": {
-                    "name": name,
-                    "namespace": namespace,
-                    "labels": { "istio.io/waypoint-for": of },
-                },
-                "spec": {
-                    "gatewayClassName": "istio-waypoint",
-                    "listeners": [{
-                        "name": "mesh",
-                        "port": 15008,
-                        "protocol": "HBONE",
-                        "allowedRoutes": { "namespaces": { "from": "All" } },
-                    }],
-                },
-            })
-            .to_string(),
-        );
+        let metadata = json!({
+            "name": name, "namespace": namespace, "labels": { "istio.io/waypoint-for": of },
+        });
+        let listener = json!({ "name": "mesh", "port": 15008, "protocol": "HBONE" });
+        self.create_gateway(&metadata, "istio-waypoint", listener);
     }
 
     /// Creates an ingress gateway that accepts HTTP and routes of all namespaces. Its service is
     /// reached within the cluster only.
     pub fn create_ingress(&self, namespace: &str, name: &str) {
-        self.apply(
-            &json!({
-                "apiVersion": "gateway.networking.k8s.io/v1",
-                "kind": "Gateway",
-                "metadata": {
-                    "name": name,
-                    "namespace": namespace,
-                    "annotations": { "networking.istio.io/service-type": "ClusterIP" },
-                },
-                "spec": {
-                    "gatewayClassName": "istio",
-                    "listeners": [{
-                        "name": "http",
-                        "port": 80,
-                        "protocol": "HTTP",
-                        "allowedRoutes": { "namespaces": { "from": "All" } },
-                    }],
-                },
-            })
-            .to_string(),
-        );
+        let metadata = json!({
+            "name": name, "namespace": namespace,
+            "annotations": { "networking.istio.io/service-type": "ClusterIP" },
+        });
+        let listener = json!({ "name": "http", "port": 80, "protocol": "HTTP" });
+        self.create_gateway(&metadata, "istio", listener);
+    }
+
+    /// Creates a Gateway with one listener, for routes of all namespaces.
+    fn create_gateway(&self, metadata: &Value, class: &str, mut listener: Value) {
+        listener["allowedRoutes"] = json!({ "namespaces": { "from": "All" } });
+        let gateway = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "Gateway",
+            "metadata": metadata,
+            "spec": { "gatewayClassName": class, "listeners": [listener] },
+        });
+        self.apply(&gateway.to_string());
     }
 
     /// Waits until the pod of a waypoint or gateway is ready; returns its name.

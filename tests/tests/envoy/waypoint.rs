@@ -72,7 +72,7 @@ fn a_waypoint_routes_by_header_and_weight_and_enforces_paths_methods_and_clients
         headers: &["version: v2"],
         ..GET
     };
-    // One response could be by chance.
+    // A single response could be a coincidence.
     await_within(PATIENCE, "a header chooses the version", || {
         let mut responses = web
             .iter()
@@ -99,7 +99,7 @@ fn a_waypoint_routes_by_header_and_weight_and_enforces_paths_methods_and_clients
         );
         from_v2 += usize::from(response.body.starts_with("web-v2"));
     }
-    // By chance, 20 of 100 are fewer than 4 or more than 45 once in ten million runs.
+    // At random, 20 of 100 are fewer than 4 or more than 45 once in ten million runs.
     assert!((4..=45).contains(&from_v2), "{from_v2} of 100 requests");
 
     assert_both_logs_have_the_connection(&shop);
