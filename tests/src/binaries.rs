@@ -47,6 +47,14 @@ pub fn runtime_files<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], S
     files(&runtimes(), names)
 }
 
+/// The paths of these files in the folder that `scripts/lib/peers` fills with what is available.
+///
+/// # Errors
+/// Which file is missing, as the reason to skip a test.
+pub fn peer_files<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], String> {
+    files(&target().join("peers"), names)
+}
+
 /// The image archive that `scripts/images` builds.
 ///
 /// # Errors

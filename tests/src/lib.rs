@@ -39,6 +39,7 @@ pub mod machine;
 pub mod measure;
 pub mod name_server;
 pub mod node;
+pub mod peer_program;
 pub mod raw_tunnel;
 pub mod sandbox;
 pub mod share_bench;

@@ -2,17 +2,15 @@
 //! proxy does as well. The test plays HTTP/2 through its standard input and output.
 #![allow(clippy::unwrap_used, clippy::disallowed_types)] // OpenSSL is the oracle here
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
 
-use underpass_tests::certificates::certificate;
 use underpass_tests::fake_waypoint::hbone;
 use underpass_tests::http2_frames::{
     ACK, END_HEADERS, HEADERS, PREFACE, SETTINGS, connect_block, frame,
 };
+use underpass_tests::peer_program::{PeerProgram, PemFiles};
 use underpass_tests::raw_tunnel::{accepted, data};
 use underpass_tests::sandbox::{MESH, Sandbox, connect, read_line, serve_echo, until};
 use underpass_tests::skip::skip;
@@ -22,92 +20,15 @@ const OUTSIDER: &str = "spiffe://cluster.local/ns/outside/sa/outsider";
 /// How often keys change.
 const UPDATES: usize = 20;
 
-/// OpenSSL's client or server.
-struct OpenSsl {
-    process: Child,
-    input: ChildStdin,
-    /// What it has received, and what it reports.
-    output: Arc<Mutex<Vec<u8>>>,
-}
-
-impl OpenSsl {
-    fn start(sandbox: &Sandbox, pod: &str, identity: &str, arguments: &[&str]) -> Self {
-        let (chain, key) = credentials(sandbox, identity);
-        let mut command = Command::new("openssl");
-        command.args(arguments).args(["-tls1_3", "-alpn", "h2"]);
-        command.arg("-cert").arg(chain).arg("-key").arg(key);
-        command
-            .arg("-CAfile")
-            .arg(sandbox.folder().join("box/ca/root-cert.pem"));
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        netns::process::in_netns(&mut command, &sandbox.pod(pod)).unwrap();
-        let process = netns::process::die_with_parent(&mut command).spawn();
-        let mut process = process.unwrap();
-        let output = Arc::default();
-        collect(process.stdout.take().unwrap(), &output);
-        collect(process.stderr.take().unwrap(), &output);
-        Self {
-            input: process.stdin.take().unwrap(),
-            process,
-            output,
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.input.write_all(bytes).unwrap();
-        self.input.flush().unwrap();
-    }
-
-    fn count(&self, bytes: &[u8]) -> usize {
-        let output = self.output.lock().unwrap();
-        output.windows(bytes.len()).filter(|w| *w == bytes).count()
-    }
-
-    fn await_output(&self, bytes: &[u8]) {
-        let what = format!("OpenSSL prints {:?}", String::from_utf8_lossy(bytes));
-        until(&what, || (self.count(bytes) > 0).then_some(()));
-    }
-}
-
-impl Drop for OpenSsl {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let output = self.output.lock().unwrap();
-            eprintln!("-- OpenSSL\n{}", String::from_utf8_lossy(&output));
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn collect(mut from: impl Read + Send + 'static, to: &Arc<Mutex<Vec<u8>>>) {
-    let to = to.clone();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = from.read(&mut buffer) {
-            to.lock().unwrap().extend_from_slice(&buffer[..length]);
-        }
-    });
-}
-
-/// Writes a certificate and its key for OpenSSL.
-fn credentials(sandbox: &Sandbox, identity: &str) -> (PathBuf, PathBuf) {
-    let (chain, key) = certificate(&sandbox.folder().join("box/ca"), identity);
-    let files = ["peer-cert", "peer-key"].map(|name| sandbox.folder().join(name));
-    std::fs::write(&files[0], &chain[0]).unwrap();
-    std::fs::write(&files[1], key.secret_der()).unwrap();
-    (to_pem(&files[0], "x509"), to_pem(&files[1], "pkey"))
-}
-
-fn to_pem(der: &Path, kind: &str) -> PathBuf {
-    let pem = der.with_extension("pem");
+/// Starts OpenSSL's client or server.
+fn start(sandbox: &Sandbox, identity: &str, arguments: &[&str]) -> PeerProgram {
+    let files = PemFiles::of(sandbox, identity);
     let mut command = Command::new("openssl");
-    command.args([kind, "-inform", "DER", "-in"]).arg(der);
-    assert!(command.arg("-out").arg(&pem).status().unwrap().success());
-    pem
+    command.args(arguments).args(["-tls1_3", "-alpn", "h2"]);
+    command.arg("-cert").arg(files.certificate);
+    command.arg("-key").arg(files.key);
+    command.arg("-CAfile").arg(files.root);
+    PeerProgram::start(sandbox, "outsider", command)
 }
 
 fn is_installed() -> bool {
@@ -125,7 +46,7 @@ fn a_client_changes_its_keys_and_the_proxys() {
     for ip in sandbox.ips("server") {
         let to = hbone(ip).to_string();
         let arguments = ["s_client", "-connect", &to];
-        let mut client = OpenSsl::start(&sandbox, "outsider", CLIENT, &arguments);
+        let mut client = start(&sandbox, CLIENT, &arguments);
         let block = connect_block(&SocketAddr::new(ip, 8080).to_string());
         let begin = [
             &PREFACE[..],
@@ -157,10 +78,10 @@ fn mesh_with_fake_proxy() -> String {
     )
 }
 
-fn serve(sandbox: &Sandbox, ip: IpAddr) -> OpenSsl {
+fn serve(sandbox: &Sandbox, ip: IpAddr) -> PeerProgram {
     let at = hbone(ip).to_string();
     let arguments = ["s_server", "-accept", &at, "-Verify", "1"];
-    let server = OpenSsl::start(sandbox, "outsider", OUTSIDER, &arguments);
+    let server = start(sandbox, OUTSIDER, &arguments);
     server.await_output(b"ACCEPT");
     server
 }

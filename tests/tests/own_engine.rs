@@ -7,6 +7,7 @@ mod end_orders;
 mod hbone;
 mod hbone_wire;
 mod hostile_peers;
+mod http2_peers;
 mod many_connections;
 mod mesh_routes;
 mod openssl_peers;
