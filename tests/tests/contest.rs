@@ -31,7 +31,7 @@ fn every_row_measures_every_contestant_it_applies_to() {
         out.to_str().unwrap(),
     ])
     .unwrap();
-    options.floor = Some(env!("CARGO_BIN_EXE_underpass-bench").into());
+    options.program = Some(env!("CARGO_BIN_EXE_underpass-bench").into());
     run(&options);
 
     let written = std::fs::read(out.join("contest.json")).unwrap();

@@ -24,6 +24,9 @@ fn main() {
         Some((part, arguments)) if part == "floor" => {
             return underpass_tests::contest::run_floor(arguments);
         }
+        Some((part, arguments)) if part == "hold" => {
+            return underpass_tests::contest::run_hold(arguments);
+        }
         _ => {}
     }
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|c| c == name);

@@ -10,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::Options;
 use super::floor::{Copying, Floor};
+use super::held::most_files;
 use super::load::Server;
 use crate::binaries::binary;
 use crate::cluster::fabric::{CONTROL_PLANE, Fabric, Families, host_ips, pod};
@@ -87,8 +88,7 @@ impl Arena {
             let numbers = [2 * index as u8 + 1, 2 * index as u8 + 2];
             let hosts = numbers.map(|number| fabric.host(number));
             if index == 0 {
-                let floor = options.floor.clone();
-                let floor = floor.unwrap_or_else(|| std::env::current_exe().unwrap());
+                let floor = options.program();
                 contestants.push(Contestant::outside(DIRECT, &hosts, numbers, |_, _| {
                     Kind::Direct
                 }));
@@ -236,9 +236,17 @@ impl Contestant {
         matches!(self.kind, Kind::Mesh(_))
     }
 
-    /// Whether there are two threads for each connection.
-    pub(super) fn is_threaded(&self) -> bool {
-        self.name == Copying::Threads.contestant()
+    /// Whether its processes can have this many connections at once.
+    pub(super) fn can_hold(&self, connections: usize) -> bool {
+        let files = match &self.kind {
+            Kind::Direct => 0,
+            // Twice as many threads would be needed.
+            Kind::Floor(_) if self.name == Copying::Threads.contestant() => return false,
+            Kind::Floor(_) => 2 * connections,
+            // The connections of a tunnel share a socket.
+            Kind::Mesh(_) => connections + connections / 50,
+        };
+        files + 500 < most_files()
     }
 
     /// The processes on the way.

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +32,7 @@ const SEND: u8 = b's';
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     ip: IpAddr,
+    pod: Arc<NetNs>,
     /// Discarded bytes.
     received: Arc<AtomicU64>,
 }
@@ -49,7 +51,17 @@ impl Server {
         });
         let (listeners, counted) = (TASK_PORTS.map(listen).collect(), received.clone());
         thread::spawn(move || serve_tasks(listeners, counted));
-        Self { ip, received }
+        let pod = Arc::new(pod.try_clone().unwrap());
+        Self { ip, pod, received }
+    }
+
+    pub(super) fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
+    /// Its pod's network namespace.
+    pub(super) fn pod(&self) -> &NetNs {
+        &self.pod
     }
 
     fn blocking(&self) -> SocketAddr {
@@ -60,6 +72,13 @@ impl Server {
         let ports = TASK_PORTS.len();
         (self.ip, TASK_PORTS.start() + (connection % ports) as u16).into()
     }
+}
+
+/// Starts a server at these ports of a pod; it runs until the process exits.
+pub(super) fn serve_ports(pod: &NetNs, ports: Range<u16>) {
+    let listen = |port| crate::listener::plain(pod, (Ipv6Addr::UNSPECIFIED, port).into());
+    let listeners = ports.map(listen).collect();
+    thread::spawn(move || serve_tasks(listeners, Arc::default()));
 }
 
 fn serve_blocking(mut stream: std::net::TcpStream, received: &AtomicU64) -> io::Result<()> {
@@ -346,7 +365,8 @@ async fn open_task(to: SocketAddr) -> tokio::net::TcpStream {
 /// dropped.
 pub(super) fn hold(
     client: &NetNs,
-    server: &Server,
+    server: IpAddr,
+    ports: Range<u16>,
     connections: usize,
     at_once: usize,
 ) -> Vec<std::net::TcpStream> {
@@ -354,12 +374,13 @@ pub(super) fn hold(
     let opened = client.run(|| {
         block_on(async {
             let openers = (0..at_once).map(|_| {
-                let next = next.clone();
+                let (next, ports) = (next.clone(), ports.clone());
                 async move {
                     let mut held = Vec::new();
                     while next.get() < connections {
                         let index = next.replace(next.get() + 1);
-                        let stream = open_task(server.tasks(index)).await;
+                        let port = ports.start + (index % ports.len()) as u16;
+                        let stream = open_task((server, port).into()).await;
                         held.push(stream.into_std().unwrap());
                     }
                     held

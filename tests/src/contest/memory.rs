@@ -3,8 +3,10 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use super::Options;
 use super::arena::Contestant;
-use super::load::{hold, new_connections};
+use super::held::Held;
+use super::load::new_connections;
 use super::processes::memory;
 use super::rows::Sample;
 
@@ -17,17 +19,17 @@ const TUNNELS: usize = 100;
 const RELEASE: u32 = 30;
 
 /// Measures proxies that were just started. They are started again afterwards.
-pub(super) fn measure(contestant: &mut Contestant, time: Duration) -> Vec<Sample> {
+pub(super) fn measure(contestant: &mut Contestant, options: &Options) -> Vec<Sample> {
     // One connection for each tunnel.
     contestant.restart(&[("POOL_MAX_STREAMS_PER_CONNECTION", "1")]);
-    let tunnel = held(contestant, TUNNELS, 1);
+    let tunnel = held(contestant, options, TUNNELS, 1);
     contestant.restart(&[]);
     let pids = contestant.pids();
     let idle = memory(&pids) / pids.len() as f64;
-    let connection = held(contestant, CONNECTIONS, 32);
+    let connection = held(contestant, options, CONNECTIONS, 32);
     let (client, server) = (&contestant.client, &contestant.server);
     new_connections(client, server, 32, Duration::from_millis(300));
-    sleep(time * RELEASE);
+    sleep(options.time() * RELEASE);
     let burst = memory(&pids) / pids.len() as f64;
     vec![
         ("memory.idle", idle),
@@ -38,11 +40,11 @@ pub(super) fn measure(contestant: &mut Contestant, time: Duration) -> Vec<Sample
 }
 
 /// Memory of both proxies for each of some idle connections, in KiB.
-fn held(contestant: &Contestant, connections: usize, at_once: usize) -> f64 {
-    let (client, server, pids) = (&contestant.client, &contestant.server, contestant.pids());
-    drop(hold(client, server, 1, 1));
+fn held(contestant: &Contestant, options: &Options, connections: usize, at_once: usize) -> f64 {
+    let (pids, program) = (contestant.pids(), options.program());
+    drop(Held::open(&program, contestant, 1, 1));
     let before = memory(&pids);
-    let held = hold(client, server, connections, at_once);
+    let held = Held::open(&program, contestant, connections, at_once);
     sleep(Duration::from_millis(200));
     let used = memory(&pids) - before;
     drop(held);

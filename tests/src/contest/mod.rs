@@ -7,6 +7,7 @@
 mod arena;
 mod charts;
 mod floor;
+mod held;
 mod load;
 mod memory;
 mod metric;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use arena::Arena;
 pub use floor::run as run_floor;
+pub use held::run as run_hold;
 pub use metric::Metric;
 pub use report::Report;
 pub use rows::Row;
@@ -44,7 +46,8 @@ pub struct Options {
     /// Another Underpass, with environment variables of its own.
     #[arg(long, value_name = "NAME=VARIABLE=VALUE[,VARIABLE=VALUE…]")]
     pub variant: Vec<Variant>,
-    /// Connections that are held open in the row `held`, all from one client address.
+    /// Connections that are held open in the row `held`, all from one client address. Contestants
+    /// whose processes may not open as many files are left out.
     #[arg(
         long,
         default_value_t = 5_000,
@@ -54,9 +57,9 @@ pub struct Options {
     /// Folder of the result: `contest.json`, into which the measured rows are merged, and plots.
     #[arg(long, default_value = "docs/performance")]
     pub out: PathBuf,
-    /// The program that has the command `floor`. [default: this one]
+    /// The program that has the commands `floor` and `hold`. [default: this one]
     #[arg(skip)]
-    pub floor: Option<PathBuf>,
+    pub program: Option<PathBuf>,
 }
 
 /// A proxy of another project.
@@ -126,6 +129,12 @@ impl Options {
     fn rows(&self) -> Vec<Row> {
         let is_wanted = |row: &Row| self.rows.is_empty() || self.rows.contains(row);
         Row::ALL.into_iter().filter(is_wanted).collect()
+    }
+
+    /// The program that has the commands `floor` and `hold`.
+    fn program(&self) -> PathBuf {
+        let this = || std::env::current_exe().unwrap();
+        self.program.clone().unwrap_or_else(this)
     }
 
     fn time(&self) -> Duration {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use netns::NetNs;
 
 use super::arena::{Arena, Contestant};
-use super::load::{Direction, Flow, Server, hold, new_connections, round_trips};
+use super::held::Held;
+use super::load::{Direction, Flow, Server, new_connections, round_trips};
 use super::processes::{cpu, cpu_since, system_calls};
 use super::{Options, memory};
 use crate::measure::{median, percentile};
@@ -85,7 +86,8 @@ impl Row {
     /// How often it is measured.
     pub(super) fn rounds(&self, options: &Options) -> u32 {
         match self.work {
-            Work::Held | Work::SystemCalls | Work::Memory => 1,
+            Work::SystemCalls | Work::Memory => 1,
+            Work::Held => options.rounds.min(3),
             _ => options.rounds,
         }
     }
@@ -145,16 +147,17 @@ impl Row {
                 samples
             }
             Work::Held => {
-                // Ten thousand threads would be needed.
-                if contestant.is_threaded() {
+                let connections = options.held as usize;
+                if !contestant.can_hold(connections) {
                     return None;
                 }
                 await_ports(contestant);
                 let new = || median(new_connections(client, &contestant.server, 1, time));
                 let before = new();
-                let held = hold(client, &contestant.server, options.held as usize, 32);
+                let held = Held::open(&options.program(), contestant, connections, 32);
                 let after = new();
                 drop(held);
+                await_idle(&pids);
                 vec![(key(".before"), before), (key(".after"), after)]
             }
             Work::SystemCalls => {
@@ -167,7 +170,7 @@ impl Row {
                 if !contestant.is_mesh() {
                     return None;
                 }
-                memory::measure(contestant, time)
+                memory::measure(contestant, options)
             }
         })
     }
