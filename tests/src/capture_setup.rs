@@ -129,6 +129,30 @@ pub fn assert_arrives(
     arrived
 }
 
+/// As `assert_arrives`, for a connection of the pod to this port of the peer.
+#[track_caller]
+pub fn assert_outbound(
+    s: &CaptureSetup,
+    proxy: &ProxyListeners,
+    port: u16,
+    point: ArrivalPoint,
+) -> Arrival {
+    let to = at(s.peer(), port);
+    assert_arrives(s, &s.wire.pod, to, proxy, &s.server(port), point)
+}
+
+/// As `assert_arrives`, for a connection of the peer to this port of the pod.
+#[track_caller]
+pub fn assert_inbound(
+    s: &CaptureSetup,
+    proxy: &ProxyListeners,
+    port: u16,
+    point: ArrivalPoint,
+) -> Arrival {
+    let to = at(s.pod(), port);
+    assert_arrives(s, &s.wire.peer, to, proxy, &s.app(port), point)
+}
+
 /// Whether the connection was refused.
 pub fn is_refused(result: &std::io::Result<TcpStream>) -> bool {
     result

@@ -1,5 +1,5 @@
 //! The `routed` capture's guard, exceptions and read-back with real packets, in both families. See
-//! traffic_matrix.rs for where packets arrive.
+//! `traffic_matrix` for where packets arrive.
 
 #![allow(clippy::unwrap_used)] // a test that cannot continue panics
 
