@@ -307,11 +307,14 @@ async fn exchange(to: SocketAddr, size: usize, end: Instant, times: Rc<Times>) {
     stream.set_nodelay(true).unwrap();
     stream.write_all(&[ECHO]).await.unwrap();
     let mut message = vec![1; size];
-    while Instant::now() < end {
+    loop {
         let sent = Instant::now();
         stream.write_all(&message).await.unwrap();
         stream.read_exact(&mut message).await.unwrap();
         times.add(microseconds(sent));
+        if Instant::now() >= end {
+            break;
+        }
     }
 }
 
@@ -345,10 +348,13 @@ pub(super) fn new_connections(
 }
 
 async fn keep_opening(to: SocketAddr, end: Instant, times: Rc<Times>) {
-    while Instant::now() < end {
+    loop {
         let begun = Instant::now();
         drop(open_task(to).await);
         times.add(microseconds(begun));
+        if Instant::now() >= end {
+            break;
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Bridges and containers within a pod, ports that it publishes for them, and what it forwards for them.
+//! Bridges and containers within a pod, ports that it publishes for them, and what it forwards for
+//! them.
 
 use std::net::{SocketAddr, UdpSocket};
 
