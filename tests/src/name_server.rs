@@ -33,6 +33,10 @@ pub const SLOW: &str = "slow.example.";
 pub const LATER_ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
 /// How long the later answer to [`SLOW`] takes: more than a client waits if it has an expired one.
 const LATE: Duration = Duration::from_secs(3);
+/// A name that is answered over TCP only while the name server does not hold.
+pub const HELD: &str = "held.example.";
+/// A name of which the first query over TCP closes its connection.
+pub const CLOSING: &str = "closing.example.";
 /// A name that the name server at an IPv4 address cannot resolve.
 pub const FAILS_BY_IPV4: &str = "fails-by-ipv4.example.";
 /// A name that does not exist.
@@ -49,6 +53,8 @@ pub struct NameServer {
     seen: Arc<Mutex<Vec<ReceivedQuery>>>,
     is_failing: Arc<AtomicBool>,
     is_slow: Arc<AtomicBool>,
+    is_holding: Arc<AtomicBool>,
+    has_closed: Arc<AtomicBool>,
 }
 
 impl NameServer {
@@ -58,6 +64,8 @@ impl NameServer {
             seen: Arc::default(),
             is_failing: Arc::default(),
             is_slow: Arc::default(),
+            is_holding: Arc::default(),
+            has_closed: Arc::default(),
         };
         for ip in addresses {
             let bind = || {
@@ -88,6 +96,11 @@ impl NameServer {
     /// Makes it answer every query with SERVFAIL, or as usual again.
     pub fn set_failing(&self, failing: bool) {
         self.is_failing.store(failing, Ordering::Relaxed);
+    }
+
+    /// Makes it hold the answers to [`HELD`], or send them.
+    pub fn set_holding(&self, holding: bool) {
+        self.is_holding.store(holding, Ordering::Relaxed);
     }
 
     /// Records a query; one that is sent again, with the same id, is recorded once. Returns it, and
@@ -134,8 +147,17 @@ impl NameServer {
             let Some((query, _)) = self.record(from, &read_message(&mut stream)?) else {
                 return Ok(());
             };
-            let is_slow = |q: &Query| q.name().to_ascii() == SLOW;
-            let is_slow = query.queries.first().is_some_and(is_slow);
+            let is = |name: &str| {
+                let first = query.queries.first();
+                first.is_some_and(|q| q.name().to_ascii() == name)
+            };
+            if is(CLOSING) && !self.has_closed.swap(true, Ordering::Relaxed) {
+                return Ok(());
+            }
+            while is(HELD) && self.is_holding.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let is_slow = is(SLOW);
             let mut answers = self.answers(&query);
             if is_slow && self.is_slow.swap(true, Ordering::Relaxed) {
                 std::thread::sleep(LATE);

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::Client;
 use crate::answer::{self, IfUnknown, QueryContext, Resolution};
 use crate::answer_cache::{AnswerKey, Upstreams};
-use crate::known_answer::Reply;
+use crate::known_answer::{Reply, UpstreamAnswer};
 use crate::lookup_cache::Origin;
 use crate::message::{clear_nxdomain, response_code};
 use crate::query::{Query, encode};
@@ -94,19 +94,48 @@ fn mesh_answer(query: &Query, addresses: Vec<IpAddr>, protocol: Protocol) -> Vec
     encode(&message, limit).unwrap_or_else(|| query.failure())
 }
 
+/// Forwards a query, or shares the answer to an equal one. `look_up` is called unless one is known
+/// or being looked up.
+pub(super) async fn forward<F>(
+    client: &impl Client,
+    query: &Query,
+    forwarded: ForwardedQuery,
+    look_up: impl FnOnce() -> F,
+) -> Vec<u8>
+where
+    F: Future<Output = Result<UpstreamAnswer, String>> + 'static,
+{
+    let look_up = || {
+        forwarded.record_forwarded();
+        look_up()
+    };
+    let Some(key) = &forwarded.key else {
+        let answer = look_up().await;
+        return forwarded.answered_alone(query, answer);
+    };
+    let (result, origin) = client.cache().0.get(key, look_up).await;
+    let result = result.unwrap_or_else(|| Err("the lookup was cancelled".to_owned()));
+    forwarded.answered(query, result, origin)
+}
+
 impl ForwardedQuery {
+    /// Records the result of a query that is not shared, and returns the answer for the client.
+    pub(super) fn answered_alone(
+        self,
+        query: &Query,
+        answer: Result<UpstreamAnswer, String>,
+    ) -> Vec<u8> {
+        let reply = answer.map(|answer| Reply::new(answer.into()));
+        self.answered(query, reply, Origin::OwnLookup)
+    }
+
     /// Records that the query is sent to a name server.
     pub(super) fn record_forwarded(&self) {
         self.query.event.record_forwarded();
     }
 
     /// Records the result of the query, and returns the answer for the client.
-    pub(super) fn answered(
-        self,
-        query: &Query,
-        result: Result<Reply, String>,
-        origin: Origin,
-    ) -> Vec<u8> {
+    fn answered(self, query: &Query, result: Result<Reply, String>, origin: Origin) -> Vec<u8> {
         let origin = self.key.is_some().then_some(origin);
         self.query.answered(query, result, origin)
     }

@@ -13,6 +13,7 @@ mod bounded_map;
 mod client;
 mod exchange;
 mod forward;
+mod framing;
 mod known_answer;
 mod known_name;
 mod lookup_cache;
@@ -23,6 +24,7 @@ mod resolve;
 mod settings;
 mod tcp;
 mod udp;
+mod upstream;
 mod validity;
 
 use std::sync::Arc;

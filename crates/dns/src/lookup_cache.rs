@@ -77,14 +77,8 @@ impl<V: Knowledge + 'static> LookupCache<V> {
         state.known.get(key)?.valid(Instant::now())
     }
 
-    /// The answer to use if a lookup fails or takes long.
-    pub(super) fn stale(&self, key: &V::Key) -> Option<V::Answer> {
-        let mut state = self.state.lock();
-        state.known.get(key)?.stale(Instant::now())
-    }
-
     /// Records the outcome of a lookup, and returns the answer for those who asked.
-    pub(super) fn record(&self, key: &V::Key, outcome: V::Outcome) -> V::Answer {
+    fn record(&self, key: &V::Key, outcome: V::Outcome) -> V::Answer {
         let mut state = self.state.lock();
         let mut known = state.known.remove(key).unwrap_or_default();
         let answer = known.record(outcome, Instant::now());
@@ -285,7 +279,7 @@ mod tests {
         let test = async {
             let cache = cache();
             cache.record(&"a", (1, false));
-            assert_eq!((cache.valid(&"a"), cache.stale(&"a")), (None, Some(1)));
+            assert_eq!(cache.valid(&"a"), None);
             let started = Instant::now();
             let answer = cache.get(&"a", pending::<(u8, bool)>).await;
             assert_eq!(answer, (Some(1), Origin::OwnLookup));

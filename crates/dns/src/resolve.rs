@@ -17,7 +17,7 @@ use crate::lookup_cache::LookupCache;
 use crate::message::is_truncated;
 use crate::query::{OWN_UDP_SIZE, Query};
 use crate::validity::{MAX_TTL, negative_ttl};
-use crate::{DEADLINE, forward, tcp};
+use crate::{DEADLINE, forward, framing};
 
 /// Limits on the names of one pod.
 const LIMITS: CacheLimits = CacheLimits {
@@ -105,8 +105,8 @@ async fn ask(pod: &impl PodNetwork, query: &Query, upstream: SocketAddr) -> io::
     }
     let id = rand::random();
     let mut stream = pod_socket::connect(pod, upstream).await?;
-    tcp::write(&mut stream, &query.with_id(id)).await?;
-    let answer = tcp::MessageReader::new(stream).next().await?;
+    framing::write(&mut stream, &query.with_id(id)).await?;
+    let answer = framing::MessageReader::new(stream).next().await?;
     let answer = answer.ok_or(io::ErrorKind::UnexpectedEof)?;
     if query.is_answered_by(&answer, id) {
         Ok(answer)

@@ -14,9 +14,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use crate::answer_cache::Upstreams;
-use crate::exchange::{Action, ForwardedQuery};
-use crate::known_answer::Reply;
-use crate::lookup_cache::Origin;
+use crate::exchange::Action;
 use crate::query::{Query, QueryError, refusal};
 use crate::query_event::Protocol;
 use crate::{Client, exchange, forward};
@@ -162,35 +160,14 @@ impl<C: Client> UdpServer<C> {
             Some(Action::Forward(forwarded)) => {
                 let server = self.clone();
                 self.client.spawn(async move {
-                    let answer = server.forward(&query, upstreams, *forwarded).await;
+                    let client = &server.client;
+                    let look_up = || forward::look_up(client.clone(), query.clone(), upstreams);
+                    let answer = exchange::forward(client, &query, *forwarded, look_up).await;
                     server.answer(&received, &answer);
                 });
             }
             None => {}
         }
-    }
-
-    /// Forwards a query, or shares the answer to an equal one.
-    async fn forward(
-        &self,
-        query: &Query,
-        upstreams: Upstreams,
-        forwarded: ForwardedQuery,
-    ) -> Vec<u8> {
-        let look_up = || {
-            forwarded.record_forwarded();
-            forward::look_up(self.client.clone(), query.clone(), upstreams)
-        };
-        let (result, origin) = match &forwarded.key {
-            Some(key) => self.client.cache().0.get(key, look_up).await,
-            None => {
-                let answer = look_up().await;
-                let reply = answer.map(|answer| Reply::new(answer.into()));
-                (Some(reply), Origin::OwnLookup)
-            }
-        };
-        let result = result.unwrap_or_else(|| Err("the lookup was cancelled".to_owned()));
-        forwarded.answered(query, result, origin)
     }
 
     fn answer(&self, query: &ReceivedDatagram, bytes: &[u8]) {

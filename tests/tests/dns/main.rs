@@ -6,3 +6,4 @@ mod answers;
 mod cache;
 mod fixture;
 mod forwarding;
+mod tcp;
