@@ -20,6 +20,7 @@ use crate::decider::Decider;
 use crate::disk::Disk;
 use crate::host_probes::HostProbes;
 use crate::inbox::{AddRequest, Deletion, Inbox, Message, PluginReply};
+use crate::interrupted_add::has_failed;
 use crate::kernel::{Kernel, PodWatch, Work};
 use crate::plugins::still_attached;
 use crate::pods_view::PodsView;
@@ -34,6 +35,9 @@ use crate::sandbox_check::open_netns;
 const IDLE_POLL: Duration = Duration::from_millis(10);
 /// Time limit for that work.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest time until records are written for which no pod waits.
+const SAVE_DELAY: Duration = Duration::from_secs(1);
 
 /// What performs the effects.
 #[derive(Debug)]
@@ -64,6 +68,8 @@ pub(crate) struct Agent {
     saving: Vec<(LifeId, Generation)>,
     /// Whether records have changed.
     is_unsaved: bool,
+    /// When to write the records, unless another write does.
+    save_at: Option<Instant>,
 }
 
 impl Agent {
@@ -87,6 +93,7 @@ impl Agent {
             deletions: Vec::new(),
             saving: Vec::new(),
             is_unsaved: false,
+            save_at: None,
         };
         agent.take_over();
         agent
@@ -103,6 +110,20 @@ impl Agent {
                     uid = record.membership.uid,
                     "pod's network namespace not found; proxies that already serve the pod keep it"
                 );
+            }
+            if record.unanswered {
+                self.is_unsaved = true;
+                if netns
+                    .as_ref()
+                    .is_some_and(|n| has_failed(&record, n, self.started))
+                {
+                    tracing::info!(
+                        event = "add_failed",
+                        uid = record.membership.uid,
+                        "the ADD of this pod failed when the last agent ended"
+                    );
+                    continue;
+                }
             }
             let life = Life::restored(record, netns.is_some(), Instant::now());
             let id = self.pods.write().insert(life);
@@ -124,6 +145,7 @@ impl Agent {
     pub(crate) async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
         loop {
             let deadline = self.pods.read().deadline();
+            let deadline = deadline.into_iter().chain(self.save_at).min();
             let due = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -143,6 +165,7 @@ impl Agent {
                 },
                 () = due => {
                     let now = Instant::now();
+                    self.is_unsaved |= self.save_at.is_some_and(|at| at <= now);
                     let is_due = |life: &Life| life.deadline().is_some_and(|at| at <= now);
                     self.step_all(is_due, &Input::Tick);
                 }
@@ -445,6 +468,9 @@ impl Agent {
                 self.is_unsaved = true;
                 self.saving.extend(waiting.map(|g| (id, g)));
             }
+            Effect::PersistSoon => {
+                self.save_at.get_or_insert(Instant::now() + SAVE_DELAY);
+            }
             Effect::Answer(message) => {
                 if let Some((_, plugin)) = self.plugins.get(&id) {
                     plugin.send(message);
@@ -516,6 +542,7 @@ impl Agent {
         if std::mem::take(&mut self.is_unsaved) {
             let (members, outside) = pods.records();
             let waiting = std::mem::take(&mut self.saving);
+            self.save_at = None;
             self.performers.disk.write(members, outside, waiting);
         }
         let reporter = &self.performers.reporter;

@@ -11,6 +11,7 @@ mod disk;
 mod host_probes;
 mod inbox;
 mod install;
+mod interrupted_add;
 mod kernel;
 mod kubernetes;
 mod listening;

@@ -130,9 +130,51 @@ fn agent_killed_at_any_step_of_an_add_leaves_nothing_and_the_next_one_enrols_the
     let proxy = FakeProxy::synced(&node);
     let plugin = call("ADD", &node, &wire).start();
     assert!(matches!(proxy.next(), (Payload::Add(_), 1)));
+    until("the record is on disk, with its mark", || {
+        is_marked(&node).then_some(())
+    });
     node.kill(agent);
     assert!(temporary_failure(&plugin.wait_with_output().unwrap()).contains("UP-CNI-008"));
+    assert!(is_marked(&node));
     assert_next_agent_enrols(&mut node, &wire);
+}
+
+/// Whether the agent's state has a pod whose ADD had not been answered when it was written.
+fn is_marked(node: &TestNode) -> bool {
+    let state = std::fs::read_to_string(node.file("state/pods.json")).unwrap_or_default();
+    state.contains("\"unanswered\": true")
+}
+
+/// The agent is killed after it has answered the ADD, and before it has written so.
+#[test]
+fn a_pod_whose_add_was_answered_stays_a_member_whatever_its_record_says() {
+    let (mut node, wire) = (TestNode::new("answered", MESH), Wire::new());
+    let agent = node.start_agent();
+    node.start_ready_proxy();
+    assert_success(&call("ADD", &node, &wire).run());
+    let file = node.file("state/pods.json");
+    until("the mark is removed", || {
+        let state = std::fs::read_to_string(&file).unwrap();
+        (state.contains("uid-1") && !state.contains("unanswered")).then_some(())
+    });
+    node.kill(agent);
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    state["pods"][0]["unanswered"] = json!(true);
+    std::fs::write(&file, serde_json::to_vec_pretty(&state).unwrap()).unwrap();
+    assert!(is_marked(&node));
+    let agent = node.start_agent();
+    until("the pod is verified", || {
+        (node.verified_pods() == 1).then_some(())
+    });
+    until("the mark is removed", || (!is_marked(&node)).then_some(()));
+    node.kill(agent);
+    // Without the mark, missing rules are repaired.
+    wire.pod.run(redirect::remove).unwrap().unwrap();
+    node.start_agent();
+    until("the pod is verified", || {
+        (node.verified_pods() == 1).then_some(())
+    });
+    assert!(!has_no_rules(&wire));
 }
 
 /// Whether a process sleeps in one of these kernel functions.

@@ -58,6 +58,9 @@ pub enum Effect {
     /// Write all records; answer with [`Answer::Saved`](crate::Answer::Saved) if a generation is
     /// given.
     Persist(Option<Generation>),
+    /// Write all records within a second, unless another write does. No ADD waits for it, nor
+    /// behind it.
+    PersistSoon,
     /// Send a message to the plugin.
     Answer(FromAgent),
     /// Close the plugin's connection.

@@ -344,6 +344,8 @@ impl Turn {
         if via == Via::Add {
             self.effect(Effect::Answer(FromAgent::Ready));
             self.effect(Effect::Hangup);
+            // Removes the mark from the record.
+            self.effect(Effect::PersistSoon);
         }
         let took = since(joining.started, self.now.at);
         self.emit(Event::Joined { via, took });

@@ -53,7 +53,7 @@
 //! | AwaitingProxy | accepted, via Running | Capturing | join |
 //! | AwaitingProxy | all proxies rejected it | refused | |
 //! | Capturing | joined | Saving | persist |
-//! | Saving | saved | Member | answer Ready (via Add); report a late start; watch; verify; decide |
+//! | Saving | saved | Member | answer Ready, persist soon (Add); late join; watch; verify; decide |
 //! | any of these | refused or late, via Add | Removing | answer Failed; withdraw; remove |
 //! | any of these | refused or late, via Running | Outside | withdraw; remove after a capture |
 //! | Member | decided, skip | Leaving | unwatch; leave |

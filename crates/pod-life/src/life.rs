@@ -158,6 +158,7 @@ impl Life {
             sandbox,
             membership,
             leaving,
+            unanswered: _,
         } = record;
         let phase = if leaving {
             Phase::Leaving(Box::new(Leaving::restored(membership, now)))
@@ -251,7 +252,7 @@ impl Life {
 
     /// The pod's record, if it is a member that is to be one after a restart as well. One that is
     /// being added is not before its rules are in place and a proxy was asked: if the agent dies
-    /// earlier, nothing of the ADD remains; later, the next agent has the pod until DEL.
+    /// earlier, nothing of the ADD remains; later, the mark lets the next agent decide.
     pub fn record(&self) -> Option<Record> {
         match &self.phase {
             Phase::Member(member) => Some((&member.membership, false)),
@@ -263,6 +264,7 @@ impl Life {
             sandbox: self.sandbox.clone(),
             membership: membership.clone(),
             leaving,
+            unanswered: self.is_adding(),
         })
     }
 

@@ -82,6 +82,20 @@ pub struct Record {
     /// Whether it is leaving the mesh and its captured connections are still open.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
+    /// Whether its ADD had not been answered when this was written. The mark is removed by a later
+    /// write, for which no ADD waits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unanswered: bool,
+}
+
+impl Record {
+    /// Whether the pod's ADD has failed, because the agent ended before it was answered: then the
+    /// plugin has removed its rules. `has_rules` is whether its namespace has any. One with rules
+    /// is a member: its ADD was answered, or neither plugin nor runtime has cleaned up yet, and
+    /// nothing may leave it in plain text.
+    pub fn is_of_failed_add(&self, has_rules: bool) -> bool {
+        self.unanswered && !has_rules
+    }
 }
 
 /// The persistent state of a pod outside the mesh, with what is needed to enrol it later.

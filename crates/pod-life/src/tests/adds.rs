@@ -150,6 +150,27 @@ fn the_record_is_written_while_a_proxy_is_asked_but_not_while_there_is_none() {
 }
 
 #[test]
+fn a_record_is_marked_until_after_its_add_is_answered() {
+    let is_marked = |world: &World| world.disk.0.as_ref().unwrap().unanswered;
+    let mut world = saved();
+    assert!(is_marked(&world));
+    world.proceed();
+    assert_eq!(world.last_message(), Some(&FromAgent::Ready));
+    assert!(is_marked(&world), "the answer waits for no other write");
+    world.flush();
+    assert!(!is_marked(&world));
+
+    // The agent is killed before the mark is removed, and before the answer.
+    let mut world = saved();
+    world.proceed();
+    world.restart();
+    assert!(world.life.is_some(), "it has its rules");
+    let mut world = saved();
+    world.restart();
+    assert!(world.life.is_none(), "its plugin has removed the rules");
+}
+
+#[test]
 fn a_failed_removal_is_reported_and_ends_the_add() {
     let mut world = saved();
     world.fail();
@@ -330,6 +351,7 @@ fn a_label_that_changes_during_the_add_takes_effect_afterwards() {
     assert_eq!(world.final_answers(), 0);
     world.proceed();
     assert_eq!(world.last_message(), Some(&FromAgent::Ready));
+    world.flush();
     world.proceed();
     assert!(matches!(world.phase(), Some(Phase::Leaving(_))));
 }

@@ -182,6 +182,10 @@ impl World {
                     let written = Pending::Disk(generation, Box::new(record.clone()));
                     self.pending.push(written);
                 }
+                Effect::PersistSoon => {
+                    let written = Pending::Disk(None, Box::new(record.clone()));
+                    self.pending.push(written);
+                }
                 Effect::Answer(message) => {
                     let sent = self.plugin.as_mut().expect("an answer without an ADD");
                     assert!(
@@ -383,10 +387,18 @@ impl World {
         }
         (self.plugin, self.add_deadline) = (None, None);
         self.life = match self.disk.clone() {
+            (Some(record), _) if record.is_of_failed_add(self.is_captured) => {
+                self.disk = (None, None);
+                None
+            }
             (Some(record), _) => Some(Life::restored(record, true, self.at)),
             (None, Some(outside)) => Some(Life::restored_outside(outside)),
             (None, None) => None,
         };
+        // The next agent writes at once what became of a marked record.
+        if let Some(record) = &mut self.disk.0 {
+            record.unanswered = false;
+        }
         self.input(Input::Begun);
     }
 
