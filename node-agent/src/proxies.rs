@@ -169,7 +169,10 @@ async fn serve_proxy(proxies: Rc<Proxies>, socket: AsyncSeqPacket) {
     proxies.metrics.proxies.dec();
     match ended {
         Ok(()) => tracing::info!(pid, "proxy disconnected"),
-        Err(e) => tracing::warn!(pid, "closed the connection to the proxy: {e:#}"),
+        Err(e) => {
+            let code = error_code::agent::PROXY_CONNECTION;
+            tracing::warn!(pid, "{code}: closed the connection to the proxy: {e:#}");
+        }
     }
     drop(socket);
     tokio::time::sleep(RECONNECT_GRACE).await;

@@ -173,4 +173,10 @@ codes! {
     /// should be in the mesh do not start.
     /// Next step: Report the panic message before this line.
     PANICKED = "UP-AGENT-029";
+
+    /// The agent closed its connection to a proxy.
+    /// Cause: The proxy hangs, has another version, or another program connects to the socket.
+    /// Next step: See the log of the process that the message names. Pods stay served by the other
+    /// proxies, and by this one once it connects again.
+    PROXY_CONNECTION = "UP-AGENT-030";
 }

@@ -123,4 +123,17 @@ codes! {
     /// Next step: Find out why the pod has so many new connections, which usually means that they
     /// are not reused, or raise UNDERPASS_POD_MAX_NEW_CONNECTIONS; 0 accepts any number.
     TOO_MANY_NEW = "UP-PROXY-021";
+
+    /// The proxy has no connection to the node agent.
+    /// Cause: The agent is being restarted or hangs, or another version or another program serves
+    /// its socket.
+    /// Next step: None while the agent restarts: pods stay served, and the proxy connects again by
+    /// itself. Otherwise see the agent's log on this node, and check INPOD_UDS.
+    AGENT_CONNECTION = "UP-PROXY-023";
+
+    /// The proxy rejected a request of the node agent.
+    /// Cause: The agent has another version, or passed a descriptor that is not the network
+    /// namespace of a pod. Other pods are not affected.
+    /// Next step: See the reason in the message; finish the upgrade of the agent on this node.
+    AGENT_REQUEST = "UP-PROXY-024";
 }

@@ -262,12 +262,17 @@ fn inode_of(path: &Path) -> io::Result<u64> {
 
 fn recv_packet(fd: &OwnedFd, limit: usize) -> io::Result<Option<Packet>> {
     let mut data = vec![0u8; limit];
-    let (len, truncated, fds) = recv_with_descriptors(fd, &mut data)?;
-    if truncated {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a message was too large and was truncated",
-        ));
+    let (len, flags, fds) = recv_with_descriptors(fd, &mut data)?;
+    let truncated = if flags & libc::MSG_TRUNC != 0 {
+        Some("a message was too large and was truncated")
+    } else if flags & libc::MSG_CTRUNC != 0 {
+        // The kernel does not report which.
+        Some("a message carried too many descriptors, or this process may open no more")
+    } else {
+        None
+    };
+    if let Some(why) = truncated {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     if len == 0 && fds.is_empty() {
         return Ok(None);
@@ -276,10 +281,10 @@ fn recv_packet(fd: &OwnedFd, limit: usize) -> io::Result<Option<Packet>> {
     Ok(Some(Packet { data, fds }))
 }
 
-/// Calls recvmsg(2); returns the number of bytes, whether anything was truncated, and every
-/// installed descriptor. nix's `recvmsg` hides the descriptors of a truncated message, so they
+/// Calls recvmsg(2); returns the number of bytes, the flags of the message, and every installed
+/// descriptor. nix's `recvmsg` hides the descriptors of a truncated message, so they
 /// would leak.
-fn recv_with_descriptors(fd: &OwnedFd, data: &mut [u8]) -> io::Result<(usize, bool, Vec<OwnedFd>)> {
+fn recv_with_descriptors(fd: &OwnedFd, data: &mut [u8]) -> io::Result<(usize, i32, Vec<OwnedFd>)> {
     const MAX_FDS: usize = 4; // the kernel installs no more than fit
     let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
     let mut iov = libc::iovec {
@@ -309,11 +314,7 @@ fn recv_with_descriptors(fd: &OwnedFd, data: &mut [u8]) -> io::Result<(usize, bo
             header = libc::CMSG_NXTHDR(&raw const msg, header);
         }
     }
-    Ok((
-        len,
-        msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
-        fds,
-    ))
+    Ok((len, msg.msg_flags, fds))
 }
 
 fn peer_credentials(fd: &OwnedFd) -> io::Result<PeerCredentials> {

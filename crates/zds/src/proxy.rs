@@ -17,6 +17,8 @@ use crate::message::{
 #[derive(Debug)]
 pub struct Session<N> {
     pods: HashMap<String, ServedPod<N>>,
+    /// The pods that the last [`Command::Start`] replaces.
+    replaced: Vec<(String, ServedPod<N>)>,
     snapshot_complete: bool,
 }
 
@@ -38,6 +40,8 @@ pub enum Command<N> {
         info: WorkloadInfo,
         /// Its network namespace.
         netns: N,
+        /// The pod that had this namespace until now, to be stopped once this one is served.
+        replaces: Option<String>,
     },
     /// Nothing changes: the pod is already served in this namespace, or is to be kept.
     Continue,
@@ -94,6 +98,7 @@ impl<N: Clone + PartialEq> Session<N> {
     pub fn new() -> Self {
         Self {
             pods: HashMap::new(),
+            replaced: Vec::new(),
             snapshot_complete: false,
         }
     }
@@ -127,7 +132,7 @@ impl<N: Clone + PartialEq> Session<N> {
                     return reject("Add without uid");
                 }
                 let Some(netns) = namespaces.pop() else {
-                    return reject("Add without a network namespace");
+                    return reject("Add without the network namespace of a pod");
                 };
                 if !namespaces.is_empty() {
                     return reject("Add with more than one file descriptor");
@@ -167,9 +172,15 @@ impl<N: Clone + PartialEq> Session<N> {
         }
     }
 
-    /// Forgets a pod that could not be served, so that its next Add starts it again.
-    pub fn forget(&mut self, uid: &str) {
+    /// Reverts the last [`Command::Start`], which failed: what it would have replaced stays served,
+    /// and the next Add starts the pod again.
+    pub fn start_failed(&mut self, uid: &str) {
         self.pods.remove(uid);
+        for (replaced, mut pod) in std::mem::take(&mut self.replaced) {
+            // The agent has named this pod, though in another namespace.
+            pod.confirmed |= replaced == uid;
+            self.pods.insert(replaced, pod);
+        }
     }
 
     /// Whether the agent has named every pod on this connection.
@@ -178,15 +189,27 @@ impl<N: Clone + PartialEq> Session<N> {
     }
 
     fn add(&mut self, uid: String, info: WorkloadInfo, netns: N) -> Command<N> {
-        match self.pods.insert(
-            uid.clone(),
-            ServedPod {
-                netns: netns.clone(),
-                confirmed: true,
-            },
-        ) {
-            Some(old) if old.netns == netns => Command::Continue,
-            _ => Command::Start { uid, info, netns },
+        if let Some(same) = self.pods.get_mut(&uid).filter(|p| p.netns == netns) {
+            same.confirmed = true;
+            return Command::Continue;
+        }
+        // A namespace is one pod's: that of another uid has left, or its Del is on the way.
+        let mut others = self.pods.iter().filter(|(_, p)| p.netns == netns);
+        let replaces = others.next().map(|(other, _)| other.clone());
+        let replaced = [Some(&uid), replaces.as_ref()].into_iter().flatten();
+        self.replaced = replaced
+            .filter_map(|uid| self.pods.remove_entry(uid))
+            .collect();
+        let pod = ServedPod {
+            netns: netns.clone(),
+            confirmed: true,
+        };
+        self.pods.insert(uid.clone(), pod);
+        Command::Start {
+            uid,
+            info,
+            netns,
+            replaces,
         }
     }
 }
@@ -224,6 +247,7 @@ mod tests {
             uid: uid.into(),
             info: WorkloadInfo::default(),
             netns,
+            replaces: None,
         }
     }
 
@@ -233,7 +257,7 @@ mod tests {
         assert_eq!(s.handle(&add("a"), vec![1]), Ok(started("a", 1)));
         assert_eq!(s.handle(&add("a"), vec![1]), Ok(Command::Continue));
         assert_eq!(s.handle(&add("a"), vec![2]), Ok(started("a", 2)));
-        s.forget("a");
+        s.start_failed("a");
         assert_eq!(s.handle(&add("a"), vec![2]), Ok(started("a", 2)));
         assert_eq!(
             s.handle(
@@ -243,6 +267,37 @@ mod tests {
             Ok(Command::Stop { uid: "a".into() })
         );
         assert_eq!(s.handle(&add("a"), vec![2]), Ok(started("a", 2)));
+    }
+
+    #[test]
+    fn a_namespace_passes_to_the_pod_that_is_named_last() {
+        let mut s = Session::new();
+        s.handle(&add("a"), vec![1]).unwrap();
+        let replacing = Command::Start {
+            uid: "b".into(),
+            info: WorkloadInfo::default(),
+            netns: 1,
+            replaces: Some("a".into()),
+        };
+        assert_eq!(s.handle(&add("b"), vec![1]), Ok(replacing));
+        assert_eq!(s.handle(&add("a"), vec![2]), Ok(started("a", 2)));
+        assert_eq!(s.handle(&add("b"), vec![1]), Ok(Command::Continue));
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_what_it_would_have_replaced() {
+        let mut s = Session::new();
+        s.handle(&add("a"), vec![1]).unwrap();
+        s.handle(&add("b"), vec![2]).unwrap();
+        s.reconnected();
+        s.handle(&add("a"), vec![2]).unwrap();
+        s.start_failed("a");
+        assert_eq!(s.handle(&add("b"), vec![2]), Ok(Command::Continue));
+        assert_eq!(
+            s.handle(&packet(Payload::SnapshotSent(SnapshotSent {})), vec![]),
+            Ok(Command::SnapshotComplete { removed: vec![] })
+        );
+        assert_eq!(s.handle(&add("a"), vec![1]), Ok(Command::Continue));
     }
 
     #[test]

@@ -63,7 +63,9 @@ proptest! {
         agent.enqueue(Request::SnapshotSent, Urgency::Normal);
         while let Some(packet) = agent.poll_transmit(now) {
             let Ok((bytes, request)) = packet else { panic!("packet too large") };
-            let namespaces = if matches!(request, Request::Add { .. }) { vec![1] } else { vec![] };
+            let of_pod = request.uid().and_then(|uid| uid.bytes().next()).unwrap_or_default();
+            let is_add = matches!(request, Request::Add { .. });
+            let namespaces = if is_add { vec![u32::from(of_pod)] } else { vec![] };
             match proxy.handle(&bytes, namespaces) {
                 Ok(proxy::Command::Start { uid, .. }) => { served.insert(uid); }
                 Ok(proxy::Command::Stop { uid }) => { served.remove(&uid); }

@@ -117,27 +117,31 @@ impl Pods {
         }
     }
 
-    /// Listens in a pod and serves it, after stopping any pod with the same uid. A pod that cannot
-    /// be served is kept for [`Pods::retry`].
+    /// Listens in a pod and serves it, in place of any pod with the same uid in another namespace.
+    /// A pod that cannot be served is kept for [`Pods::retry`].
     pub(crate) fn start(
         &self,
         uid: &str,
         info: WorkloadInfo,
         netns: NetNs,
     ) -> Result<(), StartError> {
-        self.stop(uid);
-        let sockets = match self.listen(&netns) {
-            Ok(sockets) => sockets,
-            Err(error) => {
-                self.pending
-                    .borrow_mut()
-                    .insert(uid.to_owned(), (info, netns));
-                self.count_pending();
-                return Err(error);
+        let is_served = |served: &ServedPod| served.pod.netns.id() == netns.id();
+        if self.served.borrow().get(uid).is_some_and(is_served) {
+            return Ok(()); // since a retry
+        }
+        match self.listen(&netns) {
+            Ok(sockets) => {
+                self.stop(uid);
+                self.serve(uid, info, netns, sockets);
+                Ok(())
             }
-        };
-        self.serve(uid, info, netns, sockets);
-        Ok(())
+            Err(error) => {
+                let pending = (info, netns);
+                self.pending.borrow_mut().insert(uid.to_owned(), pending);
+                self.count_pending();
+                Err(error)
+            }
+        }
     }
 
     /// Retries the pods that could not be served.
