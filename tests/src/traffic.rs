@@ -27,6 +27,8 @@ pub struct Traffic {
 struct Shared {
     has_ended: AtomicBool,
     exchanges: AtomicUsize,
+    /// Connections that were opened and exchanged a message, of IPv4 and IPv6.
+    opened: [AtomicUsize; 2],
     failures: Mutex<Vec<String>>,
 }
 
@@ -51,6 +53,12 @@ impl Traffic {
         self.run(format!("a new connection to {to}"), move |shared| {
             keep_connecting(shared, &client, to)
         });
+    }
+
+    /// How many connections of IPv4 and of IPv6 were opened and exchanged a message.
+    pub fn opened(&self) -> [usize; 2] {
+        let opened = self.shared.opened.each_ref();
+        opened.map(|count| count.load(Ordering::Relaxed))
     }
 
     fn run(&mut self, what: String, work: impl FnOnce(&Shared) -> io::Result<()> + Send + 'static) {
@@ -113,6 +121,7 @@ fn keep_connecting(shared: &Shared, from: &NetNs, to: SocketAddr) -> io::Result<
         connected.map_err(of)?;
         let mut stream = TcpStream::from(socket.try_clone()?);
         shared.exchange(&mut stream).map_err(of)?;
+        shared.opened[usize::from(to.is_ipv6())].fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -128,6 +128,7 @@ fn replace_proxies_under_load(name: &str, capture: &str) {
     for to in vips().cycle().take(CLIENTS) {
         traffic.connect(&client, to);
     }
+    let began = std::time::Instant::now();
     let mut last: Vec<Option<NextProxy>> = vec![None, None];
     for engine in ["h2", "own", "h2", "own"] {
         for (last, node) in last.iter_mut().zip(["node-2", "node-1"]) {
@@ -141,6 +142,9 @@ fn replace_proxies_under_load(name: &str, capture: &str) {
             *last = Some(next);
         }
     }
+    let ([v4, v6], took) = (traffic.opened(), began.elapsed());
+    assert!(v4 > 0 && v6 > 0, "{v4} and {v6} connections");
+    eprintln!("{capture}: {v4} connections of IPv4 and {v6} of IPv6 in {took:?}, none lost");
 }
 
 #[test]

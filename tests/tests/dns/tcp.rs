@@ -132,3 +132,22 @@ fn a_query_is_sent_again_if_the_name_server_has_closed_the_connection() {
         assert_eq!(addresses(&answer), [ANSWER.to_string()]);
     });
 }
+
+#[test]
+fn a_pod_has_a_hundred_connections_at_most_and_idle_ones_end() {
+    let setup = under_routed("hundred");
+    let server = servers()[1];
+    let open = || connect(setup.pod(), server).unwrap();
+    let is_served = |stream: &mut TcpStream| {
+        let _ = write_message(stream, &query("web.", A).to_vec().unwrap());
+        read_message(stream).is_ok()
+    };
+    // On a busy machine, the first ones may have ended before the last one is opened.
+    let mut idle = until("one of a hundred and one is reset", || {
+        let mut all: Vec<TcpStream> = (0..101).map(|_| open()).collect();
+        let served = all.iter_mut().filter_map(|s| is_served(s).then_some(()));
+        (served.count() == 100).then(|| all.remove(0))
+    });
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "it ends in order");
+    assert!(is_served(&mut open()), "there is room again");
+}
