@@ -304,3 +304,30 @@ fn namespace_selects_among_services_with_one_address() {
         );
     }
 }
+
+/// An egress service for all addresses has an endpoint outside the mesh.
+#[test]
+fn a_pods_own_address_precedes_the_range_of_a_service() {
+    let egress = "name: egress, namespace: outside, hostname: egress.x, vips: [/0.0.0.0/0, \
+                  \"/::/0\"], ports: { 8080: 8080 }";
+    let endpoint = [("outsider", "services: { outside/egress.x: {} }")];
+    let mesh = mesh_with(&endpoint, &[egress.to_owned()]);
+    let sandbox = Sandbox::up_with("egress", &mesh);
+    let pods = ["server", "neighbour", "outsider"];
+    serve_named(&sandbox, &pods);
+    let answered_at = |to: SocketAddr| {
+        let mut stream = connect(&sandbox.pod("client"), to).unwrap();
+        read_line(&mut stream).unwrap()
+    };
+    for pod in &pods[..2] {
+        for ip in sandbox.ips(pod) {
+            let to = SocketAddr::new(ip, 8080);
+            assert_eq!(answered_at(to), *pod);
+            let by_tunnel = format!("dst.hbone_addr={to}");
+            sandbox.access_line("node-1", &["direction=\"outbound\"", &by_tunnel]);
+        }
+    }
+    for other in ["198.51.100.1:8080", "[2001:db8::1]:8080"] {
+        assert_eq!(answered_at(other.parse().unwrap()), "outsider");
+    }
+}
