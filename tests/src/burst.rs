@@ -1,15 +1,20 @@
-//! Many idle connections, of which some transfer megabytes all at once and then are idle again.
+//! Many idle connections, of which some transfer megabytes all at once and then are idle again. The
+//! server is a process of its own, so that each process has one end of each connection.
+
+#![allow(clippy::disallowed_types)] // starts the server
 
 use std::convert::Infallible;
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use netns::NetNs;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,9 +23,13 @@ use tokio::task::JoinSet;
 
 use crate::listener::connect_async;
 use crate::measure::anonymous;
-use crate::sandbox::{MESH, Sandbox, eventually, listen, until};
+use crate::sandbox::{MESH, Sandbox, eventually, until};
 
+/// The argument with which a program runs [`run_server`].
+pub const SERVER: &str = "burst-server";
 const PORT: u16 = 9090;
+/// Descriptors that a process has besides connections.
+const OTHER_FILES: u64 = 1000;
 /// How long an idle tunnel is kept.
 const SHORT_IDLE: (&str, &str) = ("POOL_UNUSED_RELEASE_TIMEOUT", "5s");
 const NODES: [&str; 2] = ["node-1", "node-2"];
@@ -42,13 +51,15 @@ pub struct Burst {
     pub bytes: usize,
 }
 
-/// Memory of a proxy, in KiB, without that of files.
+/// Memory of a proxy, in KiB, without that of files, and its descriptors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Before the connections were opened.
     pub before: usize,
     /// With all connections open.
     pub idle: usize,
+    /// Open descriptors with all connections open.
+    pub descriptors: usize,
     /// The most during the burst.
     pub most: usize,
     /// After the burst, with all connections open, as soon as it has returned.
@@ -63,15 +74,16 @@ pub fn has_returned(now: usize, before: usize) -> bool {
 }
 
 impl Burst {
-    /// Does it in a sandbox, by tunnel. Returns what the proxies of the client and of the server
-    /// used.
+    /// Does it in a sandbox, by tunnel, with a server that `program` runs. Returns what the proxies
+    /// of the client and of the server used.
     ///
     /// # Panics
-    /// If a byte or a connection is lost.
-    pub fn run(self, name: &str) -> [Memory; 2] {
-        let files = (2 * self.idle as u64 + 1000).max(20_000); // also for tests beside this one
-        setrlimit(Resource::RLIMIT_NOFILE, files, files).unwrap();
-        let scene = Scene::up(name);
+    /// If a byte or a connection is lost, or if the hard limit of open files is too low.
+    pub fn run(self, name: &str, program: &Path) -> [Memory; 2] {
+        let hard = raise_descriptor_limit();
+        let needed = self.idle as u64 + OTHER_FILES;
+        assert!(hard >= needed, "{needed} open files needed, {hard} allowed");
+        let scene = Scene::up(name, program);
         let mut memory = [Memory::default(); 2];
         let mut note = |of: fn(&mut Memory) -> &mut usize, used: [usize; 2]| {
             for (memory, used) in memory.iter_mut().zip(used) {
@@ -85,6 +97,7 @@ impl Burst {
         let mut open = scene.open(self.idle);
         let idle = scene.memory();
         note(|m| &mut m.idle, idle);
+        note(|m| &mut m.descriptors, scene.pids().map(descriptors));
         let (bursting, most) = scene.burst(open.split_off(self.idle - self.bursting), self.bytes);
         open.extend(bursting);
         note(|m| &mut m.most, most);
@@ -103,14 +116,14 @@ struct Scene {
     client: Arc<NetNs>,
     to: SocketAddr,
     runtime: Runtime,
+    server: Child,
 }
 
 impl Scene {
-    fn up(name: &str) -> Self {
+    fn up(name: &str, program: &Path) -> Self {
         let sandbox = Sandbox::up_in(name, MESH, &[SHORT_IDLE]);
-        let listener = listen(&sandbox.pod("server"), PORT);
-        thread::spawn(move || runtime().block_on(serve(listener)));
         Self {
+            server: start_server(program, &sandbox.pod("server")),
             client: Arc::new(sandbox.pod("client")),
             to: SocketAddr::new(sandbox.ips("server")[0], PORT),
             runtime: runtime(),
@@ -209,6 +222,48 @@ impl Scene {
             (open == [0; 2]).then_some(())
         });
     }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// Raises the soft limit of open files to the hard one, which it returns.
+fn raise_descriptor_limit() -> u64 {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    hard
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// Starts the server in a pod, and waits until it listens.
+fn start_server(program: &Path, pod: &NetNs) -> Child {
+    let mut command = Command::new(program);
+    command
+        .arg(SERVER)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    netns::process::in_netns(&mut command, pod).unwrap();
+    let mut server = netns::process::die_with_parent(&mut command)
+        .spawn()
+        .unwrap();
+    let listens = server.stdout.as_mut().unwrap().read_exact(&mut [0]);
+    listens.unwrap();
+    server
+}
+
+/// The server's process: confirms messages for ever.
+pub fn run_server() {
+    raise_descriptor_limit();
+    let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
+    println!("listening");
+    runtime().block_on(serve(listener));
 }
 
 fn runtime() -> Runtime {

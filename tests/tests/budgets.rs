@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -218,7 +219,8 @@ fn a_burst_on_idle_connections_ends_none_and_its_memory_returns() {
         bursting: 60,
         bytes: 12 << 20,
     };
-    for memory in burst.run("burst-of-many") {
+    let program = Path::new(env!("CARGO_BIN_EXE_underpass-bench"));
+    for memory in burst.run("burst-of-many", program) {
         assert!(has_returned(memory.after, memory.idle), "{memory:?}");
         assert!(has_returned(memory.end, memory.before), "{memory:?}");
     }

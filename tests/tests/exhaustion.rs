@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 use underpass_tests::certificates::acceptor;
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::control_plane::echo;
@@ -88,6 +89,28 @@ fn unread_log_blocks_no_connection() {
     echo(&mut talk(&wire).unwrap()).unwrap();
     drop(unread);
     talk(&wire).unwrap(); // and a closed log blocks none either
+}
+
+/// A runtime that does not read what the plugin prints delays only itself.
+#[test]
+fn an_unread_result_of_a_plugin_blocks_no_pod() {
+    let (mut node, wire) = node("unread-result");
+    node.start_ready_proxy();
+    let usual = config(&node.agent_socket(), &["10.78.0.1/24", "fd78::1/64"]);
+    let more_than_a_pipe_holds = "x".repeat(100 * 1024);
+    let mut large = usual.clone();
+    large["prevResult"]["dns"] = json!({ "search": [more_than_a_pipe_holds] });
+    let unread = Call::new("ADD", &path_of(&wire.pod), &large).start();
+    until("the pod is verified", || {
+        (node.verified_pods() == 1).then_some(())
+    });
+    talk(&wire).unwrap();
+    let check = Call::new("CHECK", &path_of(&wire.pod), &usual).run();
+    assert!(check.status.success(), "another plugin is answered");
+    let added = unread.wait_with_output().unwrap();
+    assert!(added.status.success());
+    let printed: Value = serde_json::from_slice(&added.stdout).unwrap();
+    assert_eq!(printed["dns"], large["prevResult"]["dns"]);
 }
 
 /// Lines wait some milliseconds for others before they are written.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use agent_status::VerificationState;
 use clap::Parser;
 use netns::NetNs;
-use underpass_tests::burst::Burst;
+use underpass_tests::burst::{self, Burst};
 use underpass_tests::cni::{Call, config, path_of};
 use underpass_tests::contest::Options;
 use underpass_tests::measure::{cpu, median, resident};
@@ -27,6 +27,7 @@ fn main() {
         Some((part, arguments)) if part == "hold" => {
             return underpass_tests::contest::run_hold(arguments);
         }
+        Some((part, _)) if part == burst::SERVER => return burst::run_server(),
         _ => {}
     }
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|c| c == name);
@@ -71,7 +72,7 @@ fn main() {
         underpass_tests::share_bench::run();
     }
     if wanted("burst") {
-        burst();
+        burst_of_many();
     }
     if wanted("tunnel") {
         tunnel();
@@ -89,21 +90,23 @@ fn contest(options: &[String]) {
 }
 
 /// Memory of the proxies with 10,000 idle connections, of which 1,000 transfer 12 MiB each.
-fn burst() {
+fn burst_of_many() {
     let burst = Burst {
         idle: 10_000,
         bursting: 1_000,
         bytes: 12 << 20,
     };
     let nodes = ["client", "server"].into_iter();
-    for (of, memory) in nodes.zip(burst.run("bench-burst")) {
+    let program = std::env::current_exe().unwrap();
+    for (of, memory) in nodes.zip(burst.run("bench-burst", &program)) {
         let mib = |kib: usize| kib as f64 / 1024.0;
         println!(
-            "burst   proxy of the {of}: {:.1} MiB before, {:.1} MiB with {} idle connections, \
-             {:.1} MiB at most while {} of them transfer {} MiB each, then {:.1} MiB, and {:.1} \
-             MiB once all are closed",
+            "burst   proxy of the {of}: {:.1} MiB before, {:.1} MiB and {} descriptors with {} \
+             idle connections, {:.1} MiB at most while {} of them transfer {} MiB each, then {:.1} \
+             MiB, and {:.1} MiB once all are closed",
             mib(memory.before),
             mib(memory.idle),
+            memory.descriptors,
             burst.idle,
             mib(memory.most),
             burst.bursting,
