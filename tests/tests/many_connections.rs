@@ -119,9 +119,13 @@ async fn seventy_two_thousand_new_connections_a_minute_lose_none() {
                     &format!("istio_tcp_connections_{what}_total"),
                 )
             };
-            assert_eq!(total("opened"), u64::from(COUNT), "{node}");
+            // A machine that is busy enough lets a tunnel seem silent; its requests are then
+            // repeated in another one, so that the receiver counts them twice.
+            let opened = total("opened");
+            assert!(opened >= u64::from(COUNT), "{node}: {opened}");
+            assert!(node != "node-1" || opened == u64::from(COUNT), "{opened}");
             until("all connections are closed", || {
-                (total("closed") == u64::from(COUNT)).then_some(())
+                (total("closed") == total("opened")).then_some(())
             });
         }
     })
