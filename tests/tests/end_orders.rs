@@ -4,11 +4,16 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 
+use netns::NetNs;
 use netns::sockopt::{reset_on_close, unacknowledged};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use underpass_tests::listener::{accept, talk};
-use underpass_tests::sandbox::{MESH, Sandbox, connect, listen, until};
+use underpass_tests::sandbox::{MESH, PATIENCE, Sandbox, connect, listen, until};
 
 use self::End::{Fin, Reset};
 
@@ -183,5 +188,60 @@ fn ends_arrive_in_every_order_after_the_data_before_them_and_leave_nothing() {
             // A pipe of `splice` may be kept for the next connection.
             (connections == 0 && now <= files + 4).then_some(())
         });
+    }
+}
+
+/// Connects without consuming the error of a connection that was reset since.
+fn connect_and_keep_error(netns: &NetNs, to: SocketAddr) -> TcpStream {
+    let opened = netns.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None)?;
+        match socket.connect(&to.into()) {
+            Err(e) if e.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
+            connected => connected?,
+        }
+        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut polled, PollTimeout::try_from(PATIENCE).unwrap())?;
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        std::io::Result::Ok(socket)
+    });
+    opened.unwrap().unwrap().into()
+}
+
+/// The application is done with a connection before the proxy has noticed that it is open, at least
+/// with some of many connections at once.
+#[test]
+fn what_precedes_an_early_reset_arrives_and_is_no_failure_to_connect() {
+    const AT_ONCE: usize = 16;
+    const ROUNDS: usize = 10;
+    let sandbox = Sandbox::up("early-reset");
+    let sent = [3; 2000];
+    for (from, to) in PATHS {
+        let port = 9090 + u16::from(from == "outsider");
+        let (netns, listener) = (sandbox.pod(from), listen(&sandbox.pod(to), port));
+        let to = SocketAddr::new(sandbox.ips(to)[0], port);
+        let receive = || {
+            for _ in 0..ROUNDS {
+                let mut stream = connect_and_keep_error(&netns, to);
+                let received = read_to_end(&mut stream);
+                let expected = (sent.to_vec(), Err(ErrorKind::ConnectionReset));
+                assert_eq!(received, expected, "from {from} to {to}");
+            }
+        };
+        std::thread::scope(|scope| {
+            let clients = [(); AT_ONCE].map(|()| scope.spawn(receive));
+            for _ in 0..AT_ONCE * ROUNDS {
+                let mut stream = Some(accept(&listener).unwrap().0);
+                send(&mut stream, &sent);
+                end(&mut stream, Reset);
+            }
+            for client in clients {
+                client.join().unwrap();
+            }
+        });
+    }
+    for node in ["node-1", "node-2"] {
+        let log = sandbox.log(node, "proxy");
+        assert!(!log.contains("UP-PROXY-003"), "{log}");
     }
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
@@ -14,10 +15,11 @@ use std::time::Duration;
 
 use mesh::{ClientAddr, OrigDst, ServerAddr};
 use netns::NetNs;
-use netns::sockopt::{original_dst, set_transparent};
+use netns::sockopt::{original_dst, reset_on_close, set_transparent};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Connect timeout, like ztunnel's.
@@ -245,7 +247,7 @@ async fn connect_with(
     });
     let socket = socket.map_err(io::Error::other)??;
     set_options(&socket, tcp);
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
+    let connecting = establish(socket, to);
     let too_long = || {
         io::Error::new(
             io::ErrorKind::TimedOut,
@@ -255,6 +257,39 @@ async fn connect_with(
     timeout(CONNECT_DEADLINE, connecting)
         .await
         .map_err(|_| too_long())?
+}
+
+/// Connects a socket. The peer may accept the connection, send something and reset it before this
+/// end notices that it is open. The result is then the connection, from which that is read, followed
+/// by the reset: reading the error of the socket would clear it.
+async fn establish(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&to.into()) {
+        Err(e) if e.raw_os_error() == Some(nix::libc::EINPROGRESS) => {}
+        connected => connected?,
+    }
+    let mut connecting = Connecting(Some(TcpStream::from_std(socket.into())?));
+    if let Some(stream) = &connecting.0 {
+        let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+        if ready.is_error() {
+            SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])?;
+        }
+    }
+    connecting
+        .0
+        .take()
+        .ok_or_else(|| io::ErrorKind::NotConnected.into())
+}
+
+/// A connection that is being opened. If the attempt ends before, its peer may have accepted it
+/// already: it gets a reset instead of an orderly end.
+struct Connecting(Option<TcpStream>);
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            let _ = reset_on_close(stream); // already closed
+        }
+    }
 }
 
 /// Disables Nagle's algorithm and sets the given options, which sockets that a listener accepts
@@ -290,7 +325,13 @@ pub fn orig_dst(accepted: &TcpStream, listener_port: u16) -> io::Result<OrigDst>
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::future::Future;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use tokio::io::AsyncReadExt;
 
     use super::*;
 
@@ -318,6 +359,75 @@ mod tests {
             assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 5);
             assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(second * 132));
         }
+    }
+
+    /// Connects to a server that has done something with the connection before this end notices
+    /// that it is open. Returns everything that it has sent, and the end.
+    fn establish_late(serve: fn(TcpStream)) -> (io::Result<Vec<u8>>, Option<io::ErrorKind>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut connecting = pin!(establish(socket, to));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(connecting.as_mut().poll(&mut context).is_pending());
+            serve(listener.accept().unwrap().0);
+            let mut stream = match connecting.await {
+                Ok(stream) => stream,
+                Err(error) => return (Err(error), None),
+            };
+            let mut all = Vec::new();
+            let end = stream.read_to_end(&mut all).await;
+            (Ok(all), end.err().map(|e| e.kind()))
+        })
+    }
+
+    fn reset(stream: TcpStream) {
+        reset_on_close(&stream).unwrap();
+        drop(stream);
+    }
+
+    #[test]
+    fn what_precedes_a_reset_before_the_connection_is_noticed_is_read_from_it() {
+        let (sent, end) = establish_late(|mut stream| {
+            stream.write_all(&[7; 5000]).unwrap();
+            reset(stream);
+        });
+        assert_eq!(sent.unwrap(), [7; 5000]);
+        assert_eq!(end, Some(io::ErrorKind::ConnectionReset));
+        let (sent, _) = establish_late(|mut stream| {
+            stream.write_all(&[7; 5000]).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            reset(stream);
+        });
+        assert_eq!(sent.unwrap(), [7; 5000]);
+        let (sent, _) = establish_late(reset);
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let (sent, end) = establish_late(drop);
+        assert_eq!((sent.unwrap(), end), (vec![], None));
+    }
+
+    #[test]
+    fn an_attempt_that_ends_resets_the_connection_that_was_accepted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _context = runtime.enter();
+        {
+            let mut connecting = pin!(establish(socket, to));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(connecting.as_mut().poll(&mut context).is_pending());
+        }
+        let read = listener.accept().unwrap().0.read(&mut [0]);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]

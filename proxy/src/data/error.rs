@@ -177,12 +177,16 @@ impl From<Option<Identity>> for RevokedPeer {
 }
 
 impl ConnectionError {
-    /// Returns a function that describes a failure to connect to `to`.
+    /// Returns a function that describes a failure to connect to `to`. A destination that accepted
+    /// the connection and reset it at once was connected.
     pub(super) fn connecting(to: impl Into<ServerAddr>) -> impl FnOnce(io::Error) -> Self {
         let to = to.into();
-        move |e| Self::Connect {
-            to,
-            cause: Arc::new(e),
+        move |e| match e.kind() {
+            io::ErrorKind::ConnectionReset => e.into(),
+            _ => Self::Connect {
+                to,
+                cause: Arc::new(e),
+            },
         }
     }
 
