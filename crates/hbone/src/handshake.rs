@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,9 @@ impl From<HboneStream> for Transport {
         Self::Stream(stream)
     }
 }
+
+/// Drives a tunnel that this end has opened.
+pub type TunnelTask = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Why a TLS handshake failed.
 #[derive(Debug, thiserror::Error)]
@@ -129,8 +133,8 @@ impl Connected {
         }
     }
 
-    /// Starts HTTP/2. A separate task drives the tunnel to `peer` until it closes, its last clone
-    /// is dropped, or `cancel` completes.
+    /// Starts HTTP/2. `spawn` starts a task that drives the tunnel to `peer` until it closes, its
+    /// last clone is dropped, or `cancel` completes.
     ///
     /// # Errors
     /// If the peer does not complete the HTTP/2 handshake in time.
@@ -139,15 +143,17 @@ impl Connected {
         peer: TunnelAddr,
         http2: Http2,
         cancel: impl Future<Output = ()> + 'static,
+        spawn: impl FnOnce(TunnelTask),
     ) -> io::Result<Tunnel> {
-        let client = match self.0 {
+        let (client, task) = match self.0 {
             Outgoing::Own {
                 established,
                 write_size,
             } => {
-                let started =
-                    own_engine::Client::start(established, peer, http2, write_size, cancel);
-                return Ok(Tunnel::new(tunnel::Engine::Own(started?), http2));
+                let (client, task) =
+                    own_engine::Client::start(established, peer, http2, write_size, cancel)?;
+                spawn(task);
+                return Ok(Tunnel::new(tunnel::Engine::Own(client), http2));
             }
             Outgoing::Tcp(tls) => {
                 let write_size = packet::payload_on(tls.get_ref().0);
@@ -157,6 +163,7 @@ impl Connected {
                 h2_engine::Client::start(tls, peer, http2, write_size, cancel).await?
             }
         };
+        spawn(task);
         Ok(Tunnel::new(tunnel::Engine::H2(client), http2))
     }
 }

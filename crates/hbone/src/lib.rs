@@ -28,7 +28,7 @@ pub use h2::Reason;
 pub use crate::tunnel::{EstablishedStream, OpenError, Tunnel};
 pub use engine::TunnelEngine;
 pub use forwarded::{forwarded, forwarded_host};
-pub use handshake::{Accepted, Connected, HandshakeError, Transport, accept, connect};
+pub use handshake::{Accepted, Connected, HandshakeError, Transport, TunnelTask, accept, connect};
 pub use held::HeldBytes;
 pub use pool::{InnerKey, Pool, TunnelKey};
 pub use request::{ConnectRequest, FORWARDED_NETWORK, IncomingRequest, JOIN, JoinToken};

@@ -1,19 +1,22 @@
 //! Opening tunnels and streams on them.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use hbone::{
     ConnectRequest, EstablishedStream, InnerKey, OpenError, Reason, Transport, Tunnel, TunnelKey,
+    TunnelTask,
 };
 use identity::KeyUsage;
 use mesh::{Text, TunnelAddr};
+use tokio::task::spawn_local;
 
 use super::error::{ConnectionError, RevokedPeer};
 use super::handshake::TlsError;
-use super::worker::{OpenTunnel, ProxyState, Worker};
+use super::worker::{OpenTunnel, Worker};
 use crate::inpod::Pod;
 
 /// Opens a stream to the destination. `reached` is whether there is a tunnel
@@ -27,7 +30,7 @@ pub(super) async fn open(
 ) -> Result<EstablishedStream, ConnectionError> {
     match &key.inner {
         None => {
-            let open = || open_tunnel(worker.proxy.clone(), pod.clone(), key.clone());
+            let open = || open_tunnel(worker.clone(), pod.clone(), key.clone());
             open_stream(worker, key, request, open, reached).await
         }
         Some(inner) => {
@@ -72,7 +75,7 @@ where
 
 /// Opens a tunnel to a proxy.
 async fn open_tunnel(
-    proxy: Arc<ProxyState>,
+    worker: Rc<Worker>,
     pod: Arc<Pod>,
     key: TunnelKey,
 ) -> Result<Tunnel, ConnectionError> {
@@ -83,7 +86,7 @@ async fn open_tunnel(
                 to: key.to,
                 cause: Arc::new(e),
             })?;
-    start_tunnel(proxy, &pod, key.to, &key.expected, tcp).await
+    start_tunnel(&worker, &pod, key.to, &key.expected, tcp).await
 }
 
 /// Opens a nested tunnel: the outer one ends at a network gateway, the inner one at the
@@ -103,23 +106,15 @@ async fn open_nested_tunnel(
         network: None,
         join: None,
     };
-    let proxy = &worker.proxy;
-    let open = || open_tunnel(proxy.clone(), pod.clone(), outer.clone());
+    let open = || open_tunnel(worker.clone(), pod.clone(), outer.clone());
     let opened = open_stream(&worker, &outer, &request, open, &Cell::new(false)).await?;
-    start_tunnel(
-        proxy.clone(),
-        &pod,
-        outer.to,
-        &inner.expected,
-        opened.stream,
-    )
-    .await
+    start_tunnel(&worker, &pod, outer.to, &inner.expected, opened.stream).await
 }
 
 /// Performs a TLS handshake with a peer that has one of the `expected` SPIFFE ids, then starts
-/// HTTP/2.
+/// HTTP/2. The task of the tunnel takes turns with the pod's connections.
 async fn start_tunnel(
-    proxy: Arc<ProxyState>,
+    worker: &Worker,
     pod: &Pod,
     to: TunnelAddr,
     expected: &[Text],
@@ -132,6 +127,7 @@ async fn start_tunnel(
             ConnectionError::ConnectTls { to, cause }
         }
     };
+    let proxy = &worker.proxy;
     let credentials = pod.credentials().await?;
     let config = credentials.client_config(expected);
     let config = config.map_err(|e| failed(e.into()))?;
@@ -139,13 +135,17 @@ async fn start_tunnel(
     let connected = connected.map_err(|e| failed(e.into()))?;
     let chain = connected.peer_chain();
     let http2 = proxy.options.http2();
-    let counted = OpenTunnel::count(proxy);
+    let counted = OpenTunnel::count(proxy.clone());
     let revoked = async move {
         let _counted = counted; // dropped when the tunnel has closed
         let usage = KeyUsage::server_auth();
         let revoked = credentials.until_revoked(chain, usage).await;
         tracing::warn!(peer = %to, "closing tunnel: {}", ConnectionError::Revoked(revoked.into()));
     };
-    let tunnel = connected.start(to, http2, revoked).await;
+    let (budget, index) = (pod.budget.clone(), worker.index);
+    let spawn = move |task: TunnelTask| {
+        spawn_local(async move { budget.turns.take(index, pin!(task)).await });
+    };
+    let tunnel = connected.start(to, http2, revoked, spawn).await;
     tunnel.map_err(|e| ConnectionError::TunnelBroken(Arc::new(e)))
 }

@@ -17,6 +17,7 @@ use super::configure;
 use super::heard::HeardIo;
 use super::keepalive::Liveness;
 use super::stream::Stream;
+use crate::handshake::TunnelTask;
 use crate::request::ConnectRequest;
 use crate::settings::{self, Http2};
 use crate::stream_end::Resets;
@@ -36,15 +37,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Starts HTTP/2 on a connection to `peer`. A separate task drives it until it closes, the last
-    /// clone of the tunnel is dropped, or `cancel` completes.
+    /// Starts HTTP/2 on a connection to `peer`. The task drives it until it closes, the last clone
+    /// of the tunnel is dropped, or `cancel` completes.
     pub(crate) async fn start<I>(
         io: I,
         peer: TunnelAddr,
         http2: Http2,
         write_size: usize,
         cancel: impl Future<Output = ()> + 'static,
-    ) -> io::Result<Self>
+    ) -> io::Result<(Self, TunnelTask)>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -59,7 +60,7 @@ impl Client {
         let keepalive = liveness.clone();
         let (close, closed) = watch::channel(false);
         let pings = connection.ping_pong();
-        tokio::task::spawn_local(async move {
+        let task: TunnelTask = Box::pin(async move {
             tokio::select! {
                 result = connection => if let Err(e) = result {
                     tracing::debug!(%peer, "tunnel closed: {e}");
@@ -69,13 +70,14 @@ impl Client {
             }
             let _ = close.send(true); // the tunnel may have been dropped
         });
-        Ok(Self {
+        let client = Self {
             requests,
             liveness,
             write_size,
             silent_since: Rc::default(),
             closed,
-        })
+        };
+        Ok((client, task))
     }
 
     /// Whether the peer has sent nothing since the tunnel was found to be silent.

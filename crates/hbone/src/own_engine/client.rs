@@ -14,6 +14,7 @@ use tunnel::{Change, ResponseHead};
 use super::connection::{Connection, End, StreamHandle};
 use super::handshake::Established;
 use super::stream::{Stream, reason};
+use crate::handshake::TunnelTask;
 use crate::request::ConnectRequest;
 use crate::settings::{self, Http2};
 use crate::silence::until_silent;
@@ -34,18 +35,18 @@ pub(crate) struct Client {
 struct Users(Rc<Connection>);
 
 impl Client {
-    /// Starts HTTP/2 with `peer`. A separate task drives the tunnel until it closes, its last clone
-    /// is dropped, or `cancel` completes.
+    /// Starts HTTP/2 with `peer`. The task drives the tunnel until it closes, its last clone is
+    /// dropped, or `cancel` completes.
     pub(crate) fn start(
         established: Established,
         peer: TunnelAddr,
         http2: Http2,
         write_size: usize,
         cancel: impl Future<Output = ()> + 'static,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, TunnelTask)> {
         let config = super::config(&http2, http2.streams, settings::MAX_RESPONSE_HEADERS);
         let (driver, connection) = established.start(config, http2.growth)?;
-        tokio::task::spawn_local(async move {
+        let task: TunnelTask = Box::pin(async move {
             tokio::select! {
                 result = driver.run(peer, |_| {}) => if let Err(e) = result {
                     tracing::debug!(%peer, "tunnel closed: {e}");
@@ -53,11 +54,12 @@ impl Client {
                 () = cancel => {}
             }
         });
-        Ok(Self {
+        let client = Self {
             users: Rc::new(Users(connection)),
             write_size,
             silent_since: Rc::default(),
-        })
+        };
+        Ok((client, task))
     }
 
     #[cfg(test)]

@@ -140,9 +140,8 @@ impl Driver {
             self.poll_tick(cx)?; // waits for the time when the tunnel is stalled
         }
         match flushed {
-            // What the peer has sent before it closed the connection may say why.
-            Poll::Ready(Err(error)) if !self.has_heard => self.write_error = Some(error),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            // What the peer has sent before it closed the connection is read first.
+            Poll::Ready(Err(error)) => self.write_error = Some(error),
             Poll::Ready(Ok(())) if self.is_finished() => return Poll::Ready(Ok(())),
             _ => {}
         }

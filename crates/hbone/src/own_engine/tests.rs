@@ -126,7 +126,10 @@ async fn connect_on(io: Gated, credentials: &Credentials) -> Client {
     let config = credentials::client_config(credentials);
     let established = Established::connect(Box::new(io), &config, name());
     let peer = address().into();
-    Client::start(established.await.unwrap(), peer, HTTP2, 1000, pending()).unwrap()
+    let established = established.await.unwrap();
+    let (client, task) = Client::start(established, peer, HTTP2, 1000, pending()).unwrap();
+    tokio::task::spawn_local(task);
+    client
 }
 
 async fn open(client: &Client) -> Stream {
