@@ -9,6 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -97,11 +98,11 @@ pub async fn dial(
 ///
 /// # Errors
 /// See [`dial`].
-pub async fn handshake(
-    tcp: TcpStream,
+pub async fn handshake<I: AsyncRead + AsyncWrite + Unpin>(
+    tcp: I,
     certificate: Option<Certificate>,
     options: TlsOptions,
-) -> io::Result<TlsStream<TcpStream>> {
+) -> io::Result<TlsStream<I>> {
     let provider = CryptoProvider {
         kx_groups: options.groups,
         ..aws_lc_rs::default_provider()

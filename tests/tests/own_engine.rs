@@ -16,3 +16,4 @@ mod restart;
 mod same_node;
 mod stream_ends;
 mod traffic;
+mod tunnel_faults;

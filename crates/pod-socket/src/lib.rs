@@ -260,8 +260,8 @@ async fn connect_with(
 }
 
 /// Connects a socket. The peer may accept the connection, send something and reset it before this
-/// end notices that it is open. The result is then the connection, from which that is read, followed
-/// by the reset: reading the error of the socket would clear it.
+/// end notices that it is open. The result is then the connection, from which that is read,
+/// followed by the reset: reading the error of the socket would clear it.
 async fn establish(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
     match socket.connect(&to.into()) {
         Err(e) if e.raw_os_error() == Some(nix::libc::EINPROGRESS) => {}

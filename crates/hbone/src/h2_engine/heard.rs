@@ -59,8 +59,8 @@ impl<I> HeardIo<I> {
 }
 
 impl<I: AsyncRead + Unpin> HeardIo<I> {
-    /// Waits, once enough bytes have passed, until other tasks have had their turn. A connection that
-    /// is not ready ends the turn as well.
+    /// Waits, once enough bytes have passed, until other tasks have had their turn. A connection
+    /// that is not ready ends the turn as well.
     fn poll_turn(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.passed < TURN {
             return Poll::Ready(());
