@@ -1,7 +1,7 @@
 //! Interfaces, ip rules and routing tables that other plugins add to a pod.
 
 use std::ffi::OsStr;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use netns::NetNs;
 use redirect::{Exceptions, Plan, leave, read_back};

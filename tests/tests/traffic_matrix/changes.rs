@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use redirect::{CaptureKind, ExistingConnections, Plan};
 use underpass_tests::arrivals::{ArrivalPoint, carries_both_ways};
 use underpass_tests::capture_setup::{CaptureSetup, assert_inbound, assert_outbound, at};
-use underpass_tests::listener::{accept, connect, connect_marked, plain};
+use underpass_tests::listener::{accept, connect, connect_marked};
 use underpass_tests::sandbox::until;
 
 use super::dns::{query, resolver};
