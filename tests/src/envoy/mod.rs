@@ -12,6 +12,8 @@ mod relay;
 mod schema;
 mod wire;
 
+pub use extensions::{Extensions, Filtered};
+
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};

@@ -83,7 +83,8 @@ async fn exchange(
     let (response, to_agent) = agent.send_request(Request::from_parts(head, ()), false)?;
     let requests = copy(from_envoy, to_agent, |message| {
         if is_delta {
-            extensions.borrow_mut().read_request(&message);
+            let log = extensions.borrow_mut().read_request(&message);
+            log.into_iter().for_each(log_once);
         }
         message
     });
@@ -94,9 +95,13 @@ async fn exchange(
         if is_end {
             return Ok(());
         }
-        let filter = |message: Bytes| match is_delta {
-            true => extensions.borrow().filter_response(&message).into(),
-            false => message,
+        let filter = |message: Bytes| {
+            if !is_delta {
+                return message;
+            }
+            let filtered = extensions.borrow().filter_response(&message);
+            filtered.log.into_iter().for_each(log_once);
+            filtered.response.into()
         };
         copy(from_agent, to_envoy, filter).await
     };

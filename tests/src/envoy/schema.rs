@@ -51,12 +51,16 @@ const TCP_PROXY: &[(u32, Part)] = &[(5, Extensions { config: 4 })];
 
 /// `virtual_hosts` and `typed_per_filter_config`, at every level.
 const ROUTES: &[(u32, Part)] = &[(2, Within(VIRTUAL_HOST)), (16, Extensions { config: 2 })];
-const VIRTUAL_HOST: &[(u32, Part)] = &[
-    (3, Within(&[(13, Extensions { config: 2 })])),
-    (15, Extensions { config: 2 }),
+const VIRTUAL_HOST: &[(u32, Part)] = &[(3, Within(ROUTE)), (15, Extensions { config: 2 })];
+const ROUTE: &[(u32, Part)] = &[
+    (2, Within(&[(3, Within(&[(1, Within(WEIGHTED_CLUSTER))]))])),
+    (13, Extensions { config: 2 }),
 ];
+const WEIGHTED_CLUSTER: &[(u32, Part)] = &[(10, Extensions { config: 2 })];
 
-/// `typed_extension_protocol_options`, `filters`.
+/// `typed_extension_protocol_options`, `filters`. Transport sockets are not among the parts, neither
+/// here nor of filter chains: without one, a connection would be plain text. Envoy rejects those
+/// that it lacks.
 const CLUSTER: &[(u32, Part)] = &[
     (36, Extensions { config: 2 }),
     (40, Extensions { config: 2 }),
