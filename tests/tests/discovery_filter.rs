@@ -212,8 +212,8 @@ fn assert_unchanged(kind: &str, resource: &[u8]) {
     assert_eq!(filtered.log, [""; 0]);
 }
 
-/// Without its transport socket, a cluster or a filter chain would send and accept plain text: Envoy
-/// is to reject it instead.
+/// Without its transport socket, a cluster or a filter chain would send and accept plain text.
+/// Envoy is to reject it instead.
 #[test]
 fn transport_sockets_are_never_removed() {
     let socket = extension("custom", 3, UNKNOWN, "config");

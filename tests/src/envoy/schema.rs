@@ -58,8 +58,8 @@ const ROUTE: &[(u32, Part)] = &[
 ];
 const WEIGHTED_CLUSTER: &[(u32, Part)] = &[(10, Extensions { config: 2 })];
 
-/// `typed_extension_protocol_options`, `filters`. Transport sockets are not among the parts, neither
-/// here nor of filter chains: without one, a connection would be plain text. Envoy rejects those
+/// `typed_extension_protocol_options`, `filters`. Transport sockets are not among the parts, here
+/// or in filter chains: without one, a connection would be plain text. Envoy rejects those
 /// that it lacks.
 const CLUSTER: &[(u32, Part)] = &[
     (36, Extensions { config: 2 }),
