@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::images::PAUSE;
+use super::variant::KubeProxyMode;
 use crate::cluster::Families;
 use crate::cluster::fabric::{CONTROL_PLANE, host_ips};
 
@@ -122,7 +123,7 @@ fn kube_proxy(folder: &Path, name: &str) -> Value {
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "nftables",
+        "mode": KubeProxyMode::chosen().name(),
         "hostnameOverride": name,
         "clientConnection": { "kubeconfig": folder.join("kube-proxy.kubeconfig") },
         // These are settings of the whole machine; zero leaves them unchanged.

@@ -16,6 +16,7 @@ mod leftovers;
 mod node;
 pub mod request_loop;
 pub mod underpass;
+mod variant;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +33,7 @@ use crate::folder;
 pub use crate::sandbox::{await_within, until};
 pub use istio::{await_istiod, publish_roots};
 pub use node::{KubeNode, printed};
+use variant::KubeProxyMode;
 
 /// The number of nodes.
 const NODES: u8 = 2;
@@ -62,6 +64,7 @@ pub fn missing() -> Option<String> {
     control_plane_files(PARTS)
         .and(runtime_files(["bin/runc"]))
         .err()
+        .or_else(|| KubeProxyMode::chosen().missing())
 }
 
 /// The name of a node.
