@@ -154,12 +154,48 @@ async fn ignore_pings<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I) {
         .expect("the end of the connection");
 }
 
+/// Envoy opens that many before it has received the settings, and repeats no request of a stream
+/// that is refused.
+#[tokio::test]
+async fn as_many_streams_as_envoy_opens_before_it_knows_the_limit_are_accepted() {
+    const STREAMS: u32 = 1024;
+    let sandbox = Sandbox::up("burst");
+    serve_echo(&sandbox.pod("server"), 8080);
+    for ip in sandbox.ips("server") {
+        let certificate = Some(of(&sandbox, CLIENT));
+        let client = sandbox.pod("client");
+        let io = dial(&client, ip, certificate, TlsOptions::default());
+        let mut io = io.await.unwrap();
+        let block = http2_frames::connect_block(&SocketAddr::new(ip, 8080).to_string());
+        let mut begin = [&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat();
+        for number in 0..STREAMS {
+            let stream = 2 * number + 1;
+            begin.extend(frame(HEADERS, http2_frames::END_HEADERS, stream, &block));
+        }
+        io.write_all(&begin).await.unwrap();
+        let mut answered = BTreeSet::new();
+        let all = async {
+            while answered.len() < STREAMS as usize {
+                let frame = http2_frames::read(&mut io).await.unwrap();
+                let is_reset = frame.kind == http2_frames::RST_STREAM;
+                assert!(!is_reset, "after {}: {frame:?}", answered.len());
+                if frame.kind == HEADERS {
+                    assert_eq!(frame.payload[0], 0x88, "not accepted: {frame:?}");
+                    answered.insert(frame.stream);
+                }
+            }
+        };
+        let all = tokio::time::timeout(PATIENCE, all).await;
+        assert!(all.is_ok(), "{} were answered", answered.len());
+    }
+}
+
 /// Settings 2 is ENABLE_PUSH, 3 MAX_CONCURRENT_STREAMS, 4 INITIAL_WINDOW_SIZE, 5 MAX_FRAME_SIZE, 6
 /// MAX_HEADER_LIST_SIZE.
 #[tokio::test]
 async fn both_ends_send_the_documented_settings_and_pings() {
     let sandbox = Sandbox::up_with("on-the-wire", &mesh_with_fake_proxy());
-    let all = (1 << 20) * 200 - 65_535;
+    let all = (1 << 20) * 1024 - 65_535;
     let server = async |ip: IpAddr| {
         let mut io = dial(
             &sandbox.pod("client"),
@@ -174,7 +210,7 @@ async fn both_ends_send_the_documented_settings_and_pings() {
         let (settings, window) = watch(&mut io).await;
         assert_eq!(
             settings,
-            [(3, 200), (4, 1 << 20), (5, 64 * 1024), (6, 64 * 1024)]
+            [(3, 1024), (4, 1 << 20), (5, 64 * 1024), (6, 64 * 1024)]
         );
         assert_eq!(window, all);
         io.write_all(&frame(SETTINGS, http2_frames::ACK, 0, &[]))

@@ -368,7 +368,7 @@ async fn windows_and_frames_have_the_configured_sizes() {
         settings.sort_unstable();
         assert_eq!(
             settings,
-            [(3, 200), (4, 4 << 20), (5, 1 << 20), (6, 64 << 10)]
+            [(3, 1024), (4, 4 << 20), (5, 1 << 20), (6, 64 << 10)]
         );
         assert_eq!(window, (16 << 20) - 65_535);
     }

@@ -43,9 +43,9 @@ impl Default for Config {
     /// The values of the proxy for incoming tunnels.
     fn default() -> Self {
         Self {
-            max_streams: 200,
+            max_streams: 1024,
             stream_window: 1 << 20,
-            connection_window: 200 << 20,
+            connection_window: 1 << 30,
             max_frame: 64 << 10,
             max_header_list: 64 << 10,
             max_fields: 256,

@@ -1,8 +1,9 @@
 //! HTTP/2 settings. Their defaults were chosen by measurement: 64 KiB frames, and windows large
 //! enough that a slow stream never stalls the others.
 
-/// Maximum number of streams on an incoming tunnel.
-pub(crate) const MAX_STREAMS_ACCEPTED: u32 = 200;
+/// Maximum number of streams on an incoming tunnel. As many as Envoy opens before it has received
+/// the settings: a stream that is refused fails the request, which Envoy does not repeat.
+pub(crate) const MAX_STREAMS_ACCEPTED: u32 = 1024;
 /// Maximum size of request headers, in bytes, like ztunnel's.
 pub(crate) const MAX_REQUEST_HEADERS: u32 = 64 * 1024;
 /// Maximum size of response headers, in bytes, like ztunnel's.

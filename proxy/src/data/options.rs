@@ -41,7 +41,7 @@ pub(crate) struct Options {
     #[arg(
         long,
         env = "HTTP2_CONNECTION_WINDOW_SIZE",
-        default_value_t = 200 << 20,
+        default_value_t = 1 << 30,
         value_parser = between(65_535, (1 << 31) - 1)
     )]
     http2_connection_window: u32,

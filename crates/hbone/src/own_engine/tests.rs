@@ -29,7 +29,7 @@ use crate::settings::Http2;
 const HTTP2: Http2 = Http2 {
     streams: 100,
     stream_window: 1 << 20,
-    connection_window: 200 << 20,
+    connection_window: 1 << 30,
     frame: 64 << 10,
     growth: 16 << 20,
 };
