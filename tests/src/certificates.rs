@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rcgen::{Certificate, CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -15,6 +15,22 @@ pub fn certificate(
     ca: &Path,
     identity: &str,
 ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let (leaf, key) = issue(ca, identity);
+    let root = std::fs::read(ca.join("root-cert.pem")).unwrap();
+    let root = CertificateDer::from_pem_slice(&root).unwrap();
+    (
+        vec![leaf.der().clone(), root],
+        PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+    )
+}
+
+/// The same in PEM, without the root.
+pub fn certificate_pem(ca: &Path, identity: &str) -> (String, String) {
+    let (leaf, key) = issue(ca, identity);
+    (leaf.pem(), key.serialize_pem())
+}
+
+fn issue(ca: &Path, identity: &str) -> (Certificate, KeyPair) {
     let read = |name: &str| std::fs::read_to_string(ca.join(name)).unwrap();
     let issuer = Issuer::from_ca_cert_pem(
         &read("ca-cert.pem"),
@@ -29,11 +45,7 @@ pub fn certificate(
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
     let leaf = params.signed_by(&key, &issuer).unwrap();
-    let root = CertificateDer::from_pem_slice(read("root-cert.pem").as_bytes()).unwrap();
-    (
-        vec![leaf.der().clone(), root],
-        PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-    )
+    (leaf, key)
 }
 
 /// A TLS acceptor with a certificate of the sandbox's authority.

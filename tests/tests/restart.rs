@@ -1,96 +1,20 @@
 //! The node's proxy is replaced by the next one while connections are opened.
-#![allow(clippy::unwrap_used, clippy::disallowed_types)] // starts the programs under test
+#![allow(clippy::unwrap_used)]
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
-use std::process::{Child, Command};
+use std::time::Duration;
 
-use netns::NetNs;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use underpass_tests::binaries::binary;
+use nix::sys::signal::Signal;
 use underpass_tests::machine::has_exited;
+use underpass_tests::next_proxy::{NextProxy, first_proxy, signal};
 use underpass_tests::sandbox::{
-    MESH, Sandbox, VIPS, connect, is_own_engine, listen, read_line, serve_echo, until,
+    MESH, Sandbox, VIPS, connect, listen, read_line, serve_echo, until,
 };
 use underpass_tests::traffic::Traffic;
 
 /// How long open connections may take to finish. Only detects a hang.
 const DEADLINE: (&str, &str) = ("CONNECTION_TERMINATION_DEADLINE", "120s");
-
-/// A proxy of a node of a sandbox, beside the sandbox's own. Like that of a proxy's pod, its
-/// network namespace is not the node's, so that its addresses are free.
-struct NextProxy {
-    process: Child,
-    netns: NetNs,
-}
-
-impl NextProxy {
-    /// Starts a proxy with the same tunnel engine as the sandbox's.
-    fn start(sandbox: &Sandbox, node: &str) -> Self {
-        let engine = if is_own_engine() { "own" } else { "h2" };
-        Self::start_with(sandbox, node, engine)
-    }
-
-    /// Starts a proxy with a tunnel engine and waits until it is ready.
-    fn start_with(sandbox: &Sandbox, node: &str, engine: &str) -> Self {
-        let (folder, netns) = (sandbox.folder(), NetNs::create().unwrap());
-        underpass_tests::wire::configure(&netns, async |handle| {
-            let up = rtnetlink::LinkUnspec::new_with_index(1).up().build();
-            handle.link().set(up).execute().await.unwrap();
-        });
-        let mut command = Command::new(binary("underpass-proxy"));
-        let log = File::create(folder.join("next.log")).unwrap();
-        command
-            .args(["--node", node])
-            .arg("--mesh-file")
-            .arg(folder.join("mesh.yaml"))
-            .arg("--zds-socket")
-            .arg(folder.join(format!("box/nodes/{node}/zds.sock")))
-            .arg("--ca-dir")
-            .arg(folder.join("box/ca"))
-            .env(DEADLINE.0, DEADLINE.1)
-            .env("UNDERPASS_TUNNEL_ENGINE", engine)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
-        netns::process::in_netns(&mut command, &netns).unwrap();
-        let process = netns::process::die_with_parent(&mut command).spawn();
-        let process = process.unwrap();
-        let next = Self { process, netns };
-        until("the next proxy is ready", || next.is_ready().then_some(()));
-        next
-    }
-
-    fn is_ready(&self) -> bool {
-        let connect = || TcpStream::connect("127.0.0.1:15021");
-        let Ok(mut stream) = self.netns.run(connect).unwrap() else {
-            return false;
-        };
-        let request = b"GET /healthz/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer.starts_with("HTTP/1.1 200 ")
-    }
-}
-
-impl Drop for NextProxy {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// The process id of a node's first proxy.
-fn first_proxy(sandbox: &Sandbox, node: &str) -> u32 {
-    let pid = sandbox.node(node)["proxy_pid"].as_u64();
-    u32::try_from(pid.unwrap()).unwrap()
-}
-
-fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
-}
 
 /// Stops all threads of a process from running.
 fn freeze(pid: u32) {
@@ -135,7 +59,7 @@ fn replace_proxies_under_load(name: &str, capture: &str) {
             let next = NextProxy::start_with(&sandbox, node, engine);
             assert_eq!(traffic.failures(), [""; 0], "both proxies of {node} run");
             match last {
-                Some(last) => stop(last.process.id()),
+                Some(last) => stop(last.pid()),
                 None => stop(first_proxy(&sandbox, node)),
             }
             assert_eq!(traffic.failures(), [""; 0], "one proxy of {node} stopped");
@@ -167,7 +91,7 @@ fn connections_that_wait_to_be_accepted_survive_the_end_of_a_proxy() {
         first_proxy(&sandbox, "node-1"),
         NextProxy::start(&sandbox, "node-1"),
     );
-    for pid in [last, next.process.id()] {
+    for pid in [last, next.pid()] {
         freeze(pid);
     }
     let to = vips().cycle().take(60);
@@ -176,7 +100,7 @@ fn connections_that_wait_to_be_accepted_survive_the_end_of_a_proxy() {
     until("the last proxy has exited", || {
         has_exited(last).then_some(())
     });
-    signal(next.process.id(), Signal::SIGCONT);
+    signal(next.pid(), Signal::SIGCONT);
     for stream in &mut waiting {
         read_line(stream).unwrap();
     }
@@ -264,9 +188,9 @@ fn data_that_is_not_sent_yet_survives_the_end_of_its_proxy() {
     until("the proxy has exited", || has_exited(sending).then_some(()));
 }
 
-/// A client that keeps its connection for one request after another, like a pool of HTTP. Returns
-/// how many were answered until the connection ended between two of them.
-fn request_until_closed(mut stream: TcpStream) -> usize {
+/// A client that keeps its connection for one request after another, like a pool of HTTP, with a
+/// pause between them. Returns how many were answered until the connection ended between two.
+fn request_until_closed(mut stream: TcpStream, pause: Duration) -> usize {
     let mut answered = 0;
     loop {
         stream.write_all(b"?").unwrap();
@@ -274,7 +198,7 @@ fn request_until_closed(mut stream: TcpStream) -> usize {
         let read = stream.read(&mut [0]);
         assert_eq!(read.unwrap_or(0), 1, "request {answered} was cut");
         answered += 1;
-        stream.set_read_timeout(Some(PAUSE)).unwrap();
+        stream.set_read_timeout(Some(pause)).unwrap();
         match stream.read(&mut [0]) {
             Ok(0) => return answered,
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -284,9 +208,10 @@ fn request_until_closed(mut stream: TcpStream) -> usize {
 }
 
 /// How long the server takes for a request: longer than a connection must be idle to be closed.
-const WORK: std::time::Duration = std::time::Duration::from_millis(400);
-/// How long a client waits before its next request: longer than that as well.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(900);
+const WORK: Duration = Duration::from_millis(400);
+/// How long clients wait before the next request: longer than that as well, or so short that their
+/// connections are hardly ever idle.
+const PAUSES: [Duration; 2] = [Duration::from_millis(900), Duration::from_millis(10)];
 
 #[test]
 fn the_end_of_a_drain_cuts_no_request_on_connections_that_are_kept() {
@@ -320,7 +245,8 @@ fn the_end_of_a_drain_cuts_no_request_on_connections_that_are_kept() {
             }
             let clients: Vec<_> = clients
                 .into_iter()
-                .map(|stream| scope.spawn(|| request_until_closed(stream)))
+                .zip(PAUSES.into_iter().cycle())
+                .map(|(stream, pause)| scope.spawn(move || request_until_closed(stream, pause)))
                 .collect();
             signal(first_proxy(&sandbox, node), Signal::SIGTERM);
             for client in clients {

@@ -42,6 +42,23 @@ impl Chunks {
         split
     }
 
+    /// Appends chunks.
+    pub(crate) fn append(&mut self, chunks: Self) {
+        self.push(chunks.first);
+        chunks.others.into_iter().for_each(|chunk| self.push(chunk));
+    }
+
+    /// Removes the last byte.
+    pub(crate) fn split_last(&mut self) -> Option<Bytes> {
+        let last = self.others.back_mut().unwrap_or(&mut self.first);
+        let at = last.len().checked_sub(1)?;
+        let byte = Bytes::copy_from_slice(&last.split_off(at));
+        if self.others.back().is_some_and(Bytes::is_empty) {
+            self.others.pop_back();
+        }
+        Some(byte)
+    }
+
     /// Replaces the chunks by a copy, so that they do not keep the blocks in memory of which they
     /// are parts.
     pub fn detach(&mut self) {

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::StreamEnd;
 use crate::chunks::Chunks;
+use crate::last_answer::{EndRule, HeldByte, LastAnswer, Server};
 use crate::splice::{Moved, move_bulk};
+use crate::turn::Turn;
 
 /// How long a side may accept nothing of what precedes a reset. An orderly end waits for as long as
 /// the side takes.
@@ -115,11 +117,23 @@ pub(crate) enum Stop {
     Source(StreamEnd),
     /// The side of the sink ended.
     Sink(StreamEnd),
+    /// The source has answered, and the connection is to end with that.
+    Answered,
+}
+
+/// How a connection ended.
+enum Ended {
+    /// Both sides have finished.
+    Both,
+    /// One of them has ended as a whole, and the other was closed accordingly.
+    One(StreamEnd),
+    /// The server has answered, and neither side is closed yet.
+    Answered,
 }
 
 /// Copies in both directions until both sides have finished, `Ok(None)`, or one has ended and the
-/// other was closed accordingly, `Ok(Some(end))`; or until `closed` completes, when both are
-/// finished, or with an error reset.
+/// other was closed accordingly, `Ok(Some(end))`; until `last` ends the connection in order; or
+/// until `closed` completes, when both are reset.
 /// `record_up` is called with the number of bytes from `a` that `b` has accepted, `record_down` in
 /// the other direction.
 ///
@@ -130,21 +144,26 @@ pub async fn relay<E>(
     b: &mut Side<impl Source, impl Sink>,
     record_up: impl Fn(usize),
     record_down: impl Fn(usize),
-    closed: impl Future<Output = Result<(), E>>,
+    last: LastAnswer<'_>,
+    closed: impl Future<Output = E>,
 ) -> Result<Option<StreamEnd>, E> {
     let closed = tokio::select! {
-        end = until_ended(a, b, record_up, record_down) => return Ok(end),
-        closed = closed => closed,
+        ended = until_ended(a, b, record_up, record_down, last) => match ended {
+            Ended::Both => return Ok(None),
+            Ended::One(end) => return Ok(Some(end)),
+            Ended::Answered => None,
+        },
+        reason = closed => Some(reason),
     };
     a.source.discard();
     b.source.discard();
     match closed {
-        Ok(()) => {
+        None => {
             let end = StreamEnd::Finished;
             tokio::join!(a.sink.close(&end), b.sink.close(&end));
             Ok(Some(end))
         }
-        Err(reason) => {
+        Some(reason) => {
             tokio::join!(a.sink.reset(), b.sink.reset());
             Err(reason)
         }
@@ -156,8 +175,16 @@ async fn until_ended(
     b: &mut Side<impl Source, impl Sink>,
     record_up: impl Fn(usize),
     record_down: impl Fn(usize),
-) -> Option<StreamEnd> {
+    mut last: LastAnswer<'_>,
+) -> Ended {
     let (up_progress, down_progress) = (Progress::default(), Progress::default());
+    let mut never = pin!(pending());
+    let of_client: EndRule<'_, '_> = (&|| None, never.as_mut());
+    let of_server: EndRule<'_, '_> = (last.silence, last.idle.as_mut());
+    let (of_a, of_b) = match last.server {
+        Server::A => (of_server, of_client),
+        Server::B => (of_client, of_server),
+    };
     let (a_ended, end, is_stalled) = {
         let up = copy(
             &mut a.source,
@@ -165,6 +192,7 @@ async fn until_ended(
             &up_progress,
             &down_progress,
             record_up,
+            of_a,
         );
         let down = copy(
             &mut b.source,
@@ -172,6 +200,7 @@ async fn until_ended(
             &down_progress,
             &up_progress,
             record_down,
+            of_b,
         );
         tokio::pin!(up, down);
         let (stop, is_up) = tokio::select! {
@@ -179,7 +208,8 @@ async fn until_ended(
             stop = &mut down => (stop, false),
         };
         match (stop, is_up) {
-            (Stop::BothFinished, _) => return None,
+            (Stop::BothFinished, _) => return Ended::Both,
+            (Stop::Answered, _) => return Ended::Answered,
             (Stop::Source(end), is_up) => (is_up, end, false),
             (Stop::Sink(end), true) => {
                 let (end, is_stalled) = deliver_rest(down, &down_progress, end).await;
@@ -197,7 +227,7 @@ async fn until_ended(
         (false, false) => a.sink.close(&end).await,
         (false, true) => a.sink.reset().await,
     }
-    Some(end)
+    Ended::One(end)
 }
 
 /// Copies what the side of a source sent before its end, as long as the other side accepts it.
@@ -222,32 +252,6 @@ async fn deliver_rest(
     (end, false)
 }
 
-/// What one direction has copied since other connections had their turn. A socket never waits by
-/// itself while it is ready. tokio's budget does not suffice: a task that has spent it is run again
-/// before new events are read, up to 61 times.
-#[derive(Default)]
-pub(crate) struct Turn {
-    chunks: usize,
-    bytes: usize,
-}
-
-impl Turn {
-    /// Limits of what is copied in a turn: well below a millisecond of work.
-    const CHUNKS: usize = 32;
-    pub(crate) const BYTES: usize = 512 * 1024;
-
-    /// Counts a chunk; true, and a new turn, if enough was copied.
-    pub(crate) fn is_over(&mut self, bytes: usize) -> bool {
-        self.chunks += 1;
-        self.bytes += bytes;
-        let is_over = self.chunks >= Self::CHUNKS || self.bytes >= Self::BYTES;
-        if is_over {
-            *self = Self::default();
-        }
-        is_over
-    }
-}
-
 /// What a future returns without waiting; `None` if it would wait.
 async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
@@ -258,6 +262,67 @@ async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
+/// Writes and counts bytes that were read from a source.
+async fn pass_on(
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    this: &Progress,
+    record: impl Fn(usize),
+    mut bytes: Chunks,
+) -> Result<(), StreamEnd> {
+    let length = bytes.len();
+    while !bytes.is_empty() {
+        match at_once(sink.write(&mut bytes)).await {
+            Some(written) => written?,
+            None => {
+                source.keep(&mut bytes);
+                tokio::select! {
+                    biased;
+                    written = sink.write(&mut bytes) => written?,
+                    never = source.fill() => match never {},
+                }
+            }
+        }
+        this.count_write();
+    }
+    source.reclaim(bytes);
+    record(length);
+    source.release(length);
+    Ok(())
+}
+
+/// What a direction waits for.
+enum Next {
+    Read(Result<Option<Chunks>, StreamEnd>),
+    SinkEnded(StreamEnd),
+    /// Nothing, for as long as the held byte waits.
+    Silent,
+    Idle,
+}
+
+/// Waits for the source, and meanwhile for the end of the sink or of the connection.
+async fn next(
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    size: usize,
+    held: Option<&HeldByte>,
+    mut idle: Pin<&mut (dyn Future<Output = ()> + '_)>,
+) -> Next {
+    let silent = async {
+        match held {
+            Some(held) => sleep(held.silence).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        read = source.read(size) => Next::Read(read),
+        end = sink.ended() => Next::SinkEnded(end),
+        () = silent => Next::Silent,
+        () = idle.as_mut(), if held.is_none() => Next::Idle,
+    }
+}
+
 /// Copies one direction until it finishes, and then watches the sink until both have finished.
 async fn copy(
     source: &mut impl Source,
@@ -265,47 +330,51 @@ async fn copy(
     this: &Progress,
     other: &Progress,
     record: impl Fn(usize),
+    (silence, mut idle): EndRule<'_, '_>,
 ) -> Stop {
     let mut turn = Turn::default();
     let size = sink.write_size();
     let mut full_reads = 0;
+    let (mut held, mut is_duplex) = (None::<HeldByte>, false);
     loop {
-        let read = tokio::select! {
-            biased;
-            read = source.read(size) => read,
-            end = sink.ended() => return Stop::Sink(end),
-        };
-        let mut bytes = match read {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => break,
-            Err(end) => return Stop::Source(end),
-        };
-        let length = bytes.len();
-        while !bytes.is_empty() {
-            let written = match at_once(sink.write(&mut bytes)).await {
-                Some(written) => written,
-                None => {
-                    source.keep(&mut bytes);
-                    tokio::select! {
-                        biased;
-                        written = sink.write(&mut bytes) => written,
-                        never = source.fill() => match never {},
-                    }
-                }
-            };
-            if let Err(end) = written {
-                return Stop::Sink(end);
+        let next = next(source, sink, size, held.as_ref(), idle.as_mut()).await;
+        let mut bytes = Chunks::default();
+        let answered = held.take().is_some_and(|held| {
+            bytes.push(held.byte);
+            is_duplex |= other.writes.get() != held.writes;
+            matches!(next, Next::Silent) && !is_duplex
+        });
+        let end = match next {
+            Next::SinkEnded(end) => return Stop::Sink(end),
+            Next::Idle => return Stop::Answered,
+            Next::Silent => None,
+            Next::Read(Ok(Some(read))) => {
+                bytes.append(read);
+                None
             }
-            this.count_write();
+            Next::Read(Ok(None)) => Some(Ok(())),
+            Next::Read(Err(end)) => Some(Err(end)),
+        };
+        if end.is_none() && !answered && !is_duplex {
+            held = HeldByte::take(&mut bytes, silence(), other.writes.get());
         }
-        source.reclaim(bytes);
-        record(length);
-        source.release(length);
+        let length = bytes.len();
+        if !bytes.is_empty()
+            && let Err(end) = pass_on(source, sink, this, &record, bytes).await
+        {
+            return Stop::Sink(end);
+        }
+        match end {
+            Some(Ok(())) => break,
+            Some(Err(end)) => return Stop::Source(end),
+            None if answered => return Stop::Answered,
+            None => {}
+        }
         if turn.is_over(length) {
             yield_now().await;
         }
         full_reads = if length >= size { full_reads + 1 } else { 0 };
-        if full_reads >= FULL_READS {
+        if full_reads >= FULL_READS && held.is_none() {
             full_reads = 0;
             match move_bulk(source, sink, this, &record, &mut turn).await {
                 Moved::Small => {}
@@ -332,7 +401,7 @@ mod tests {
     use super::*;
 
     /// Closes no connection.
-    fn never() -> impl Future<Output = Result<(), ()>> {
+    fn never() -> impl Future<Output = ()> {
         pending()
     }
 
@@ -383,7 +452,9 @@ mod tests {
         for (up, down) in [(CHUNKS, 0), (0, CHUNKS), (CHUNKS, CHUNKS)] {
             for (size, turns) in [(1, CHUNKS / Turn::CHUNKS), (Turn::BYTES / 8, CHUNKS / 8)] {
                 let (mut a, mut b) = (side(up, size), side(down, size));
-                let relaying = relay(&mut a, &mut b, |_| {}, |_| {}, never());
+                let mut idle = pin!(pending());
+                let last = LastAnswer::never(idle.as_mut());
+                let relaying = relay(&mut a, &mut b, |_| {}, |_| {}, last, never());
                 tokio::pin!(relaying);
                 let mut polls = 0;
                 let counted = poll_fn(|cx| {
@@ -402,7 +473,9 @@ mod tests {
         let (up, down) = (Cell::new(0), Cell::new(0));
         let add = |to: &Cell<usize>, n: usize| to.set(to.get() + n);
         let (record_up, record_down) = (|n| add(&up, n), |n| add(&down, n));
-        let relayed = relay(&mut a, &mut b, record_up, record_down, never()).await;
+        let mut idle = pin!(pending());
+        let last = LastAnswer::never(idle.as_mut());
+        let relayed = relay(&mut a, &mut b, record_up, record_down, last, never()).await;
         assert!(matches!(relayed, Ok(None)));
         assert_eq!((up.get(), down.get()), (15, 25));
     }

@@ -8,8 +8,10 @@
 
 mod chunks;
 mod copy;
+mod last_answer;
 mod splice;
 mod tcp_side;
+mod turn;
 
 use std::future::Future;
 use std::io;
@@ -18,6 +20,7 @@ use tokio::net::TcpStream;
 
 pub use chunks::Chunks;
 pub use copy::{STALLED, Side, Sink, Source, relay};
+pub use last_answer::{LastAnswer, Server};
 pub use splice::close_spare_pipes;
 pub use tcp_side::until_reset;
 
@@ -39,13 +42,15 @@ pub async fn relay_to_tcp<E>(
     mut tcp: TcpStream,
     record_from_side: impl Fn(usize),
     record_from_tcp: impl Fn(usize),
-    closed: impl Future<Output = Result<(), E>>,
+    last: LastAnswer<'_>,
+    closed: impl Future<Output = E>,
 ) -> Result<Option<StreamEnd>, E> {
     relay(
         side,
         &mut Side::of(&mut tcp),
         record_from_side,
         record_from_tcp,
+        last,
         closed,
     )
     .await
@@ -60,7 +65,8 @@ pub async fn relay_tcp<E>(
     upstream: TcpStream,
     record_received: impl Fn(usize),
     record_sent: impl Fn(usize),
-    closed: impl Future<Output = Result<(), E>>,
+    last: LastAnswer<'_>,
+    closed: impl Future<Output = E>,
 ) -> Result<Option<StreamEnd>, E> {
     let mut downstream = Side::of(&mut downstream);
     relay_to_tcp(
@@ -68,6 +74,7 @@ pub async fn relay_tcp<E>(
         upstream,
         record_received,
         record_sent,
+        last,
         closed,
     )
     .await

@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 use tokio::task::yield_now;
 
 use crate::StreamEnd;
-use crate::copy::{Progress, Sink, Source, Stop, Turn};
+use crate::copy::{Progress, Sink, Source, Stop};
+use crate::turn::Turn;
 
 /// The most that is moved at once, and the size of a pipe, in bytes.
 const PIPE_SIZE: usize = 256 * 1024;
@@ -193,12 +194,13 @@ mod tests {
     use std::future::{Future, pending, poll_fn};
     use std::io::{Read, Write};
     use std::net::Shutdown;
+    use std::pin::pin;
     use std::thread;
 
     use netns::sockopt::reset_on_close;
 
     use super::*;
-    use crate::relay_tcp;
+    use crate::{LastAnswer, relay_tcp};
 
     thread_local! {
         /// How many bytes this thread has moved.
@@ -244,12 +246,14 @@ mod tests {
         let (received, sent) = (Cell::new(0), Cell::new(0));
         let add = |to: &Cell<usize>, n: usize| to.set(to.get() + n);
         let before = MOVED.get();
+        let mut idle = pin!(pending());
         let relaying = relay_tcp(
             down,
             up,
             |n| add(&received, n),
             |n| add(&sent, n),
-            pending::<Result<(), ()>>(),
+            LastAnswer::never(idle.as_mut()),
+            pending::<()>(),
         );
         tokio::pin!(relaying);
         let mut most = 0;
@@ -289,7 +293,15 @@ mod tests {
                 server.read_exact(&mut vec![0; BYTES]).unwrap();
                 reset_on_close(&server).unwrap();
             });
-            let relayed = relay_tcp(down, up, |_| {}, |_| {}, pending::<Result<(), ()>>()).await;
+            let relayed = relay_tcp(
+                down,
+                up,
+                |_| {},
+                |_| {},
+                LastAnswer::never(pin!(pending())),
+                pending::<()>(),
+            )
+            .await;
             assert!(
                 matches!(relayed, Ok(Some(StreamEnd::Reset(_)))),
                 "{relayed:?}"
@@ -327,7 +339,15 @@ mod tests {
             }
             assert_eq!(server.read(&mut [0]).unwrap(), 0);
         });
-        let relayed = relay_tcp(down, up, |_| {}, |_| {}, pending::<Result<(), ()>>()).await;
+        let relayed = relay_tcp(
+            down,
+            up,
+            |_| {},
+            |_| {},
+            LastAnswer::never(pin!(pending())),
+            pending::<()>(),
+        )
+        .await;
         assert!(matches!(relayed, Ok(None)), "{relayed:?}");
         sender.join().unwrap();
         reader.join().unwrap();

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::rc::Rc;
 
-use byte_relay::StreamEnd;
+use byte_relay::{LastAnswer, StreamEnd};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -35,10 +35,11 @@ impl HboneStream {
     }
 
     /// Relays between the stream and a socket of an application until both have finished,
-    /// `Ok(None)`, or one has ended and the other was closed accordingly, `Ok(Some(end))`; or until
-    /// `closed` completes, when both are finished, or with an error reset. `record_from_stream` and
-    /// `record_from_app` are called with the number of bytes that the other side has accepted;
-    /// `held` takes account of those that the application does not read.
+    /// `Ok(None)`, or one has ended and the other was closed accordingly, `Ok(Some(end))`; until
+    /// `last` ends the connection in order; or until `closed` completes, when both are reset. The
+    /// stream is side A of `last`. `record_from_stream` and `record_from_app` are called with the
+    /// number of bytes that the other side has accepted; `held` takes account of those that the
+    /// application does not read.
     ///
     /// # Errors
     /// That of `closed`.
@@ -48,18 +49,19 @@ impl HboneStream {
         held: Rc<dyn HeldBytes>,
         record_from_stream: impl Fn(usize),
         record_from_app: impl Fn(usize),
-        closed: impl Future<Output = Result<(), E>>,
+        last: LastAnswer<'_>,
+        closed: impl Future<Output = E>,
     ) -> Result<Option<StreamEnd>, E> {
         let Self { engine, guard } = self;
         let (up, down) = (record_from_stream, record_from_app);
         let relayed = match engine {
             Engine::H2(stream) => {
                 let mut side = stream.into_side(held);
-                byte_relay::relay_to_tcp(&mut side, app, up, down, closed).await
+                byte_relay::relay_to_tcp(&mut side, app, up, down, last, closed).await
             }
             Engine::Own(stream) => {
                 let mut side = stream.into_side(held);
-                byte_relay::relay_to_tcp(&mut side, app, up, down, closed).await
+                byte_relay::relay_to_tcp(&mut side, app, up, down, last, closed).await
             }
         };
         drop(guard);

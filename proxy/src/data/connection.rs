@@ -35,9 +35,31 @@ pub(crate) async fn until_terminated(worker: &Worker, pod: &Pod) -> ConnectionEr
 /// sooner all must be closed, the less.
 const SILENCE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
-/// Completes while the proxy closes idle connections, when this one is idle: the side that opened
-/// it has its answer, and neither has sent anything since. A client that keeps it for its next
-/// request opens another one, whereas at the end of the drain it might be cut during a request.
+/// While the proxy closes idle connections: how long a server must be silent after an answer. The
+/// connection then ends with the answer. A client that keeps it for its next request opens another
+/// one, whereas at the end of the drain it might be cut during a request.
+pub(super) fn silence_after_answer(worker: &Worker) -> impl Fn() -> Option<Duration> + use<> {
+    let lifecycle = worker.proxy.lifecycle.clone();
+    move || {
+        if matches!(lifecycle.has_changed(), Ok(false)) {
+            return None; // it serves, which costs only this check
+        }
+        match *lifecycle.borrow() {
+            Lifecycle::ClosingIdle(until) => Some(silence(until)),
+            _ => None,
+        }
+    }
+}
+
+fn silence(until: Instant) -> Duration {
+    let [shortest, longest] = SILENCE;
+    let left = until.saturating_duration_since(Instant::now());
+    (left / 10).clamp(shortest, longest)
+}
+
+/// Completes near the end of the time in which the proxy closes idle connections, when this one has
+/// been silent since an answer. Before, it waits for another answer to end with: a request may be
+/// on the way when it is closed between two.
 pub(super) async fn until_closed_as_idle(worker: &Worker, event: &ConnectionEvent) {
     let mut lifecycle = worker.proxy.lifecycle.clone();
     let begun = lifecycle.wait_for(|l| matches!(l, Lifecycle::ClosingIdle(_)));
@@ -46,19 +68,17 @@ pub(super) async fn until_closed_as_idle(worker: &Worker, event: &ConnectionEven
         _ => return std::future::pending().await, // the proxy exits
     };
     let (mut relayed, mut since) = (event.relayed(), Instant::now());
-    let [shortest, longest] = SILENCE;
+    let last_part = until.saturating_duration_since(since) / 5;
+    sleep(last_part * 4).await;
     loop {
-        sleep(shortest).await;
-        let (now, before) = (Instant::now(), relayed);
-        relayed = event.relayed();
-        if relayed != before {
-            since = now;
+        let now = Instant::now();
+        if relayed != event.relayed() {
+            (relayed, since) = (event.relayed(), now);
         }
-        let left = until.saturating_duration_since(now);
-        let silence = (left / 10).clamp(shortest, longest);
-        if event.is_answered() && now.duration_since(since) >= silence {
+        if event.is_answered() && now.duration_since(since) >= silence(until) {
             return;
         }
+        sleep(SILENCE[0]).await;
     }
 }
 

@@ -8,13 +8,13 @@
 //! process made is relayed through its stream.
 
 use std::collections::HashMap;
-use std::future::{Future, pending};
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use byte_relay::StreamEnd;
+use byte_relay::{LastAnswer, StreamEnd};
 use hbone::{HboneStream, JoinToken};
 use mesh::{Identity, TunnelAddr};
 use netns::sockopt::reset_on_close;
@@ -167,16 +167,9 @@ impl Leash {
         self,
         stream: HboneStream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = Result<(), ConnectionError>>,
+        closed: impl Future<Output = ConnectionError>,
     ) -> Result<(), ConnectionError> {
         event.joined();
-        let closed = async {
-            match closed.await {
-                Err(reason) => reason,
-                // Only the client's end knows whether the connection is idle, and closes it then.
-                Ok(()) => pending().await,
-            }
-        };
         let mut stream = stream.into_io();
         let Self {
             moved,
@@ -212,14 +205,15 @@ impl Leash {
 }
 
 impl HandedOver {
-    /// Relays between both applications until both have finished, one has ended, `closed`
-    /// completes, or the destination's end has ended.
+    /// Relays between both applications until both have finished, one has ended, `last` ends the
+    /// connection, `closed` completes, or the destination's end has ended.
     pub(super) async fn relay(
         self,
         client: TcpStream,
         stream: HboneStream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = Result<(), ConnectionError>>,
+        last: LastAnswer<'_>,
+        closed: impl Future<Output = ConnectionError>,
     ) -> Result<Option<StreamEnd>, ConnectionError> {
         event.joined();
         let mut stream = stream.into_io();
@@ -231,12 +225,10 @@ impl HandedOver {
         } = self;
         let closed = async {
             tokio::select! {
-                closed = closed => closed,
-                _ = other_ended => {
-                    Err(ended("the other end has closed the joined connection").into())
-                }
+                reason = closed => reason,
+                _ = other_ended => ended("the other end has closed the joined connection").into(),
                 // Nothing is sent on it.
-                _ = stream.read_u8() => Err(ended("the stream has ended").into()),
+                _ = stream.read_u8() => ended("the stream has ended").into(),
             }
         };
         let received = |n: usize| {
@@ -248,7 +240,8 @@ impl HandedOver {
             moved.to_client.fetch_add(n as u64, Ordering::Relaxed);
         };
         let application = application.claim()?;
-        let relayed = byte_relay::relay_tcp(client, application, received, sent, closed).await;
+        let relayed =
+            byte_relay::relay_tcp(client, application, received, sent, last, closed).await;
         let result = match &relayed {
             Ok(None | Some(StreamEnd::Finished)) => Ok(()),
             Ok(Some(StreamEnd::Reset(e))) => Err((e.kind(), e.to_string())),

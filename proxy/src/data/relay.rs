@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use byte_relay::StreamEnd;
+use byte_relay::{LastAnswer, Server, StreamEnd};
 use hbone::IncomingRequest;
 use mesh::Workload;
 use mesh::baggage::Baggage;
@@ -16,7 +16,7 @@ use telemetry::ConnectionEvent;
 use tokio::net::TcpStream;
 
 use super::budget::Account;
-use super::connection::until_closed_as_idle;
+use super::connection::{silence_after_answer, until_closed_as_idle};
 use super::error::ConnectionError;
 use super::join::Acceptance;
 use super::policy_enforcer::Permit;
@@ -35,12 +35,14 @@ pub(super) trait Downstream {
     /// Refuses the connection.
     fn refuse(self, error: &ConnectionError);
 
-    /// Accepts the connection and relays it to a connected destination until `closed` completes.
+    /// Accepts the connection and relays it to a connected destination until `last` ends it or
+    /// `closed` completes. The destination is side B.
     async fn relay(
         self,
         upstream: Self::Upstream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = Result<(), ConnectionError>>,
+        last: LastAnswer<'_>,
+        closed: impl Future<Output = ConnectionError>,
     ) -> Result<(), ConnectionError>;
 }
 
@@ -86,13 +88,14 @@ pub(super) async fn connect_and_relay<P, D, E>(
     let event = event.into();
     let outcome = match connected {
         Ok(upstream) => {
-            let closed = async {
-                tokio::select! {
-                    reason = closed => Err(reason),
-                    () = until_closed_as_idle(worker, &event) => Ok(()),
-                }
+            let silence = silence_after_answer(worker);
+            let mut idle = pin!(until_closed_as_idle(worker, &event));
+            let last = LastAnswer {
+                server: Server::B,
+                silence: &silence,
+                idle: idle.as_mut(),
             };
-            let relayed = pin!(downstream.relay(upstream, &event, closed));
+            let relayed = pin!(downstream.relay(upstream, &event, last, closed));
             pod.budget.turns.take(worker.index, relayed).await
         }
         Err(error) => {
@@ -119,17 +122,24 @@ impl Downstream for TcpStream {
         self,
         upstream: Upstream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = Result<(), ConnectionError>>,
+        last: LastAnswer<'_>,
+        closed: impl Future<Output = ConnectionError>,
     ) -> Result<(), ConnectionError> {
         let (received, sent) = (|n| event.received(n), |n| event.sent(n));
         outcome(match upstream {
             Upstream::Tunnel(stream, account) => {
                 let closed = within_budget(&account, closed);
                 let held = account.clone();
-                stream.relay(self, held, sent, received, closed).await
+                let server = Server::A;
+                let last = LastAnswer { server, ..last };
+                stream.relay(self, held, sent, received, last, closed).await
             }
-            Upstream::Joined(stream, joined) => joined.relay(self, stream, event, closed).await,
-            Upstream::Plain(tcp) => byte_relay::relay_tcp(self, tcp, received, sent, closed).await,
+            Upstream::Joined(stream, joined) => {
+                joined.relay(self, stream, event, last, closed).await
+            }
+            Upstream::Plain(tcp) => {
+                byte_relay::relay_tcp(self, tcp, received, sent, last, closed).await
+            }
         })
     }
 }
@@ -160,7 +170,8 @@ impl Downstream for TunnelRequest {
         self,
         upstream: TcpStream,
         event: &ConnectionEvent,
-        closed: impl Future<Output = Result<(), ConnectionError>>,
+        last: LastAnswer<'_>,
+        closed: impl Future<Output = ConnectionError>,
     ) -> Result<(), ConnectionError> {
         // Before the response, so that the client's end has the socket when that arrives.
         let joined = match self.join {
@@ -175,7 +186,7 @@ impl Downstream for TunnelRequest {
         };
         let (received, sent) = (|n| event.received(n), |n| event.sent(n));
         let (closed, held) = (within_budget(&self.account, closed), self.account.clone());
-        let relayed = downstream.relay(upstream, held, received, sent, closed);
+        let relayed = downstream.relay(upstream, held, received, sent, last, closed);
         outcome(relayed.await)
     }
 }
@@ -183,11 +194,11 @@ impl Downstream for TunnelRequest {
 /// Completes with `closed`, or when the stream must end because too many bytes wait.
 async fn within_budget(
     account: &Account,
-    closed: impl Future<Output = Result<(), ConnectionError>>,
-) -> Result<(), ConnectionError> {
+    closed: impl Future<Output = ConnectionError>,
+) -> ConnectionError {
     tokio::select! {
-        closed = closed => closed,
-        reason = account.until_over_budget() => Err(reason),
+        reason = closed => reason,
+        reason = account.until_over_budget() => reason,
     }
 }
 

@@ -8,11 +8,13 @@
 
 mod bootstrap;
 mod extensions;
+mod gateway;
 mod relay;
 mod schema;
 mod wire;
 
 pub use extensions::{Extensions, Filtered};
+pub use gateway::{Gateway, INGRESS, missing_gateway};
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
