@@ -23,7 +23,6 @@ mod pod_source;
 mod pods_view;
 mod prober;
 mod proxies;
-mod proxy_peer;
 mod readiness;
 mod refusal;
 mod reporter;

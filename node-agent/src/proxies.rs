@@ -18,7 +18,6 @@ use zds::agent::{Session, Urgency};
 
 use crate::inbox::{Inbox, Message};
 use crate::metrics::Metrics;
-use crate::proxy_peer;
 
 /// Limit of unanswered requests: ztunnel reads the next request only after it has answered.
 const WINDOW: usize = 1;
@@ -142,15 +141,18 @@ pub(crate) async fn serve(proxies: Rc<Proxies>, listener: AsyncSeqPacketListener
 
 /// Serves one proxy until it disconnects.
 async fn serve_proxy(proxies: Rc<Proxies>, socket: AsyncSeqPacket) {
-    let peer = match socket.peer() {
-        Ok(peer) => peer,
+    let pid = match socket.peer() {
+        Ok(peer) if peer.uid == 0 || peer.uid == nix::unistd::geteuid().as_raw() => peer.pid,
+        Ok(peer) => {
+            let (event, uid) = ("proxy_rejected", peer.uid);
+            return tracing::warn!(
+                event,
+                uid,
+                "rejected proxy connection from uid {uid}: only root may connect"
+            );
+        }
         Err(e) => return tracing::warn!("proxy disconnected immediately: {e}"),
     };
-    if let Err(reason) = proxy_peer::check(&peer) {
-        let (event, uid, pid) = ("proxy_rejected", peer.uid, peer.pid);
-        return tracing::warn!(event, uid, pid, "rejected a proxy connection of {reason}");
-    }
-    let pid = peer.pid;
     let (requests, receiver) = unbounded_channel();
     let id = proxies.last_id.get() + 1;
     proxies.last_id.set(id);

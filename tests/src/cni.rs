@@ -102,14 +102,6 @@ impl Call {
         child.wait_with_output().unwrap()
     }
 
-    /// Runs the plugin through another program, which gets the plugin's path as its last argument.
-    pub fn run_through(&self, mut program: Command) -> Output {
-        program.arg(binary("underpass-cni"));
-        let mut child = self.command_of(program).spawn().unwrap();
-        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
-        child.wait_with_output().unwrap()
-    }
-
     /// Runs the plugin under strace, which logs every execve to `log`.
     pub fn run_traced(&self, log: &Path) -> Output {
         let mut child = self

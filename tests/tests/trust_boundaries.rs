@@ -275,41 +275,6 @@ fn only_root_talks_to_the_agent() {
     assert_success(&call("ADD", &node, &wire).run());
 }
 
-/// Such a process cannot enter a pod by itself, and gets no descriptor of one from the agent.
-#[test]
-fn root_without_the_capability_to_enter_pods_is_no_proxy() {
-    let (mut node, wire) = (TestNode::new("no-admin", MESH), Wire::new());
-    node.start_agent();
-    node.start_ready_proxy();
-    assert_success(&call("ADD", &node, &wire).run());
-    let config = json!({ "cniVersion": "1.1.0", "name": "n", "agentSocket": node.zds_socket() });
-    let rejected = |program: Command, reason: &str| {
-        let status = Call::new("STATUS", "", &config).run_through(program);
-        let output = String::from_utf8_lossy(&status.stdout).into_owned();
-        // The connection was closed without a message.
-        assert!(output.contains("UP-CNI-008"), "{reason}: {status:?}");
-        let log = node.log("agent");
-        let words = ["event=\"proxy_rejected\"", "uid=0", reason];
-        let is_it = |l: &str| words.iter().all(|w| l.contains(w));
-        assert!(log.lines().any(is_it), "{reason}: {log}");
-    };
-    let mut without = Command::new("setpriv");
-    without.args(["--bounding-set=-sys_admin", "--"]);
-    rejected(without, "lacks CAP_SYS_ADMIN");
-    // It has all capabilities, in a user namespace that it has created.
-    let mut own_users = Command::new("unshare");
-    own_users.args(["--user", "--map-root-user", "--"]);
-    if Command::new("unshare")
-        .args(["--user", "true"])
-        .status()
-        .unwrap()
-        .success()
-    {
-        rejected(own_users, "another user namespace");
-    }
-    assert_eq!(node.status().proxies.len(), 1);
-}
-
 #[test]
 fn oversized_and_deeply_nested_messages_are_rejected() {
     let (mut node, wire) = (TestNode::new("huge", MESH), Wire::new());
