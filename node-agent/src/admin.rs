@@ -110,6 +110,8 @@ fn update_gauges(metrics: &Metrics, pods: &Pods) {
     let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     metrics.exempted_connections.set(number(exempted));
     metrics.pods_with_exclusions.set(number(with_exclusions));
+    let runtime = tokio::runtime::Handle::current().metrics();
+    metrics.tasks.set(number(runtime.num_alive_tasks()));
 }
 
 /// Seconds since the last successful verification, of the pod for which it is longest.

@@ -82,6 +82,10 @@ fn main() -> anyhow::Result<()> {
         .with_ansi(false)
         .with_writer(|| process::LineWriter(std::io::stderr()))
         .init();
+    run_command(args)
+}
+
+fn run_command(args: Args) -> anyhow::Result<()> {
     match args.command {
         Some(Command::Install {
             folders,
@@ -115,24 +119,36 @@ fn main() -> anyhow::Result<()> {
         None => {}
     }
     process::raise_descriptor_limit();
-    let runtime = runtime()?;
-    let retiring = tokio::task::LocalSet::new().block_on(&runtime, run(&args.run))?;
-    // All tasks have ended by now: none can reinstall what is removed.
-    let cleaned = retiring.as_ref().map(|_| retire::clean_up_node(&args.run));
-    if let Some(cluster) = &retiring {
-        runtime.block_on(retirement::withdraw_annotations(cluster));
-    }
-    // Work in a pod's namespace is not waited for.
+    let runtime = builder().build_local(Default::default())?;
+    let retiring = runtime.block_on(run(&args.run))?;
+    // Ends all tasks: none can reinstall what is removed. Work in a pod's namespace is not waited
+    // for.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-    cleaned.unwrap_or(Ok(()))
+    let Some(cluster) = retiring else {
+        return Ok(());
+    };
+    let cleaned = retire::clean_up_node(&args.run);
+    crate::runtime()?.block_on(async {
+        // The agent's client ended with its tasks.
+        match client(args.run.cluster.kubeconfig.as_deref()).await {
+            Ok(client) => retirement::withdraw_annotations(&client, &cluster).await,
+            Err(e) => tracing::error!("the annotations of pods remain: {e:#}"),
+        }
+    });
+    cleaned
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
+    builder().build()
+}
+
+fn builder() -> tokio::runtime::Builder {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder
         .enable_all()
         .max_blocking_threads(kernel::THREADS)
-        .thread_keep_alive(KEEP_ALIVE)
-        .build()
+        .thread_keep_alive(KEEP_ALIVE);
+    builder
 }
 
 /// Runs the agent until SIGTERM or SIGINT. Returns the cluster if Underpass is being uninstalled

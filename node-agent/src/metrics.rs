@@ -86,6 +86,8 @@ metrics! {
         "exempted_connections", "Open connections of enrolled pods that are older than the mesh";
     pods_with_exclusions: Gauge = Gauge::default(), // computed at each scrape
         "pods_with_exclusions", "Enrolled pods with connections that bypass the proxy";
+    tasks: Gauge = Gauge::default(), // computed at each scrape
+        "tasks", "Asynchronous tasks that have not ended";
     host_probe_repairs: Counter = Counter::default(),
         "host_probe_repairs", "Repairs of the node's rule for health probes";
 }

@@ -25,7 +25,7 @@ use identity::{Issuer, LocalCa};
 use inpod::{LocalNode, Pods};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -41,9 +41,9 @@ fn main() -> anyhow::Result<()> {
     process::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let result =
-        LocalSet::new().block_on(&runtime, run(args, effective, settings, filter, dropped));
+        .build_local(Default::default())?;
+    let result = runtime.block_on(run(args, effective, settings, filter, dropped));
+    runtime.shutdown_background(); // ends all tasks, which may log
     drop(logs);
     result
 }

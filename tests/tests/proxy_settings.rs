@@ -416,6 +416,7 @@ fn ztunnels_metrics_keep_their_names() {
         ("workload_manager_proxies_started_total", 2.0),
         ("workload_manager_proxies_stopped_total", 0.0),
         ("tokio_num_workers", 3.0),
+        ("tokio_num_alive_tasks", 10.0),
         ("tokio_global_queue_depth", 0.0),
         (
             "tokio_worker_total_busy_duration_seconds_total{worker=\"0\"}",

@@ -82,9 +82,9 @@ const MAX_CONNECTIONS: usize = 32;
 /// Maximum length of the headers of a request.
 const MAX_HEADERS: usize = 16 * 1024;
 
-/// Serves `handler` on a listener until the task is dropped. Must run within a `LocalSet`. Beyond
-/// 32 connections, a new one replaces the oldest one of the client with most of them, so that a
-/// client that keeps connections open excludes no other.
+/// Serves `handler` on a listener until the task is dropped. Must run where local tasks can be
+/// spawned. Beyond 32 connections, a new one replaces the oldest one of the client with most of
+/// them, so that a client that keeps connections open excludes no other.
 pub async fn serve<R: Into<Reply> + 'static>(
     listener: TcpListener,
     names: HostNames,

@@ -91,7 +91,10 @@ pub fn follow(
                 sinks,
                 pushes: 0,
             };
-            runtime.block_on(async { tokio::join!(publisher.run(), client.run()) });
+            runtime.block_on(async {
+                client.sinks.metrics.threads.add_current();
+                tokio::join!(publisher.run(), client.run())
+            });
         })?;
     Ok(())
 }

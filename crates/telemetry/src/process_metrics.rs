@@ -69,6 +69,11 @@ impl Collector for ProcessMetrics {
             sum(RuntimeMetrics::global_queue_depth),
         )?;
         gauge(
+            "tokio_num_alive_tasks",
+            "Tasks that have not ended",
+            sum(RuntimeMetrics::num_alive_tasks),
+        )?;
+        gauge(
             "process_open_fds",
             "Open file descriptors",
             std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ::kubernetes::{Api, Patch, PatchParams, Pod, status_of};
+use ::kubernetes::{Api, Client, Patch, PatchParams, Pod, status_of};
 use agent_status::VerificationState;
 use futures_util::StreamExt;
 use handoff::PodRef;
@@ -72,7 +72,7 @@ pub(super) async fn run(pods: PodsView, cluster: Rc<Cluster>) {
 
 /// Removes the annotation from every pod of this node, within a time limit. Logs the pods that
 /// keep it.
-pub(super) async fn withdraw_all(cluster: &Cluster, within: Duration) {
+pub(super) async fn withdraw_all(client: &Client, cluster: &Cluster, within: Duration) {
     let annotated = || {
         let pods = cluster.pods().into_iter();
         pods.filter(|known| known.redirection.is_some())
@@ -81,7 +81,7 @@ pub(super) async fn withdraw_all(cluster: &Cluster, within: Duration) {
     let removed = futures_util::stream::iter(annotated())
         .map(|pod| async {
             let update = AnnotationUpdate { pod, value: None };
-            request(cluster, &update).await.inspect_err(|why| {
+            request(client, cluster, &update).await.inspect_err(|why| {
                 let PodRef {
                     namespace, name, ..
                 } = &update.pod;
@@ -163,7 +163,7 @@ fn changed_value(state: MembershipState, current: Option<&str>) -> Option<Option
 
 /// Writes an annotation; returns the update if it must be retried.
 async fn write(cluster: &Cluster, update: AnnotationUpdate) -> Option<AnnotationUpdate> {
-    let why = request(cluster, &update).await.err()?;
+    let why = request(&cluster.client, cluster, &update).await.err()?;
     let PodRef {
         namespace, name, ..
     } = &update.pod;
@@ -176,14 +176,18 @@ async fn write(cluster: &Cluster, update: AnnotationUpdate) -> Option<Annotation
 }
 
 /// Writes an annotation, or fails with the reason.
-async fn request(cluster: &Cluster, update: &AnnotationUpdate) -> Result<(), String> {
+async fn request(
+    client: &Client,
+    cluster: &Cluster,
+    update: &AnnotationUpdate,
+) -> Result<(), String> {
     let PodRef {
         namespace, name, ..
     } = &update.pod;
     let Some(KnownPod { api_uid: uid, .. }) = cluster.pod(&update.pod) else {
         return Ok(()); // deleted or replaced
     };
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     // The uid makes the request fail for a new pod of the same name.
     let change =
         json!({ "metadata": { "uid": uid, "annotations": { REDIRECTION: update.value } } });

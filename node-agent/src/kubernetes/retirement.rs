@@ -59,8 +59,8 @@ fn reason(set: &WatchedSet, namespace_ends: bool, node: Option<&Node>) -> Option
 }
 
 /// Removes the redirection annotations of this node's pods, within a time limit.
-pub(crate) async fn withdraw_annotations(cluster: &Cluster) {
-    annotation::withdraw_all(cluster, ANNOTATIONS_LIMIT).await;
+pub(crate) async fn withdraw_annotations(client: &Client, cluster: &Cluster) {
+    annotation::withdraw_all(client, cluster, ANNOTATIONS_LIMIT).await;
 }
 
 /// Deletes the agents' DaemonSet, and waits until every agent has cleaned up its node and exited.

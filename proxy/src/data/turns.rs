@@ -96,7 +96,7 @@ mod tests {
     use std::rc::Rc;
     use std::task::Waker;
 
-    use tokio::task::{LocalSet, spawn_local};
+    use tokio::task::spawn_local;
 
     use super::*;
 
@@ -125,9 +125,9 @@ mod tests {
         let turns = Rc::new(Turns::new(1));
         let polls = Rc::new([(); CONNECTIONS].map(|()| Cell::new(0)));
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
+            .build_local(Default::default())
             .unwrap();
-        let most = LocalSet::new().block_on(&runtime, async {
+        let most = runtime.block_on(async {
             for index in 0..CONNECTIONS {
                 let (turns, polls) = (turns.clone(), polls.clone());
                 spawn_local(async move {

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -112,33 +113,7 @@ impl Workers {
         let (commands, receivers): (Vec<_>, Vec<_>) =
             (0..count.max(1)).map(|_| unbounded_channel()).unzip();
         for (index, receiver) in receivers.into_iter().enumerate() {
-            let (proxy, all) = (proxy.clone(), commands.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || {
-                    let worker = Rc::new(Worker {
-                        mesh_changed: Notify::new(),
-                        applied_mesh: RefCell::new(proxy.mesh.load_full()),
-                        index,
-                        all,
-                        next: Default::default(),
-                        pool: Pool::new(proxy.options.pool_unused_release),
-                        policy: Rc::new(PolicyEnforcer::new(
-                            proxy.options.authz_policy_info_logging,
-                        )),
-                        endpoint_health: RefCell::default(),
-                        recorder: Recorder::new(proxy.metrics.clone()),
-                        proxy,
-                    });
-                    let _guard = runtime.enter();
-                    worker.proxy.metrics.threads.add_current();
-                    process::survive_panics();
-                    let run = process::essential(&PANICKED, worker.run(receiver));
-                    tokio::task::LocalSet::new().block_on(&runtime, run);
-                })?;
+            start_thread(index, proxy.clone(), commands.clone(), receiver)?;
         }
         Ok(Self {
             proxy,
@@ -204,6 +179,35 @@ impl Workers {
     }
 }
 
+/// Starts a worker thread. Returns once it runs.
+fn start_thread(
+    index: usize,
+    proxy: Arc<ProxyState>,
+    all: Vec<UnboundedSender<WorkerCommand>>,
+    commands: UnboundedReceiver<WorkerCommand>,
+) -> io::Result<()> {
+    let (built, is_built) = mpsc::channel();
+    let thread = thread::Builder::new().name(format!("worker-{index}"));
+    thread.spawn(move || {
+        // A runtime of local tasks belongs to the thread that builds it.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default());
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(e) => return drop(built.send(Err(e))),
+        };
+        let worker = Rc::new(Worker::new(index, proxy, all));
+        process::survive_panics();
+        runtime.block_on(process::essential(&PANICKED, async {
+            worker.proxy.metrics.threads.add_current();
+            let _ = built.send(Ok(())); // the receiver waits
+            worker.run(commands).await;
+        }));
+    })?;
+    is_built.recv().unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
 /// One worker thread.
 pub(crate) struct Worker {
     pub(crate) proxy: Arc<ProxyState>,
@@ -221,6 +225,22 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    fn new(index: usize, proxy: Arc<ProxyState>, all: Vec<UnboundedSender<WorkerCommand>>) -> Self {
+        let info_logging = proxy.options.authz_policy_info_logging;
+        Self {
+            mesh_changed: Notify::new(),
+            applied_mesh: RefCell::new(proxy.mesh.load_full()),
+            index,
+            all,
+            next: Default::default(),
+            pool: Pool::new(proxy.options.pool_unused_release),
+            policy: Rc::new(PolicyEnforcer::new(info_logging)),
+            endpoint_health: RefCell::default(),
+            recorder: Recorder::new(proxy.metrics.clone()),
+            proxy,
+        }
+    }
+
     async fn run(self: Rc<Self>, mut commands: UnboundedReceiver<WorkerCommand>) {
         let idle = self.proxy.options.pool_unused_release;
         let interval = (idle / 2).clamp(SHORTEST_EVICTION_INTERVAL, LONGEST_EVICTION_INTERVAL);

@@ -23,8 +23,9 @@ pub enum Quantity {
     Descriptors,
     /// Threads.
     Threads,
-    /// Open connections and tunnel streams by the proxy's own count: one task each. The runtime
-    /// does not count the tasks of a thread.
+    /// Asynchronous tasks that have not ended, by the count of their runtimes.
+    Tasks,
+    /// Open connections and tunnel streams by the proxy's own count.
     Connections,
     /// Metric series.
     Series,
@@ -32,10 +33,11 @@ pub enum Quantity {
 
 impl Quantity {
     /// All.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Memory,
         Self::Descriptors,
         Self::Threads,
+        Self::Tasks,
         Self::Connections,
         Self::Series,
     ];
@@ -46,6 +48,7 @@ impl Quantity {
             Self::Memory => "memory (KiB)",
             Self::Descriptors => "open descriptors",
             Self::Threads => "threads",
+            Self::Tasks => "tasks",
             Self::Connections => "open connections",
             Self::Series => "metric series",
         }
@@ -81,12 +84,16 @@ impl Measurement {
     fn take(scene: &Scene) -> Self {
         let of = |(node, program, _)| {
             let used = scene.nodes.resources(node, program);
-            let (series, connections) = match program {
-                Program::Agent => (series(scene, node, "127.0.0.1:15014"), 0),
+            let (address, counter) = match program {
+                Program::Agent => ("127.0.0.1:15014", "underpass_tasks"),
+                Program::Proxy => ("127.0.0.1:15020", "tokio_num_alive_tasks"),
+            };
+            let metrics = Metrics::read(scene, node, address);
+            let connections = match program {
+                Program::Agent => 0,
                 Program::Proxy => {
-                    let connections = scene.proxy_status(node)["connections"].as_u64();
-                    let connections = usize::try_from(connections.unwrap()).unwrap();
-                    (series(scene, node, "127.0.0.1:15020"), connections)
+                    let open = scene.proxy_status(node)["connections"].as_u64();
+                    usize::try_from(open.unwrap()).unwrap()
                 }
             };
             Quantity::ALL.map(|quantity| match quantity {
@@ -94,7 +101,8 @@ impl Measurement {
                 Quantity::Descriptors => used.files,
                 Quantity::Threads => used.threads,
                 Quantity::Connections => connections,
-                Quantity::Series => series,
+                Quantity::Series => metrics.series(),
+                Quantity::Tasks => metrics.value(counter),
             })
         };
         Self(TwoNodes::programs().map(of).collect())
@@ -133,12 +141,25 @@ impl Measurement {
     }
 }
 
-fn series(scene: &Scene, node: usize, address: &str) -> usize {
-    let (_, metrics) = scene.nodes.sandbox.get(NODES[node], address, "/metrics");
-    metrics
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .count()
+/// The metrics of a program, in the text format.
+struct Metrics(String);
+
+impl Metrics {
+    fn read(scene: &Scene, node: usize, address: &str) -> Self {
+        Self(scene.nodes.sandbox.get(NODES[node], address, "/metrics").1)
+    }
+
+    /// The number of series.
+    fn series(&self) -> usize {
+        self.0.lines().filter(|line| !line.starts_with('#')).count()
+    }
+
+    /// The value of a series without labels.
+    fn value(&self, name: &str) -> usize {
+        let mut lines = self.0.lines().map(|line| line.split_once(' '));
+        let found = lines.find_map(|l| l.filter(|(of, _)| *of == name));
+        found.unwrap().1.parse().unwrap()
+    }
 }
 
 /// Measures all the time.
