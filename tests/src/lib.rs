@@ -55,5 +55,6 @@ pub mod strain_bench;
 pub mod tls_client;
 pub mod traffic;
 pub mod two_nodes;
+pub mod wall_clock;
 pub mod watch_bench;
 pub mod wire;

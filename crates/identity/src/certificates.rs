@@ -19,9 +19,10 @@ use crate::issuer::{IssueError, Issuer};
 use crate::schedule::Schedule;
 use crate::trust::Trust;
 use crate::trust_report::TrustReport;
+use crate::wall_clock::{ClockShift, WallClock};
 
-/// Longest time between checks of the schedule, because the clock may jump.
-const MAX_SLEEP: Duration = Duration::from_secs(30);
+/// Longest time between checks of the schedule, because the clock may be set.
+const MAX_SLEEP: Duration = Duration::from_secs(2);
 
 /// All certificates of this node. Lives on the control thread.
 pub struct Certificates {
@@ -85,7 +86,12 @@ impl Certificates {
         let Some(mut urgent_requests) = self.urgent_requests.borrow_mut().take() else {
             return;
         };
+        let mut clock = WallClock::now();
         loop {
+            let now = WallClock::now();
+            if let Some(shift) = std::mem::replace(&mut clock, now).shift(&now) {
+                self.clock_set(shift);
+            }
             while let Some(identity) = self.next_due() {
                 let certificates = self.clone();
                 tokio::task::spawn_local(async move { certificates.request(identity).await });
@@ -102,6 +108,21 @@ impl Certificates {
                 }
             }
         }
+    }
+
+    fn clock_set(&self, shift: ClockShift) {
+        tracing::warn!(
+            event = "clock_set",
+            "the node's clock was set {shift}: certificates that are not valid now are requested"
+        );
+        let (now, states) = (SystemTime::now(), self.states.borrow());
+        let is_valid = |identity: &Identity| {
+            let state = states.get(identity).map(|state| state.borrow());
+            let credentials = state.as_ref().and_then(|state| state.valid(now));
+            credentials.is_some_and(|c| c.validity.not_before <= now)
+        };
+        let mut schedule = self.schedule.borrow_mut();
+        schedule.clock_set(shift, now, is_valid, rand::random);
     }
 
     fn next_due(&self) -> Option<Identity> {

@@ -23,6 +23,7 @@ mod tls;
 mod trust;
 mod trust_report;
 mod verify;
+mod wall_clock;
 
 pub use ca_error::CaError;
 pub use certificates::{Certificates, Claim};
@@ -39,4 +40,5 @@ pub use tls::TlsPolicy;
 pub use trust::Trust;
 pub use trust_report::TrustReport;
 pub use verify::{explain, is_revoked, peer_identity};
+pub use wall_clock::ClockShift;
 pub use webpki::KeyUsage;

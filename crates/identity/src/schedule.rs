@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use mesh::Identity;
 
+use crate::wall_clock::ClockShift;
+
 /// Maximum number of concurrent requests, because the authority serves other nodes as well.
 const MAX_CONCURRENT: usize = 8;
 const INITIAL_RETRY: Duration = Duration::from_millis(500);
@@ -211,10 +213,7 @@ impl Schedule {
             return;
         }
         self.last_rotation = Some(now);
-        let count = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        let spread = ROTATION_SPREAD
-            .saturating_mul(count)
-            .min(MAX_ROTATION_SPREAD);
+        let spread = self.spread();
         for entry in self
             .entries
             .values_mut()
@@ -223,6 +222,48 @@ impl Schedule {
             let at = now + spread.mul_f64(random().clamp(0.0, 1.0));
             entry.due = entry.due.min(at);
         }
+    }
+}
+
+impl Schedule {
+    /// Adjusts everything to a wall clock that was set. Retries keep their delay. Certificates that
+    /// are not valid (any more, or yet) by the new time are requested at once; `is_valid` returns
+    /// whether one is. Renewals that the clock has skipped are spread as after a root rotation.
+    /// `random` returns values between 0 and 1.
+    pub fn clock_set(
+        &mut self,
+        shift: ClockShift,
+        now: SystemTime,
+        is_valid: impl Fn(&Identity) -> bool,
+        mut random: impl FnMut() -> f64,
+    ) {
+        let spread = self.spread();
+        self.last_rotation = self.last_rotation.map(|at| shift.apply(at));
+        self.last_success = self.last_success.map(|at| shift.apply(at));
+        for (identity, entry) in &mut self.entries {
+            entry.requested = shift.apply(entry.requested);
+            entry.hurried = entry.hurried.map(|at| shift.apply(at));
+            let left = entry.expires.and_then(|at| at.duration_since(now).ok());
+            entry.due = match left.filter(|_| is_valid(identity)) {
+                None if entry.failures == 0 => now,
+                None => shift
+                    .apply(entry.due)
+                    .min(now + MAX_RETRY_WITHOUT_CERTIFICATE),
+                Some(_) if entry.failures > 0 => shift.apply(entry.due),
+                Some(left) if entry.due <= now => {
+                    now + spread.min(left / 2).mul_f64(random().clamp(0.0, 1.0))
+                }
+                Some(_) => entry.due,
+            };
+        }
+    }
+
+    /// The time over which renewals of all certificates are spread.
+    fn spread(&self) -> Duration {
+        let count = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        ROTATION_SPREAD
+            .saturating_mul(count)
+            .min(MAX_ROTATION_SPREAD)
     }
 }
 

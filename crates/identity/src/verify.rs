@@ -9,8 +9,11 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error,
+    OtherError, SignatureScheme,
 };
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use webpki::{
     EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptions,
     RevocationOptionsBuilder, UnknownStatusPolicy,
@@ -192,8 +195,10 @@ fn invalid_certificate(error: webpki::Error) -> Error {
     use webpki::Error as E;
     Error::InvalidCertificate(match error {
         E::BadDer | E::BadDerTime => CertificateError::BadEncoding,
-        E::CertNotValidYet { .. } => CertificateError::NotValidYet,
-        E::CertExpired { .. } => CertificateError::Expired,
+        E::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
         E::UnknownIssuer => CertificateError::UnknownIssuer,
         E::CertRevoked => CertificateError::Revoked,
         other => CertificateError::Other(OtherError(Arc::new(other))),
@@ -216,12 +221,42 @@ pub fn explain(error: &std::io::Error) -> String {
         Some(Error::InvalidCertificate(CertificateError::Revoked)) => {
             "the peer's certificate is revoked".to_owned()
         }
+        Some(Error::InvalidCertificate(CertificateError::NotValidYetContext {
+            time,
+            not_before,
+        })) => format!(
+            "the peer's certificate is not valid before {}, and it is {} by this node's clock: \
+             check the clocks of both nodes",
+            date(*not_before),
+            date(*time)
+        ),
+        Some(Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after })) => {
+            format!(
+                "the peer's certificate expired at {}, and it is {} by this node's clock: check \
+                 the clocks of both nodes, and the peer's certificates",
+                date(*not_after),
+                date(*time)
+            )
+        }
+        Some(Error::AlertReceived(AlertDescription::CertificateExpired)) => {
+            "the peer considers this pod's certificate expired or not valid yet: check the clocks \
+             of both nodes"
+                .to_owned()
+        }
         Some(Error::NoCertificatesPresented) => "the peer presented no certificate".to_owned(),
         Some(Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => {
             reason.to_string()
         }
         _ => error.to_string(),
     }
+}
+
+/// A time as in RFC 3339.
+fn date(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let date = OffsetDateTime::from_unix_timestamp(seconds).ok();
+    let formatted = date.and_then(|date| date.format(&Rfc3339).ok());
+    formatted.unwrap_or_else(|| format!("{seconds} s after 1970")) // after the year 9999
 }
 
 /// The identity of a verified peer.

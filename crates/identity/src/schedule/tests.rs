@@ -247,3 +247,78 @@ fn a_clock_that_is_set_back_does_not_stall_retries() {
     s.record_failure(&id("a"), at(100_000), 0.5);
     assert_eq!(s.next_due(at(0)), Some(id("a")));
 }
+
+/// Identities with these names, whose certificates are issued at 0, renewed at 100 and expire at
+/// 200.
+fn with_certificates(names: &[&str]) -> Schedule {
+    let mut s = Schedule::default();
+    for name in names {
+        s.add_pod(&id(name), at(0));
+        assert_eq!(s.next_due(at(0)), Some(id(name)));
+        s.record_issued(&id(name), at(0), at(100), at(200), 0.0);
+    }
+    s
+}
+
+#[test]
+fn a_clock_set_past_the_expiry_or_before_the_validity_renews_at_once() {
+    for (shift, now) in [
+        (ClockShift::Forward(Duration::from_secs(500)), at(510)),
+        (
+            ClockShift::Back(Duration::from_secs(500)),
+            at(10) - Duration::from_secs(500),
+        ),
+    ] {
+        let mut s = with_certificates(&["a"]);
+        s.clock_set(shift, now, |_| false, || 1.0);
+        assert_eq!(s.next_due(now), Some(id("a")), "{shift}");
+    }
+}
+
+#[test]
+fn a_clock_set_within_the_validity_renews_only_what_it_skipped_and_spreads_that() {
+    let names = ["a", "b", "c", "d"];
+    let mut s = with_certificates(&names);
+    let shift = ClockShift::Forward(Duration::from_secs(50));
+    s.clock_set(shift, at(60), |_| true, || 1.0);
+    assert_eq!(s.wake_at(), Some(at(100)), "not due yet");
+
+    let shift = ClockShift::Forward(Duration::from_secs(60));
+    let mut random = [0.0, 0.25, 0.5, 1.0].into_iter();
+    s.clock_set(shift, at(121), |_| true, || random.next().unwrap());
+    for (seconds, name) in [(121, "a"), (122, "b"), (123, "c"), (125, "d")] {
+        assert_eq!(s.wake_at(), Some(at(seconds)));
+        assert_eq!(s.next_due(at(seconds)), Some(id(name)));
+        s.record_issued(&id(name), at(seconds), at(1000), at(2000), 0.0);
+    }
+
+    let shift = ClockShift::Back(Duration::from_secs(60));
+    s.clock_set(shift, at(66), |_| true, || 1.0);
+    assert_eq!(
+        s.wake_at(),
+        Some(at(1000)),
+        "a certificate has its own times"
+    );
+}
+
+#[test]
+fn retries_keep_their_delay_when_the_clock_is_set() {
+    for shift in [
+        ClockShift::Forward(Duration::from_secs(70)),
+        ClockShift::Back(Duration::from_secs(70)),
+    ] {
+        let mut s = with_certificates(&["a"]);
+        assert_eq!(s.next_due(at(100)), Some(id("a")));
+        for _ in 0..6 {
+            s.record_failure(&id("a"), at(100), 0.5);
+        }
+        let delay = Duration::from_secs(16);
+        assert_eq!(s.wake_at(), Some(at(100) + delay));
+        let now = shift.apply(at(100));
+        s.clock_set(shift, now, |_| true, || 1.0);
+        assert_eq!(s.wake_at(), Some(now + delay), "{shift}");
+        // Without a valid certificate, it is retried sooner.
+        s.clock_set(shift, shift.apply(now), |_| false, || 1.0);
+        assert_eq!(s.wake_at(), Some(shift.apply(now) + Duration::from_secs(8)));
+    }
+}

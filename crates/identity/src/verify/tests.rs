@@ -1,4 +1,5 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use mesh::TrustDomains;
 use rcgen::string::Ia5String;
@@ -76,26 +77,65 @@ fn list(authority: &CertifiedIssuer<'_, KeyPair>, serial: u64) -> CertRevocation
     parse_crls(&der).0.remove(0)
 }
 
+/// A leaf of this authority.
+fn leaf(
+    authority: &CertifiedIssuer<'_, KeyPair>,
+    change: impl FnOnce(&mut CertificateParams),
+) -> CertificateDer<'static> {
+    let mut leaf = CertificateParams::default();
+    let uri = Ia5String::try_from("spiffe://cluster.local/ns/a/sa/b").unwrap();
+    leaf.subject_alt_names = vec![SanType::URI(uri)];
+    change(&mut leaf);
+    let key = KeyPair::generate().unwrap();
+    leaf.signed_by(&key, authority).unwrap().der().clone()
+}
+
+fn trust(revocations: Arc<Revocations>) -> Arc<Trust> {
+    Arc::new(Trust {
+        tls: TlsPolicy::new(false, false),
+        domains: Arc::new(TrustDomains::default()),
+        revocations,
+    })
+}
+
+#[test]
+fn a_certificate_outside_its_validity_is_explained_with_both_dates() {
+    let mine = authority("mine");
+    let leaf = leaf(&mine, |leaf| {
+        leaf.not_before = rcgen::date_time_ymd(2030, 1, 1);
+        leaf.not_after = rcgen::date_time_ymd(2030, 1, 2);
+    });
+    let roots = Roots::new(&[mine.der().clone()], trust(Revocations::empty())).unwrap();
+    let explained = |days: u64| {
+        let begin = 1_893_456_000; // 2030-01-01T00:00:00Z
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(begin + days * 86_400 - 60));
+        let verified = roots.verify(&leaf, &[], KeyUsage::client_auth(), now);
+        explain(&std::io::Error::other(verified.unwrap_err()))
+    };
+    for (day, dates) in [
+        (0, ["2030-01-01T00:00:00Z", "2029-12-31T23:59:00Z"]),
+        (3, ["2030-01-02T00:00:00Z", "2030-01-03T23:59:00Z"]),
+    ] {
+        let text = explained(day);
+        let is_named = |date: &&str| text.contains(*date);
+        assert!(dates.iter().all(is_named), "{text}");
+        assert!(text.contains("check the clocks of both nodes"), "{text}");
+    }
+}
+
 /// The peers of tunnels are verified in the handshake. Without a list that could have revoked them,
 /// nothing would be learnt from verifying them again.
 #[test]
 fn a_verified_chain_is_verified_again_only_for_a_list_of_its_issuer() {
     let (mine, other) = (authority("mine"), authority("other"));
-    let mut leaf = CertificateParams::default();
-    leaf.serial_number = Some(SerialNumber::from(SERIAL));
-    let uri = Ia5String::try_from("spiffe://cluster.local/ns/a/sa/b").unwrap();
-    leaf.subject_alt_names = vec![SanType::URI(uri)];
-    let key = KeyPair::generate().unwrap();
-    let leaf = leaf.signed_by(&key, &mine).unwrap().der().clone();
+    let leaf = leaf(&mine, |leaf| {
+        leaf.serial_number = Some(SerialNumber::from(SERIAL))
+    });
     let revocations = Revocations::empty();
-    let trust = Trust {
-        tls: TlsPolicy::new(false, false),
-        domains: Arc::new(TrustDomains::default()),
-        revocations: revocations.clone(),
-    };
+    let trust = trust(revocations.clone());
     let roots = Roots {
         algorithms: ALGORITHMS,
-        ..Roots::new(&[mine.der().clone()], Arc::new(trust)).unwrap()
+        ..Roots::new(&[mine.der().clone()], trust).unwrap()
     };
     let (chain, usage) = ([leaf], KeyUsage::client_auth());
     let check = || {
