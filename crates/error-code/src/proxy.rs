@@ -105,9 +105,10 @@ codes! {
     PANICKED = "UP-PROXY-018";
 
     /// A connection was refused because its pod has too many open ones.
-    /// Cause: The pod opens or accepts connections faster than they end, or never closes them.
+    /// Cause: The pod opens or accepts connections faster than they end, or never closes them. If
+    /// the message says that the descriptors of the proxy are short, it has most of the node's.
     /// Next step: Find out why the pod, which `underpass status` names, has so many connections, or
-    /// raise UNDERPASS_POD_MAX_CONNECTIONS.
+    /// raise UNDERPASS_POD_MAX_CONNECTIONS or the limit of open files of the proxy.
     TOO_MANY_CONNECTIONS = "UP-PROXY-019";
 
     /// A connection was closed because too many bytes wait for applications that do not read them.

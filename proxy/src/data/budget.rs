@@ -2,10 +2,12 @@
 //! and received bytes that wait because applications do not read them.
 //!
 //! New connections beyond the limit wait in the queues of the pod's sockets. A pod with too many
-//! open connections gets no more. If too many bytes wait, the connection that has
+//! open connections gets no more, nor does the pod with most of them when the descriptors of the
+//! process run out. If too many bytes wait, the connection that has
 //! delivered nothing for the longest time is closed: one of the pod, or if all pods together hold
 //! too much, one of the pod that holds most.
 
+mod descriptors;
 mod rate;
 mod report;
 
@@ -21,6 +23,7 @@ use parking_lot::Mutex;
 use telemetry::Metrics;
 use tokio::sync::SetOnce;
 
+use self::descriptors::Descriptors;
 use self::rate::Rate;
 use self::report::Actions;
 pub(crate) use self::report::{Budget, ExhaustedBudget};
@@ -48,6 +51,8 @@ pub(crate) struct NodeBudget {
     workers: usize,
     metrics: Arc<Metrics>,
     held: AtomicUsize,
+    connections: AtomicUsize,
+    descriptors: Descriptors,
     pods: Mutex<Vec<Weak<PodBudget>>>,
 }
 
@@ -84,6 +89,8 @@ impl NodeBudget {
             workers,
             metrics,
             held: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            descriptors: Descriptors::of_process(),
             pods: Mutex::default(),
         })
     }
@@ -140,16 +147,35 @@ impl PodBudget {
 
     /// Counts a connection as open until the result is dropped.
     pub(super) fn open(self: &Arc<Self>) -> Result<OpenConnection, ConnectionError> {
-        let limit = self.node.limits.pod_connections;
+        let NodeBudget {
+            limits,
+            connections,
+            descriptors,
+            ..
+        } = &*self.node;
         let open = OpenConnection(self.clone());
-        if self.connections.fetch_add(1, Ordering::Relaxed) >= limit {
-            self.node.metrics.refused_over_budget.inc();
-            self.actions
-                .lock()
-                .record(Budget::PodConnections, Instant::now());
-            return Err(ConnectionError::TooManyConnections(limit));
-        }
-        Ok(open)
+        let of_node = connections.fetch_add(1, Ordering::Relaxed);
+        let refused = if self.connections.fetch_add(1, Ordering::Relaxed) >= limits.pod_connections
+        {
+            Some((Budget::PodConnections, limits.pod_connections))
+        } else if descriptors.are_short(of_node) && self.has_most_connections() {
+            Some((Budget::Descriptors, descriptors.limit))
+        } else {
+            None
+        };
+        let Some((budget, limit)) = refused else {
+            return Ok(open);
+        };
+        self.node.metrics.refused_over_budget.inc();
+        self.actions.lock().record(budget, Instant::now());
+        Err(ConnectionError::TooManyConnections { budget, limit })
+    }
+
+    /// Whether no other pod has more open connections.
+    fn has_most_connections(&self) -> bool {
+        let pods = self.node.pods.lock();
+        let mut all = pods.iter().filter_map(Weak::upgrade);
+        all.all(|pod| pod.connections() <= self.connections())
     }
 
     /// The account of a stream of the pod.
@@ -184,6 +210,11 @@ impl PodBudget {
                 Some(connections),
                 limits.pod_connections,
             ),
+            (
+                Budget::Descriptors,
+                self.node.descriptors.used(),
+                self.node.descriptors.limit,
+            ),
             (Budget::PodUnread, Some(held), limits.pod_held),
             (Budget::NodeUnread, Some(node_held), limits.node_held),
         ];
@@ -214,6 +245,7 @@ pub(super) struct OpenConnection(Arc<PodBudget>);
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.node.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -345,6 +377,28 @@ mod tests {
         assert!(other.open().is_ok());
         drop(first);
         assert!(pod.open().is_ok());
+    }
+
+    #[test]
+    fn only_the_pod_with_most_connections_gets_no_more_when_descriptors_are_short() {
+        let budget = Arc::into_inner(node(1, 1)).unwrap();
+        let node = Arc::new(NodeBudget {
+            descriptors: Descriptors::none(2),
+            limits: Limits {
+                pod_connections: 100,
+                ..budget.limits
+            },
+            ..budget
+        });
+        let (greedy, modest) = (node.pod(), node.pod());
+        let of_greedy = [(); 3].map(|()| greedy.open());
+        assert_eq!(of_greedy.each_ref().map(Result::is_ok), [true, true, false]);
+        let of_modest = modest.open();
+        assert!(of_modest.is_ok(), "the other pod has more");
+        assert!(modest.open().is_err(), "it would have as many");
+        drop(of_greedy);
+        assert!(greedy.open().is_ok());
+        assert_eq!(greedy.exhausted().len(), 1);
     }
 
     #[test]

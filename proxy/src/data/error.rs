@@ -119,14 +119,20 @@ pub(crate) enum ConnectionError {
     /// period.
     #[error("{code}: the drain period expired during shutdown", code = self.code())]
     Drained,
-    /// The pod has as many open connections as it may have. Likely cause: connections are opened
-    /// faster than they end, or are never closed.
+    /// The pod has as many open connections as it may have, or most of them while descriptors are
+    /// short. Likely cause: connections are opened faster than they end, or are never closed.
     #[error(
-        "{code}: the pod has {0} open connections, its limit ({setting})",
+        "{code}: {what} ({setting})",
         code = self.code(),
-        setting = Budget::PodConnections.setting()
+        what = too_many_connections(budget, limit),
+        setting = budget.setting()
     )]
-    TooManyConnections(usize),
+    TooManyConnections {
+        /// The budget that is exhausted.
+        budget: Budget,
+        /// Its limit.
+        limit: usize,
+    },
     /// Received bytes waited in this connection for longest when they became too many. Likely
     /// cause: the application does not read.
     #[error(
@@ -176,6 +182,16 @@ impl From<Option<Identity>> for RevokedPeer {
     }
 }
 
+/// Describes why a pod gets no more connections.
+fn too_many_connections(budget: &Budget, limit: &usize) -> String {
+    match budget {
+        Budget::Descriptors => format!(
+            "the proxy has {limit} open descriptors, and the pod has most of the connections"
+        ),
+        _ => format!("the pod has {limit} open connections, its limit"),
+    }
+}
+
 impl ConnectionError {
     /// Returns a function that describes a failure to connect to `to`. A destination that accepted
     /// the connection and reset it at once was connected.
@@ -210,7 +226,7 @@ impl ConnectionError {
             Self::PodUnknown { .. } => &codes::POD_UNKNOWN,
             Self::PodLeft => &codes::POD_GONE,
             Self::Drained => &codes::DRAINED,
-            Self::TooManyConnections(_) => &codes::TOO_MANY_CONNECTIONS,
+            Self::TooManyConnections { .. } => &codes::TOO_MANY_CONNECTIONS,
             Self::TooManyUnread { .. } => &codes::TOO_MANY_UNREAD,
             Self::Io(_) => &codes::IO,
         }
@@ -285,7 +301,7 @@ impl ConnectionFailure for ConnectionError {
             | Self::Tunnel(_)
             | Self::InvalidRequest
             | Self::NotInPod(_)
-            | Self::TooManyConnections(_)
+            | Self::TooManyConnections { .. }
             | Self::PodUnknown { .. } => "CONNECT",
             Self::TooManyUnread { .. } | Self::PodLeft | Self::Drained | Self::Io(_) => "-",
         }
@@ -344,7 +360,7 @@ mod tests {
             ConnectionError::PodLeft => 17,
             ConnectionError::Drained => 18,
             ConnectionError::Undiscovered(_) => 19,
-            ConnectionError::TooManyConnections(_) => 20,
+            ConnectionError::TooManyConnections { .. } => 20,
             ConnectionError::TooManyUnread { .. } => 21,
             ConnectionError::Io(_) => VARIANTS - 1,
         }
@@ -557,7 +573,10 @@ mod tests {
                 "UP-PROXY-014: the drain period expired during shutdown",
             ),
             (
-                E::TooManyConnections(7),
+                E::TooManyConnections {
+                    budget: Budget::PodConnections,
+                    limit: 7,
+                },
                 "CONNECT",
                 "UP-PROXY-019: the pod has 7 open connections, its limit \
                     (UNDERPASS_POD_MAX_CONNECTIONS)",

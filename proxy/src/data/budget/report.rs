@@ -14,6 +14,8 @@ pub(crate) enum Budget {
     NewConnections,
     /// Open connections of the pod.
     PodConnections,
+    /// Open descriptors of the process.
+    Descriptors,
     /// Bytes of the pod that wait for applications that do not read.
     PodUnread,
     /// The same of all pods of the node.
@@ -21,11 +23,12 @@ pub(crate) enum Budget {
 }
 
 impl Budget {
-    /// The environment variable that sets the limit.
+    /// The environment variable or the limit of the process that sets the limit.
     pub(crate) const fn setting(self) -> &'static str {
         match self {
             Self::NewConnections => "UNDERPASS_POD_MAX_NEW_CONNECTIONS",
             Self::PodConnections => "UNDERPASS_POD_MAX_CONNECTIONS",
+            Self::Descriptors => "RLIMIT_NOFILE of the proxy",
             Self::PodUnread => "UNDERPASS_POD_MAX_UNREAD_BYTES",
             Self::NodeUnread => "UNDERPASS_NODE_MAX_UNREAD_BYTES",
         }
@@ -36,6 +39,7 @@ impl Budget {
         match self {
             Self::NewConnections => "new connections per second",
             Self::PodConnections => "open connections",
+            Self::Descriptors => "descriptors of all pods",
             Self::PodUnread => "unread bytes",
             Self::NodeUnread => "unread bytes of all pods",
         }
@@ -45,7 +49,7 @@ impl Budget {
     const fn effect(self) -> &'static str {
         match self {
             Self::NewConnections => "delayed",
-            Self::PodConnections => "refused",
+            Self::PodConnections | Self::Descriptors => "refused",
             Self::PodUnread | Self::NodeUnread => "closed",
         }
     }
@@ -53,7 +57,7 @@ impl Budget {
 
 /// How often each budget has delayed, refused or closed a connection of a pod.
 #[derive(Debug, Default)]
-pub(super) struct Actions([Option<Acted>; 4]);
+pub(super) struct Actions([Option<Acted>; 5]);
 
 #[derive(Debug, Clone, Copy)]
 struct Acted {
@@ -99,8 +103,8 @@ pub(crate) struct ExhaustedBudget {
 }
 
 impl ExhaustedBudget {
-    /// Returns `None` if the budget is not exhausted and did not act in the last minutes. The
-    /// budget of the node is only exhausted for pods that have lost a connection.
+    /// Returns `None` if the budget is not exhausted and did not act in the last minutes. Budgets
+    /// of the node are only exhausted for pods that have lost a connection.
     pub(super) fn new(
         budget: Budget,
         used: Option<usize>,
@@ -109,7 +113,8 @@ impl ExhaustedBudget {
         now: Instant,
     ) -> Option<Self> {
         let acted = actions.0[budget as usize];
-        let is_exhausted = used.is_some_and(|used| used >= limit) && budget != Budget::NodeUnread;
+        let is_of_node = matches!(budget, Budget::NodeUnread | Budget::Descriptors);
+        let is_exhausted = used.is_some_and(|used| used >= limit) && !is_of_node;
         if !is_exhausted && !acted.is_some_and(|acted| acted.is_recent(now)) {
             return None;
         }
