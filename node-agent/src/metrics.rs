@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use agent_status::VerificationState;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -74,7 +75,7 @@ metrics! {
         "probe_failures", "Probes that the proxy did not answer";
     drift_seconds: Histogram = long(),
         "drift", "Time from the detection of changed redirection rules to their repair", Seconds;
-    not_verified_seconds: Family<StateLabels, Histogram> = Family::new_with_constructor(long),
+    not_verified_seconds: Family<StateLabels, Histogram> = not_verified(),
         "not_verified", "Time that pods were drifted or unverified before being verified", Seconds;
     started_outside_seconds: Family<CauseLabels, Histogram> = Family::new_with_constructor(long),
         "started_outside", "Time that mesh pods ran outside the mesh before they joined", Seconds;
@@ -90,6 +91,16 @@ metrics! {
         "tasks", "Asynchronous tasks that have not ended";
     host_probe_repairs: Counter = Counter::default(),
         "host_probe_repairs", "Repairs of the node's rule for health probes";
+}
+
+/// Has a series for each state from the start, so that the first incident adds none.
+fn not_verified() -> Family<StateLabels, Histogram> {
+    let family = Family::new_with_constructor(long as fn() -> Histogram);
+    for state in [VerificationState::Drifted, VerificationState::Unverified] {
+        let state = state.as_str();
+        let _ = family.get_or_create(&StateLabels { state });
+    }
+    family
 }
 
 /// Buckets in seconds for operations with deadlines of a few seconds.
