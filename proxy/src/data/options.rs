@@ -235,7 +235,7 @@ mod tests {
             (http2.streams, http2.frame, http2.stream_window),
             (100, 65_536, 1_048_576)
         );
-        assert_eq!(http2.connection_window, 209_715_200);
+        assert_eq!(http2.connection_window, 1_073_741_824);
         assert_eq!(options.tunnel_engine(), TunnelEngine::H2);
         assert_eq!(options.same_node, SameNode::Tunnel);
         let every = Duration::from_secs(180);
