@@ -608,6 +608,11 @@ fn twenty_pods_join_concurrently_and_the_next_agent_verifies_them() {
     until("all are verified", || {
         (node.verified_pods() == 20).then_some(())
     });
+    // As long as a record has this mark, a pod without rules counts as one whose ADD failed.
+    until("no record is marked as unanswered", || {
+        let state = std::fs::read_to_string(node.file("state/pods.json")).unwrap();
+        (!state.contains("unanswered")).then_some(())
+    });
     // Agent and proxy are replaced, and meanwhile one pod loses its rules.
     node.kill_all();
     assert!(wires[7].pod.run(redirect::remove).unwrap().unwrap().found);
