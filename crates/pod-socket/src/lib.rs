@@ -332,6 +332,7 @@ mod tests {
     use std::task::{Context, Waker};
 
     use tokio::io::AsyncReadExt;
+    use tokio::runtime::Runtime;
 
     use super::*;
 
@@ -361,16 +362,19 @@ mod tests {
         }
     }
 
-    /// Connects to a server that has done something with the connection before this end notices
-    /// that it is open. Returns everything that it has sent, and the end.
-    fn establish_late(serve: fn(TcpStream)) -> (io::Result<Vec<u8>>, Option<io::ErrorKind>) {
+    /// A listener, its address, a socket to connect to it, and a runtime.
+    fn about_to_connect() -> (TcpListener, SocketAddr, Socket, Runtime) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        (listener, to, socket, runtime.enable_all().build().unwrap())
+    }
+
+    /// Connects to a server that has done something with the connection before this end notices
+    /// that it is open. Returns everything that it has sent, and the end.
+    fn establish_late(serve: fn(TcpStream)) -> (io::Result<Vec<u8>>, Option<io::ErrorKind>) {
+        let (listener, to, socket, runtime) = about_to_connect();
         runtime.block_on(async {
             let mut connecting = pin!(establish(socket, to));
             let mut context = Context::from_waker(Waker::noop());
@@ -413,13 +417,7 @@ mod tests {
 
     #[test]
     fn an_attempt_that_ends_resets_the_connection_that_was_accepted() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let to = listener.local_addr().unwrap();
-        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let (listener, to, socket, runtime) = about_to_connect();
         let _context = runtime.enter();
         {
             let mut connecting = pin!(establish(socket, to));

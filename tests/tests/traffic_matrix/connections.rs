@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use netns::sockopt::set_transparent;
 use socket2::{Domain, Socket, Type};
-use underpass_tests::arrivals::{ArrivalPoint, carries_both_ways, nothing_arrives};
+use underpass_tests::arrivals::{ArrivalPoint, ProxyListeners, carries_both_ways, nothing_arrives};
 use underpass_tests::capture_setup::{
     CaptureSetup, assert_arrives, assert_inbound, assert_outbound, at, is_refused,
 };
@@ -139,16 +139,21 @@ pub(crate) fn proxy_leaves(s: &CaptureSetup) {
     }
 }
 
-pub(crate) fn spoofed(s: &CaptureSetup) {
-    let proxy = s.enrol(|_| {});
-    let app = s.app(8080);
-    let mut of_proxy = connect_marked(&s.wire.pod, Some(s.peer()), at(s.pod(), 8080)).unwrap();
+/// Asserts that the proxy reaches this port of the pod with the peer's address.
+pub(crate) fn assert_spoofed(s: &CaptureSetup, proxy: &ProxyListeners, port: u16) {
+    let app = s.app(port);
+    let mut of_proxy = connect_marked(&s.wire.pod, Some(s.peer()), at(s.pod(), port)).unwrap();
     let mut arrived = proxy.next(&[&app]).unwrap();
     assert_eq!(
         (arrived.point, arrived.client.ip()),
         (ArrivalPoint::Direct, s.peer())
     );
     carries_both_ways(&mut of_proxy, &mut arrived.stream).unwrap();
+}
+
+pub(crate) fn spoofed(s: &CaptureSetup) {
+    let proxy = s.enrol(|_| {});
+    assert_spoofed(s, &proxy, 8080);
 }
 
 pub(crate) fn spoofed_returns(s: &CaptureSetup) {

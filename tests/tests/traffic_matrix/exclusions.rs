@@ -1,10 +1,11 @@
 //! Connections that a plan excludes.
 
-use underpass_tests::arrivals::{ArrivalPoint, carries_both_ways};
+use underpass_tests::arrivals::ArrivalPoint;
 use underpass_tests::capture_setup::{
     CaptureSetup, assert_arrives, assert_inbound, assert_outbound, at,
 };
-use underpass_tests::listener::connect_marked;
+
+use super::connections::assert_spoofed;
 
 pub(crate) fn inbound(s: &CaptureSetup) {
     let proxy = s.enrol(|p| p.bypass_inbound = true);
@@ -42,14 +43,7 @@ pub(crate) fn inbound_cidr(s: &CaptureSetup) {
     let proxy = s.enrol(|p| p.exclude.inbound_cidrs = [net.trunc()].into());
     assert_inbound(s, &proxy, 8080, ArrivalPoint::Direct);
     // The proxy still connects with such a client's address.
-    let app = s.app(8081);
-    let mut of_proxy = connect_marked(&s.wire.pod, Some(s.peer()), at(s.pod(), 8081)).unwrap();
-    let mut arrived = proxy.next(&[&app]).unwrap();
-    assert_eq!(
-        (arrived.point, arrived.client.ip()),
-        (ArrivalPoint::Direct, s.peer())
-    );
-    carries_both_ways(&mut of_proxy, &mut arrived.stream).unwrap();
+    assert_spoofed(s, &proxy, 8081);
 }
 
 pub(crate) fn outbound_port(s: &CaptureSetup) {
